@@ -1,0 +1,1 @@
+//! The initial RAM disk (in progress).
