@@ -1,1 +1,19 @@
-//! (in progress)
+//! The engine library of the product: sandboxes as folders, the shim that owns a running one, and the vmm role that is
+//! the virtual machine itself.
+//!
+//! Three processes share this crate (DESIGN §1): a *client* (`viv run`, `viv ls`…) that comes and goes, one *shim* for
+//! each running sandbox, and the confined *vmm* below it. Nothing here prints: the command line does that.
+
+pub mod control;
+pub mod engine;
+mod error;
+mod files;
+pub mod folder;
+pub mod logs;
+pub mod naming;
+pub mod packet;
+pub mod places;
+pub mod spec;
+pub mod workspace;
+
+pub use error::{Error, Result};

@@ -1,0 +1,172 @@
+//! What clients ask of a shim, over the socket in the sandbox's folder.
+//!
+//! Each connection carries requests one after another, each answered once. A connection that sent [`Request::Hold`]
+//! counts as a session until it is closed, however that happens.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::packet;
+use crate::spec::State;
+
+/// The socket's name in the sandbox's folder.
+pub const SOCKET: &str = "control.sock";
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ask")]
+pub enum Request {
+    /// Count this connection as a session. Answered with [`Reply::Held`] as soon as the guest is ready.
+    Hold,
+    /// A connection to a vsock port of the guest. Answered with [`Reply::Opened`] and one descriptor.
+    Open {
+        /// The guest's port.
+        port: u32,
+    },
+    /// How the sandbox fares. Answered with [`Reply::Status`] at once.
+    Status,
+    /// Shut the guest down. Answered with [`Reply::Stopping`] at once; the connection is closed by the shim's end.
+    Stop,
+}
+
+/// What the shim answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// The connection counts as a session.
+    Held,
+    /// The descriptor that came along is the connection.
+    Opened,
+    /// How the sandbox fares.
+    Status(Status),
+    /// The guest is being shut down.
+    Stopping,
+    /// The request could not be met; one sentence says why.
+    Refused {
+        /// The sentence.
+        why: String,
+    },
+}
+
+/// How a running sandbox fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What it does.
+    pub state: State,
+    /// When this run began, RFC 3339.
+    pub started: String,
+    /// The engine it runs on.
+    pub engine: String,
+    /// How the vmm is confined, in the words of `viv diagnose`.
+    pub confinement: Vec<String>,
+    /// Open sessions.
+    pub sessions: u32,
+    /// Process id of the vmm.
+    pub vmm: u32,
+    /// What the engine counted, such as instructions it does not know.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// A client's connection to a shim.
+#[derive(Debug)]
+pub struct Connection(OwnedFd);
+
+impl Connection {
+    /// Connects to the shim of the sandbox in `folder`. Not found or refused means that there is none.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        let address = address_in(folder)?;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &address.0)?;
+        Ok(Self(socket))
+    }
+
+    /// Asks and waits for the answer.
+    pub fn ask(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>)> {
+        let lost = |error: io::Error| Error::Lost { why: crate::error::in_words(&error) };
+        packet::send(&self.0, request, &[]).map_err(lost)?;
+        match packet::receive(&self.0).map_err(lost)? {
+            Some((Reply::Refused { why }, _)) => Err(Error::Lost { why }),
+            Some(answer) => Ok(answer),
+            None => Err(Error::Lost { why: "the sandbox ended".into() }),
+        }
+    }
+
+    /// A byte stream to a port of the guest.
+    pub fn open_port(&self, port: u32) -> Result<OwnedFd> {
+        match self.ask(&Request::Open { port })? {
+            (Reply::Opened, descriptors) => descriptors
+                .into_iter()
+                .next()
+                .ok_or_else(|| Error::Lost { why: "an answer came without its connection".into() }),
+            (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+        }
+    }
+
+    /// Waits until the shim has closed the connection, which it does by ending.
+    pub fn wait_for_end(&self) {
+        while let Ok(Some(_)) = packet::receive::<Reply>(&self.0) {}
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Binds and listens in `folder`. The caller holds the folder's lock, so a socket that is there belongs to nobody.
+pub(crate) fn listen(folder: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(folder.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let address = address_in(folder)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&socket, &address.0)?;
+    rustix::net::listen(&socket, 64)?;
+    Ok(socket)
+}
+
+/// The socket's address through a descriptor of its folder, because a socket's path has room for 108 bytes only. The
+/// descriptor must live until the address was used.
+fn address_in(folder: &Path) -> io::Result<(SocketAddrUnix, OwnedFd)> {
+    use std::os::fd::AsRawFd;
+    let handle = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd()))?;
+    Ok((address, handle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_a_very_long_path_has_a_socket_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("x".repeat(200)).join("y".repeat(200));
+        std::fs::create_dir_all(&folder).unwrap();
+        assert_eq!(Connection::open(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
+        drop(listen(&folder).unwrap());
+        assert_eq!(Connection::open(&folder).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+
+        // What a killed shim left is replaced.
+        let listener = listen(&folder).unwrap();
+        let client = Connection::open(&folder).unwrap();
+        let server = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        let serve = std::thread::spawn(move || {
+            let (request, _) = packet::receive::<Request>(&server).unwrap().unwrap();
+            assert_eq!(request, Request::Stop);
+            packet::send(&server, &Reply::Stopping, &[]).unwrap();
+        });
+        assert_eq!(client.ask(&Request::Stop).unwrap().0, Reply::Stopping);
+        serve.join().unwrap();
+        client.wait_for_end();
+    }
+}

@@ -1,0 +1,1 @@
+//! Which engine runs a sandbox here, and why.

@@ -1,0 +1,198 @@
+//! What can go wrong with a sandbox, in the user's words: one sentence and, where there is one, a next step.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of an operation on sandboxes.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on sandboxes failed. `Display` gives one sentence without the source; [`Error::hint`] gives the
+/// next step.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No sandbox has this name.
+    #[error("no sandbox is called \"{name}\"")]
+    UnknownSandbox {
+        /// What was asked for.
+        name: String,
+        /// A name that is close to it.
+        nearest: Option<String>,
+    },
+    /// A unique prefix was wanted and several sandboxes begin with it.
+    #[error("\"{prefix}\" is the beginning of several sandboxes: {}", names.join(", "))]
+    AmbiguousName {
+        /// What was asked for.
+        prefix: String,
+        /// The sandboxes that begin with it.
+        names: Vec<String>,
+    },
+    /// The wanted name belongs to a sandbox of another workspace.
+    #[error("the name \"{name}\" is taken by the sandbox of {}", workspace.display())]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The workspace of the sandbox that has it.
+        workspace: PathBuf,
+    },
+    /// A name has characters or a length that names may not have.
+    #[error("\"{name}\" cannot be a sandbox's name: {why}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// The rule that it breaks.
+        why: &'static str,
+    },
+    /// A folder that should be shared cannot be.
+    #[error("{} {why}", path.display())]
+    BadWorkspace {
+        /// The folder as given or resolved.
+        path: PathBuf,
+        /// The rest of the sentence.
+        why: String,
+        /// The next step.
+        hint: String,
+    },
+    /// The sandbox is running and the operation wants it stopped.
+    #[error("the sandbox \"{name}\" is running")]
+    Running {
+        /// Its name.
+        name: String,
+    },
+    /// A file of a sandbox was written by a newer program.
+    #[error("{} was written by a newer viv (format {found}, this one reads up to {known})", path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format number.
+        found: u32,
+        /// The newest this program reads.
+        known: u32,
+    },
+    /// A file of a sandbox cannot be understood.
+    #[error("{} is damaged: {why}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The host refused a file operation.
+    #[error("{what} {}: {}", path.display(), in_words(source))]
+    File {
+        /// What was tried, to precede the path: "cannot read".
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The host refused something without a path.
+    #[error("{what}: {}", in_words(source))]
+    Host {
+        /// What was tried, as a sentence's beginning: "cannot start a process".
+        what: &'static str,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The sandbox did not start.
+    #[error("the sandbox did not start: {why}")]
+    NotStarted {
+        /// What the shim or the vmm said.
+        why: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+    /// The sandbox ended or broke the connection while it was used.
+    #[error("the connection to the sandbox was lost: {why}")]
+    Lost {
+        /// What was seen.
+        why: String,
+    },
+    /// No engine can run sandboxes here, or the one asked for cannot.
+    #[error("the {engine} engine cannot be used here: {why}")]
+    Engine {
+        /// Its name.
+        engine: String,
+        /// What the engine said.
+        why: String,
+        /// The next step.
+        hint: String,
+    },
+    /// The base image could not be made ready.
+    #[error("{why}")]
+    SetUp {
+        /// One sentence.
+        why: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+}
+
+impl Error {
+    /// The next step for the user, if there is one that can be typed.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownSandbox { nearest: Some(name), .. } => {
+                Some(format!("did you mean {name}?  viv ls shows all"))
+            }
+            Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
+            Self::AmbiguousName { .. } => Some("give more of the name".into()),
+            Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),
+            Self::BadName { .. } => {
+                Some("use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit".into())
+            }
+            Self::BadWorkspace { hint, .. } | Self::Engine { hint, .. } => Some(hint.clone()),
+            Self::Running { name } => Some(format!("viv stop {name}   (viv rm -f stops it as well)")),
+            Self::NewerFormat { .. } => Some("use the viv that made it, or a newer one".into()),
+            Self::NotStarted { hint, .. } | Self::SetUp { hint, .. } => hint.clone(),
+            Self::Damaged { .. } | Self::File { .. } | Self::Host { .. } | Self::Lost { .. } => None,
+        }
+    }
+
+    /// A failed file operation; `what` precedes the path.
+    pub fn file(what: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::File { what, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    /// A failed host operation without a path.
+    pub fn host(what: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::Host { what, source: source.into() }
+    }
+}
+
+/// An operating-system error as a user would say it, without its number.
+pub fn in_words(error: &io::Error) -> String {
+    use io::ErrorKind as K;
+    match error.kind() {
+        K::NotFound => "it does not exist".into(),
+        K::PermissionDenied => "permission denied".into(),
+        K::AlreadyExists => "it already exists".into(),
+        K::StorageFull => "the disk is full".into(),
+        K::QuotaExceeded => "the disk quota is used up".into(),
+        K::ReadOnlyFilesystem => "the file system is read-only".into(),
+        K::NotADirectory => "it is not a folder".into(),
+        K::OutOfMemory => "out of memory".into(),
+        K::ConnectionRefused => "nothing answers there".into(),
+        K::BrokenPipe | K::ConnectionReset | K::UnexpectedEof => "the other side ended".into(),
+        _ => {
+            let text = error.to_string();
+            let plain = text.split(" (os error").next().unwrap_or(&text);
+            plain.to_lowercase()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_number_is_never_shown() {
+        let error = Error::file("cannot open", "/x", io::Error::from_raw_os_error(40));
+        let text = error.to_string();
+        assert!(text.starts_with("cannot open /x: "), "{text}");
+        assert!(!text.contains("os error"), "{text}");
+    }
+}

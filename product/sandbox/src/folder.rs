@@ -1,0 +1,337 @@
+//! Sandboxes as folders: each is one folder with a random id, and nothing else on the host remembers it.
+//!
+//! ```text
+//! sandboxes/<id>/spec.json       what it is; never changed
+//!                runtime.json    how it fares; written by its shim
+//!                lock            held (flock) by the shim for as long as it lives
+//!                control.sock    where the shim listens
+//!                disk/           the writable disk's layers
+//!                logs/           console.log, vmm.log, shim.log, each bounded
+//! sandboxes/.new-<id>            being made; .gone-<id> being deleted: both are swept when nobody makes one
+//! sandboxes/.names               held while a name is chosen and its folder made
+//! ```
+//! A process may be killed at any moment: what it held is free at once, and a folder is there as a whole or not at all.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::control::Connection;
+use crate::error::{Error, Result};
+use crate::places::Places;
+use crate::spec::{Runtime, SCHEMA, Spec, State};
+use crate::workspace::Share;
+use crate::{files, naming};
+
+const SPEC: &str = "spec.json";
+const RUNTIME: &str = "runtime.json";
+const LOCK: &str = "lock";
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
+
+/// All sandboxes of this user.
+#[derive(Clone, Debug)]
+pub struct Sandboxes {
+    root: PathBuf,
+}
+
+/// What a new sandbox shall be.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The name asked for; none means the default for agent and workspace.
+    pub name: Option<String>,
+    /// The agent.
+    pub agent: String,
+    /// The workspace first, then further folders.
+    pub shares: Vec<Share>,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Bytes of disk.
+    pub disk: u64,
+    /// The engine asked for.
+    pub engine: Option<String>,
+    /// Id of the base image.
+    pub image: String,
+}
+
+/// One sandbox's folder.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    folder: PathBuf,
+    /// What it is.
+    pub spec: Spec,
+}
+
+/// The right to be a sandbox's shim, or to delete it. Given back when dropped, also by a killed process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Sandboxes {
+    /// Opens the folder of sandboxes and makes it, if need be, for this user alone.
+    pub fn open(places: &Places) -> Result<Self> {
+        let root = places.sandboxes();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(|source| Error::file("cannot make the folder", &root, source))?;
+        Ok(Self { root })
+    }
+
+    /// All sandboxes that can be read, by name, and what is wrong with the others.
+    pub fn list(&self) -> Result<(Vec<Sandbox>, Vec<Error>)> {
+        let (mut found, mut wrong) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))? {
+            let Ok(entry) = entry else { continue };
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            match Sandbox::read(entry.path()) {
+                Ok(sandbox) => found.push(sandbox),
+                // Deleted between the two looks.
+                Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => wrong.push(error),
+            }
+        }
+        found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        Ok((found, wrong))
+    }
+
+    /// The sandbox that the user means by a name or a unique beginning of one.
+    pub fn find(&self, wanted: &str) -> Result<Sandbox> {
+        let (mut all, _) = self.list()?;
+        let names: Vec<&str> = all.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();
+        let name = naming::resolve(wanted, &names)?;
+        let index = names.iter().position(|other| *other == name).unwrap_or(0);
+        Ok(all.swap_remove(index))
+    }
+
+    /// The sandbox with this id.
+    pub fn by_id(&self, id: &str) -> Result<Sandbox> {
+        Sandbox::read(self.root.join(id))
+    }
+
+    /// The sandbox that a `run` with this wish attaches to, if there is one: the one of this name, or without a name the
+    /// one of the same agent and workspace. A name that belongs to another agent or workspace is refused.
+    pub fn existing(&self, wish: &Wish) -> Result<Option<Sandbox>> {
+        let (all, _) = self.list()?;
+        let workspace = wish.shares.first().map(|share| share.path.as_path());
+        let same = |sandbox: &Sandbox| sandbox.spec.agent == wish.agent && Some(sandbox.spec.workspace()) == workspace;
+        match &wish.name {
+            Some(name) => match all.into_iter().find(|sandbox| sandbox.spec.name == *name) {
+                Some(sandbox) if same(&sandbox) => Ok(Some(sandbox)),
+                Some(sandbox) => {
+                    Err(Error::NameTaken { name: name.clone(), workspace: sandbox.spec.workspace().into() })
+                }
+                None => Ok(None),
+            },
+            // The one with a default name before those that the user named, the oldest first.
+            None => {
+                let default = naming::default_name(&wish.agent, workspace.unwrap_or(Path::new("/")));
+                let rank = |s: &Sandbox| (!s.spec.name.starts_with(&default), s.spec.created.clone());
+                Ok(all.into_iter().filter(same).min_by_key(rank))
+            }
+        }
+    }
+
+    /// Makes a sandbox, or gives the one that [`Self::existing`] finds. Two processes at once get the same one.
+    pub fn create(&self, wish: &Wish) -> Result<Sandbox> {
+        if let Some(name) = &wish.name {
+            naming::check(name)?;
+        }
+        let _names = self.hold_names()?;
+        self.sweep();
+        if let Some(sandbox) = self.existing(wish)? {
+            return Ok(sandbox);
+        }
+        let (all, _) = self.list()?;
+        let name = wish.name.clone().unwrap_or_else(|| {
+            let workspace = wish.shares.first().map_or(Path::new("/"), |share| &share.path);
+            let base = naming::default_name(&wish.agent, workspace);
+            naming::first_free(&base, |name| all.iter().any(|sandbox| sandbox.spec.name == name))
+        });
+        let id = random_id()?;
+        let spec = Spec {
+            schema: SCHEMA,
+            id: id.clone(),
+            name,
+            agent: wish.agent.clone(),
+            arch: std::env::consts::ARCH.into(),
+            created: crate::spec::rfc3339(SystemTime::now()),
+            shares: wish.shares.clone(),
+            cpus: wish.cpus,
+            memory: wish.memory,
+            disk: wish.disk,
+            engine: wish.engine.clone(),
+            image: wish.image.clone(),
+        };
+        let fresh = self.root.join(format!("{NEW}{id}"));
+        let fail = |source| Error::file("cannot make the folder", &fresh, source);
+        for folder in [fresh.clone(), fresh.join("disk"), fresh.join("logs")] {
+            DirBuilder::new().mode(0o700).create(&folder).map_err(fail)?;
+        }
+        File::options().write(true).create_new(true).mode(0o600).open(fresh.join(LOCK)).map_err(fail)?;
+        files::write_json(&fresh.join(SPEC), &spec)?;
+        let folder = self.root.join(&id);
+        fs::rename(&fresh, &folder).map_err(fail)?;
+        files::sync_folder(&self.root)?;
+        Ok(Sandbox { folder, spec })
+    }
+
+    fn hold_names(&self) -> Result<File> {
+        let path = self.root.join(".names");
+        let fail = |source: io::Error| Error::file("cannot lock", &path, source);
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+        Ok(file)
+    }
+
+    /// Deletes what killed processes left half made or half deleted. The names are held.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.root) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(NEW) || name.starts_with(GONE) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+impl Sandbox {
+    fn read(folder: PathBuf) -> Result<Self> {
+        let spec: Spec = files::read_json(&folder.join(SPEC), SCHEMA)?;
+        Ok(Self { folder, spec })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of its writable disk's layers.
+    pub fn disk_folder(&self) -> PathBuf {
+        self.folder.join("disk")
+    }
+
+    /// The file of one of its logs: `console`, `vmm` or `shim`.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Takes the lock, waiting as long as `patience`; `None` when somebody else keeps it. A client that only looks
+    /// ([`Self::state`]) holds it for an instant, so no patience at all would be too little.
+    pub fn lock(&self, patience: Duration) -> Result<Option<Lock>> {
+        let file = self.lock_file()?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::file("cannot lock", &self.folder, error)),
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // It may have been deleted while it was waited for.
+        if !self.folder.join(LOCK).exists() {
+            return Err(Error::UnknownSandbox { name: self.spec.name.clone(), nearest: None });
+        }
+        Ok(Some(Lock { _file: file }))
+    }
+
+    fn lock_file(&self) -> Result<File> {
+        File::options().write(true).open(self.folder.join(LOCK)).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::UnknownSandbox { name: self.spec.name.clone(), nearest: None },
+            _ => Error::file("cannot lock", &self.folder, source),
+        })
+    }
+
+    /// Whether a shim lives.
+    pub fn is_running(&self) -> bool {
+        let Ok(file) = self.lock_file() else { return false };
+        flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+    }
+
+    /// What it does, as its shim last noted it.
+    pub fn state(&self) -> State {
+        if !self.is_running() {
+            return State::Stopped;
+        }
+        match self.runtime().map(|runtime| runtime.state) {
+            // Of the run before: the new shim has not written yet.
+            None | Some(State::Stopped) => State::Starting,
+            Some(state) => state,
+        }
+    }
+
+    /// What its shim noted last, also that of a run that has ended.
+    pub fn runtime(&self) -> Option<Runtime> {
+        files::read_json(&self.folder.join(RUNTIME), SCHEMA).ok()
+    }
+
+    pub(crate) fn note(&self, runtime: &Runtime) -> Result<()> {
+        files::write_json(&self.folder.join(RUNTIME), runtime)
+    }
+
+    /// Connects to the shim; `None` when there is none.
+    pub fn connect(&self) -> Result<Option<Connection>> {
+        match Connection::open(&self.folder) {
+            Ok(connection) => Ok(Some(connection)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Ok(None),
+                _ => Err(Error::host("cannot reach the sandbox", error)),
+            },
+        }
+    }
+
+    /// Bytes that it takes on the host's disk.
+    pub fn disk_use(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        fn sum(folder: &Path) -> u64 {
+            let Ok(entries) = fs::read_dir(folder) else { return 0 };
+            entries
+                .flatten()
+                .map(|entry| match entry.metadata() {
+                    Ok(meta) if meta.is_dir() => sum(&entry.path()),
+                    Ok(meta) => meta.blocks().saturating_mul(512),
+                    Err(_) => 0,
+                })
+                .sum()
+        }
+        sum(&self.folder)
+    }
+
+    /// Deletes it. It must be stopped.
+    pub fn remove(self) -> Result<()> {
+        let Some(_lock) = self.lock(Duration::from_secs(2))? else {
+            return Err(Error::Running { name: self.spec.name });
+        };
+        let root = self.folder.parent().unwrap_or(Path::new("/"));
+        let gone = root.join(format!("{GONE}{}", self.spec.id));
+        let fail = |source| Error::file("cannot delete", &self.folder, source);
+        fs::rename(&self.folder, &gone).map_err(fail)?;
+        fs::remove_dir_all(&gone).map_err(fail)
+    }
+}
+
+fn random_id() -> Result<String> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::host("cannot get random bytes", error))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+use super::*;
+
+fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
+    let root = tempfile::tempdir().unwrap();
+    let places = Places { state: root.path().join("s"), cache: root.path().join("c"), home: root.path().into() };
+    let all = Sandboxes::open(&places).unwrap();
+    (root, all)
+}
+
+fn wish(path: &str, name: Option<&str>) -> Wish {
+    Wish {
+        name: name.map(str::to_owned),
+        agent: "shell".into(),
+        shares: vec![Share { path: path.into(), read_only: false }],
+        cpus: 1,
+        memory: 1 << 30,
+        disk: 1 << 30,
+        engine: None,
+        image: "i".into(),
+    }
+}
+
+#[test]
+fn the_same_workspace_is_the_same_sandbox_and_another_gets_a_number() {
+    let (_root, all) = sandboxes();
+    let first = all.create(&wish("/a/project", None)).unwrap();
+    assert_eq!(first.spec.name, "shell-project");
+    assert_eq!(all.create(&wish("/a/project", None)).unwrap().spec.id, first.spec.id);
+    let second = all.create(&wish("/b/project", None)).unwrap();
+    assert_eq!(second.spec.name, "shell-project-2");
+    assert_eq!(all.create(&wish("/b/project", None)).unwrap().spec.id, second.spec.id);
+    assert_eq!(all.list().unwrap().0.len(), 2);
+}
+
+#[test]
+fn a_taken_name_is_refused_for_another_workspace_and_attached_to_for_its_own() {
+    let (_root, all) = sandboxes();
+    let mine = all.create(&wish("/a/x", Some("mine"))).unwrap();
+    assert!(matches!(all.create(&wish("/b/y", Some("mine"))), Err(Error::NameTaken { .. })));
+    assert_eq!(all.create(&wish("/a/x", Some("mine"))).unwrap().spec.id, mine.spec.id);
+    assert!(matches!(all.create(&wish("/b/y", Some("-"))), Err(Error::BadName { .. })));
+}
+
+#[test]
+fn ten_at_once_make_one() {
+    let (_root, all) = sandboxes();
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let made: Vec<_> =
+            (0..10).map(|_| scope.spawn(|| all.create(&wish("/a/project", None)).unwrap().spec.id)).collect();
+        made.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[test]
+fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
+    let (_root, all) = sandboxes();
+    fs::create_dir_all(all.root.join(".new-1/disk")).unwrap();
+    fs::create_dir_all(all.root.join(".gone-2/logs")).unwrap();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap();
+    assert!(!all.root.join(".new-1").exists() && !all.root.join(".gone-2").exists());
+    assert_eq!(sandbox.state(), State::Stopped);
+
+    let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+    assert_eq!(sandbox.state(), State::Starting);
+    assert!(sandbox.lock(Duration::ZERO).unwrap().is_none());
+    assert!(matches!(sandbox.clone().remove(), Err(Error::Running { .. })));
+    drop(lock);
+    // A note without a lock is history.
+    let runtime = Runtime {
+        schema: SCHEMA,
+        pid: 1,
+        state: State::Running,
+        started: String::new(),
+        ended: None,
+        reason: None,
+        engine: "soft".into(),
+    };
+    sandbox.note(&runtime).unwrap();
+    assert_eq!(sandbox.state(), State::Stopped);
+    assert!(sandbox.connect().unwrap().is_none());
+    sandbox.clone().remove().unwrap();
+    assert_eq!(fs::read_dir(&all.root).unwrap().count(), 1, "only the lock of names is left");
+    assert!(matches!(sandbox.lock(Duration::ZERO), Err(Error::UnknownSandbox { .. })));
+}
+
+#[test]
+fn an_unreadable_sandbox_hides_no_other() {
+    let (_root, all) = sandboxes();
+    all.create(&wish("/a/project", None)).unwrap();
+    fs::create_dir(all.root.join("0123456789abcdef")).unwrap();
+    fs::write(all.root.join("0123456789abcdef/spec.json"), b"{\"schema\": 99}").unwrap();
+    let (good, wrong) = all.list().unwrap();
+    assert_eq!((good.len(), wrong.len()), (1, 1));
+    assert!(matches!(wrong[0], Error::NewerFormat { .. }));
+    assert_eq!(all.find("shell-pro").unwrap().spec.name, "shell-project");
+}

@@ -1,0 +1,152 @@
+//! What a sandbox is (`spec.json`, never changed) and how it fares (`runtime.json`, written by its shim).
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::workspace::Share;
+
+/// The newest format of the files in a sandbox's folder that this program reads, and the one it writes.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that is decided when a sandbox is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Format number; see [`SCHEMA`].
+    pub schema: u32,
+    /// The folder's name: 16 random hexadecimal digits.
+    pub id: String,
+    /// What the user calls it.
+    pub name: String,
+    /// The agent it runs, such as `shell`.
+    pub agent: String,
+    /// Architecture of the guest.
+    pub arch: String,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// The workspace first, then further folders.
+    pub shares: Vec<Share>,
+    /// vCPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Size of the writable disk in bytes; it takes room only as it is filled.
+    pub disk: u64,
+    /// The engine that the user asked for; none means the best one of the host, found anew at each start.
+    pub engine: Option<String>,
+    /// Id of the base image below the writable disk; the two belong together for the sandbox's whole life.
+    pub image: String,
+}
+
+impl Spec {
+    /// The folder in which sessions begin.
+    pub fn workspace(&self) -> &std::path::Path {
+        self.shares.first().map_or(std::path::Path::new("/home/agent"), |share| &share.path)
+    }
+}
+
+/// What a sandbox does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// The guest boots.
+    Starting,
+    /// Sessions can be opened.
+    Running,
+    /// The guest was asked to shut down.
+    Stopping,
+    /// No process belongs to it.
+    Stopped,
+}
+
+impl State {
+    /// The word that users see.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What the shim notes in `runtime.json`. Only true while the folder's lock is held; what a dead shim left behind tells
+/// how the last run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// Format number; see [`SCHEMA`].
+    pub schema: u32,
+    /// The shim's process id.
+    pub pid: u32,
+    /// State at the time of writing.
+    pub state: State,
+    /// When this run began, RFC 3339.
+    pub started: String,
+    /// When it ended, RFC 3339.
+    pub ended: Option<String>,
+    /// Why it ended: "idle", "asked", or what went wrong.
+    pub reason: Option<String>,
+    /// The engine of this run.
+    pub engine: String,
+}
+
+/// The time in RFC 3339, to the second, in UTC.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// What [`rfc3339`] wrote.
+pub fn from_rfc3339(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(text).ok()
+}
+
+/// What a new sandbox gets when the user does not say: (vCPUs, memory in bytes, disk in bytes). All processors of the
+/// host; half of its memory but at most 8 GiB; 64 GiB of disk, of which only what is used takes room.
+pub fn defaults() -> (u32, u64, u64) {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let pages = rustix::system::sysinfo();
+    let total = u64::from(pages.mem_unit).saturating_mul(u64::try_from(pages.totalram).unwrap_or(0));
+    let memory = (total / 2).min(8 << 30).max(512 << 20) & !((2 << 20) - 1);
+    (cpus, memory, 64 << 30)
+}
+
+/// A size such as `4g`, `512MiB` or `1073741824`, in bytes. Units are powers of 1024, as with Docker.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is not a size; write it like 4g or 512m");
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let shift = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_users_write_them() {
+        for (text, bytes) in [("4g", 4 << 30), ("512MiB", 512 << 20), ("1 GB", 1 << 30), ("7", 7), ("2T", 2 << 40)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "g", "-1g", "4x", "1.5g", "99999999999999t"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_come_back_as_they_were() {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_790_000_000);
+        assert_eq!(from_rfc3339(&rfc3339(time)), Some(time));
+        assert!(rfc3339(time).ends_with('Z'));
+    }
+}
