@@ -1,0 +1,43 @@
+//! One set-up at a time: a lock file that the system lets go of when its holder dies.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::FetchError;
+
+/// An exclusive lock on a file; it ends with this value, or with the process.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: File,
+}
+
+impl FileLock {
+    /// Takes the lock at `path` (made if it is not there), waiting for another process if need be;
+    /// `waiting` is called once before such a wait.
+    ///
+    /// # Errors
+    /// If the file cannot be made or locked.
+    pub fn acquire(path: &Path, waiting: impl FnOnce()) -> Result<Self, FetchError> {
+        let failed = |what| move |source| FetchError::File { what, path: path.to_owned(), source };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(failed("create the lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Self { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => waiting(),
+            Err(errno) => return Err(failed("lock")(errno.into())),
+        }
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(failed("lock")(errno.into())),
+            }
+        }
+    }
+}
