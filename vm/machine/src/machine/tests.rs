@@ -1,0 +1,179 @@
+use super::*;
+use crate::fake::{FakeHypervisor, Script};
+use hv::CpuIo;
+use hv::state::{Gpr, StateId};
+use std::io::Write;
+
+#[derive(Default)]
+struct Lines(Mutex<Vec<u8>>);
+
+impl ConsoleBackend for Lines {
+    fn output(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+/// An ELF that loads one byte at 16 MiB.
+fn kernel() -> File {
+    let mut bytes = vec![0; 121];
+    bytes[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
+    bytes[24..32].copy_from_slice(&0x100_0000u64.to_le_bytes());
+    bytes[32] = 64;
+    bytes[54] = 56;
+    bytes[56] = 1;
+    bytes[64] = 1;
+    for (at, value) in [(72usize, 120u64), (88, 0x100_0000), (96, 1), (104, 1)] {
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
+fn config(vcpus: u32, serial: Arc<Lines>) -> MachineConfig {
+    let kernel = kernel();
+    let cmdline = "quiet".to_owned();
+    MachineConfig { vcpus, memory_mib: 64, kernel, initramfs: None, cmdline, serial, generation_id: [3; 16] }
+}
+
+fn machine(vcpus: u32, scripts: Vec<(u32, Script)>) -> (Machine, Arc<Lines>) {
+    let serial = Arc::new(Lines::default());
+    let engine = FakeHypervisor::new(scripts);
+    (MachineBuilder::new(config(vcpus, serial.clone())).build(&engine).unwrap(), serial)
+}
+
+fn script(body: impl FnOnce(&dyn CpuIo) + Send + 'static) -> Script {
+    Box::new(|io| {
+        body(io);
+        None
+    })
+}
+
+#[test]
+fn the_guest_powers_itself_off() {
+    let off = script(|io| {
+        io.pio_write(layout::SERIAL_PORT, b"h");
+        io.pio_write(layout::SERIAL_PORT, b"i");
+        io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]);
+    });
+    let (machine, serial) = machine(2, vec![(1, off)]);
+    assert_eq!(machine.run(), Exit::PowerOff);
+    assert_eq!(*serial.0.lock().unwrap(), b"hi");
+}
+
+#[test]
+fn the_first_reason_to_end_stays() {
+    let reset = script(|io| {
+        io.pio_write(layout::RESET_PORT, &[1]);
+        io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]);
+    });
+    assert_eq!(machine(1, vec![(0, reset)]).0.run(), Exit::Reset);
+    let fault: Script = Box::new(|_| Some(Halt::TripleFault));
+    assert_eq!(machine(2, vec![(0, fault)]).0.run(), Exit::TripleFault);
+    let panic: Script = Box::new(|_| Some(Halt::Crashed("why".to_owned())));
+    assert_eq!(machine(1, vec![(0, panic)]).0.run(), Exit::Crashed("why".to_owned()));
+}
+
+#[test]
+fn the_command_line_carries_the_engines_words() {
+    let (machine, _) = machine(1, vec![]);
+    let mut line = [0; 13];
+    machine.ram.memory().read_slice(&mut line, GuestAddress(layout::BOOT_CMDLINE)).unwrap();
+    assert_eq!(&line, b"quiet fake=1\0");
+    let mut id = [0; 16];
+    machine.ram.memory().read_slice(&mut id, GuestAddress(layout::VM_GENERATION_ID)).unwrap();
+    assert_eq!(id, [3; 16]);
+}
+
+#[test]
+fn a_paused_machine_gives_and_takes_state_and_goes_on() {
+    let (machine, _) = machine(2, vec![]);
+    let handle = machine.handle();
+    assert!(handle.vcpu_state(0).is_none(), "not paused");
+    let thread = std::thread::spawn(|| machine.run());
+    for _ in 0..20 {
+        assert!(handle.pause());
+        let state = handle.vcpu_state(0).unwrap().unwrap();
+        let StateElement::Gpr(gpr) = &state[1] else { panic!("the second element is {:?}", state[1].id()) };
+        assert_eq!((gpr.rip, gpr.regs[6]), (0x100_0000, layout::BOOT_PARAMS));
+        let element = StateElement::Gpr(Gpr { regs: vec![1; 16], rip: 5, rflags: 2 });
+        handle.set_vcpu_state(1, vec![element.clone()]).unwrap().unwrap();
+        assert!(matches!(handle.vcpu_state(1), Some(Err(StateError::Unknown(StateId::System)))));
+        handle.resume();
+    }
+    handle.stop();
+    assert_eq!(thread.join().unwrap(), Exit::Stopped);
+    assert!(!handle.pause(), "it has ended");
+}
+
+#[test]
+fn a_machine_can_start_paused() {
+    let off = script(|io| io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]));
+    let (machine, serial) = machine(1, vec![(0, off)]);
+    machine.start_paused();
+    let handle = machine.handle();
+    let thread = std::thread::spawn(|| machine.run());
+    assert!(handle.pause());
+    assert!(serial.0.lock().unwrap().is_empty());
+    handle.resume();
+    assert_eq!(thread.join().unwrap(), Exit::PowerOff);
+}
+
+#[test]
+fn a_panic_on_a_vcpu_thread_ends_the_machine() {
+    let (machine, _) = machine(2, vec![(1, script(|_| panic!("on purpose")))]);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| machine.run()));
+    assert!(result.is_err(), "the scope reports the panic after every thread has ended");
+}
+
+#[test]
+fn impossible_shapes_are_refused() {
+    let refused = |change: &dyn Fn(&mut MachineConfig)| {
+        let mut config = config(1, Arc::default());
+        change(&mut config);
+        MachineBuilder::new(config).build(&FakeHypervisor::new([])).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|config| config.vcpus = 0));
+    assert!(refused(&|config| config.vcpus = 9));
+    assert!(refused(&|config| config.memory_mib = 63));
+    assert!(refused(&|config| config.memory_mib = u64::MAX));
+}
+
+#[test]
+fn pmem_files_are_placed_one_behind_the_other() {
+    let file = |len: u64| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    };
+    let mut builder = MachineBuilder::new(config(1, Arc::default()));
+    let first = builder.pmem(file(4 * layout::MIB)).unwrap();
+    let second = builder.pmem(file(2 * layout::MIB)).unwrap();
+    assert_eq!(first, PmemRange { gpa: layout::PMEM, len: 4 * layout::MIB });
+    assert_eq!(second.gpa, first.gpa + first.len);
+    assert!(builder.pmem(file(0)).is_err() && builder.pmem(file(4096)).is_err());
+    let machine = builder.build(&FakeHypervisor::new([])).unwrap();
+    assert_eq!(machine.ram.kind_at(second.gpa), Some(guest_memory::RangeKind::ReadOnly));
+}
+
+#[test]
+fn every_port_and_odd_addresses_answer() {
+    let sweep = script(|io| {
+        for port in 0..=u16::MAX {
+            for len in [1, 2, 4] {
+                let mut data = [0; 4];
+                io.pio_read(port, &mut data[..len]);
+            }
+        }
+        for gpa in [layout::MAILBOX, layout::ECAM, layout::PCI_WINDOW_32, layout::IO_APIC, u64::MAX - 3] {
+            for (offset, len) in (0..4).flat_map(|offset| (1..9).map(move |len| (offset, len))) {
+                let mut data = [0; 8];
+                io.mmio_write(gpa.saturating_add(offset), &data[..len]);
+                io.mmio_read(gpa.saturating_add(offset), &mut data[..len]);
+            }
+        }
+        io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]);
+    });
+    assert_eq!(machine(1, vec![(0, sweep)]).0.run(), Exit::PowerOff);
+}
