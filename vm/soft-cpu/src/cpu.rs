@@ -2,7 +2,12 @@
 //! such code may touch is public.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+
+use crate::apic::LocalApic;
+use crate::clock::Clock;
+use crate::msr::MsrState;
 
 /// Indices into [`Cpu::gpr`].
 pub mod reg {
@@ -282,6 +287,12 @@ pub struct Cpu {
     pub tlb_events: Vec<TlbEvent>,
     /// This vCPU's number, which is its APIC id.
     pub index: u32,
+    /// The local APIC.
+    pub apic: LocalApic,
+    /// The MSRs that have no field of their own.
+    pub msr: MsrState,
+    /// The VM's clocks.
+    pub clock: Arc<Clock>,
     /// The interpreter's own caches.
     pub interp: crate::exec::InterpState,
     /// The translator's.
@@ -290,7 +301,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// A vCPU in 64-bit mode at reset-like values: paging off in the sense that CR0.PG is 0 until the state is set.
-    pub fn new(index: u32) -> Box<Self> {
+    pub fn new(index: u32, apic: LocalApic, clock: Arc<Clock>) -> Box<Self> {
         let layout = Layout::new::<Self>();
         // SAFETY: the layout is not of size zero; the fields that must not be zero are written before the box is made.
         unsafe {
@@ -299,6 +310,9 @@ impl Cpu {
                 handle_alloc_error(layout);
             }
             (&raw mut (*memory).tlb_events).write(Vec::new());
+            (&raw mut (*memory).apic).write(apic);
+            (&raw mut (*memory).msr).write(MsrState::default());
+            (&raw mut (*memory).clock).write(clock);
             (&raw mut (*memory).interp).write(crate::exec::InterpState::default());
             let mut cpu = Box::from_raw(memory);
             cpu.reset(index);
