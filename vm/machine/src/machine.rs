@@ -123,7 +123,7 @@ impl MachineBuilder {
                 config.vcpus, limits.max_vcpus
             )));
         }
-        if bytes < 64 * layout::MIB || bytes > layout::HIGH_RAM_END - layout::HIGH_RAM {
+        if !(64 * layout::MIB..=layout::HIGH_RAM_END - layout::HIGH_RAM).contains(&bytes) {
             return Err(BuildError::Shape(format!("{} MiB of memory", config.memory_mib)));
         }
         if limits.gpa_bits < layout::GPA_BITS {
