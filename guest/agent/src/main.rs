@@ -1,2 +1,48 @@
-//! The guest agent (PID 1).
-fn main() {}
+//! The guest agent: PID 1 of a sandbox.
+//!
+//! It is the only program of ours inside the guest. It puts the root file system together from the read-only base and the sandbox's
+//! disk, holds Docker's socket from the start and keeps dockerd running behind it, and starts processes for the host over vsock. It trusts the kernel and
+//! the host; what runs inside the guest may do to it what root may do, and nothing of the host's safety rests on it.
+//!
+//! Static, few dependencies, threads instead of an executor: one reader and one pump per session, both asleep when nothing happens.
+#![allow(
+    unsafe_code,
+    reason = "pre_exec closures and a few system calls that rustix has no safe form of; all in spawn.rs and sys.rs"
+)]
+
+mod boot;
+mod cgroup;
+mod cmdline;
+mod console;
+mod control;
+mod devices;
+mod docker;
+mod fail;
+mod identity;
+mod metrics;
+mod mounts;
+mod pump;
+mod reaper;
+mod root;
+mod script;
+mod server;
+mod session;
+mod shares;
+mod shutdown;
+mod spawn;
+mod status;
+mod sys;
+mod users;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if rustix::process::getpid().is_init() {
+        boot::init()
+    }
+    eprintln!(
+        "viv-agent {} is the first process of a sandbox; it does nothing elsewhere",
+        env!("CARGO_PKG_VERSION")
+    );
+    ExitCode::from(125)
+}
