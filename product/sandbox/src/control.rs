@@ -51,6 +51,9 @@ pub enum Reply {
     Refused {
         /// The sentence.
         why: String,
+        /// Whether it is because the sandbox is going down; it can be started again then.
+        #[serde(default)]
+        stopping: bool,
     },
 }
 
@@ -73,6 +76,17 @@ pub struct Status {
     pub counters: Vec<(String, u64)>,
 }
 
+/// What came of [`Connection::hold`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is a session.
+    Held,
+    /// The sandbox is going down; it can be started again when it is gone.
+    Ending,
+    /// The sandbox could not start; one sentence says why.
+    Failed(String),
+}
+
 /// A client's connection to a shim.
 #[derive(Debug)]
 pub struct Connection(OwnedFd);
@@ -81,19 +95,38 @@ impl Connection {
     /// Connects to the shim of the sandbox in `folder`. Not found or refused means that there is none.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let address = address_in(folder)?;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::net::connect(&socket, &address.0)?;
         Ok(Self(socket))
     }
 
     /// Asks and waits for the answer.
     pub fn ask(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>)> {
-        let lost = |error: io::Error| Error::Lost { why: crate::error::in_words(&error) };
-        packet::send(&self.0, request, &[]).map_err(lost)?;
-        match packet::receive(&self.0).map_err(lost)? {
-            Some((Reply::Refused { why }, _)) => Err(Error::Lost { why }),
+        match self.ask_raw(request)? {
+            Some((Reply::Refused { why, .. }, _)) => Err(Error::Lost { why }),
             Some(answer) => Ok(answer),
             None => Err(Error::Lost { why: "the sandbox ended".into() }),
+        }
+    }
+
+    fn ask_raw(&self, request: &Request) -> Result<Option<(Reply, Vec<OwnedFd>)>> {
+        let lost = |error: io::Error| Error::Lost { why: crate::error::in_words(&error) };
+        match packet::send(&self.0, request, &[]) {
+            // What it said before it went is still to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other.map_err(lost)?,
+        }
+        packet::receive(&self.0).map_err(lost)
+    }
+
+    /// Makes this connection a session. Waits until the guest is ready.
+    pub fn hold(&self) -> Result<Hold> {
+        match self.ask_raw(&Request::Hold)? {
+            Some((Reply::Held, _)) => Ok(Hold::Held),
+            Some((Reply::Refused { why, stopping: false }, _)) => Ok(Hold::Failed(why)),
+            Some((Reply::Refused { .. }, _)) | None => Ok(Hold::Ending),
+            Some((other, _)) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
         }
     }
 

@@ -140,9 +140,10 @@ impl Error {
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
             Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),
-            Self::BadName { .. } => {
-                Some("use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit".into())
-            }
+            Self::BadName { .. } => Some(
+                "use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
+                    .into(),
+            ),
             Self::BadWorkspace { hint, .. } | Self::Engine { hint, .. } => Some(hint.clone()),
             Self::Running { name } => Some(format!("viv stop {name}   (viv rm -f stops it as well)")),
             Self::NewerFormat { .. } => Some("use the viv that made it, or a newer one".into()),

@@ -25,13 +25,8 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let fresh = parent.join(name);
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh)
-        .map_err(fail)?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
     fs::rename(&fresh, path).map_err(fail)?;
     sync_folder(parent)

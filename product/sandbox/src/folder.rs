@@ -89,7 +89,9 @@ impl Sandboxes {
     /// All sandboxes that can be read, by name, and what is wrong with the others.
     pub fn list(&self) -> Result<(Vec<Sandbox>, Vec<Error>)> {
         let (mut found, mut wrong) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))? {
+        for entry in
+            fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))?
+        {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with('.') {
                 continue;
@@ -124,7 +126,9 @@ impl Sandboxes {
     pub fn existing(&self, wish: &Wish) -> Result<Option<Sandbox>> {
         let (all, _) = self.list()?;
         let workspace = wish.shares.first().map(|share| share.path.as_path());
-        let same = |sandbox: &Sandbox| sandbox.spec.agent == wish.agent && Some(sandbox.spec.workspace()) == workspace;
+        let same = |sandbox: &Sandbox| {
+            sandbox.spec.agent == wish.agent && Some(sandbox.spec.workspace()) == workspace
+        };
         match &wish.name {
             Some(name) => match all.into_iter().find(|sandbox| sandbox.spec.name == *name) {
                 Some(sandbox) if same(&sandbox) => Ok(Some(sandbox)),
@@ -189,7 +193,8 @@ impl Sandboxes {
     fn hold_names(&self) -> Result<File> {
         let path = self.root.join(".names");
         let fail = |source: io::Error| Error::file("cannot lock", &path, source);
-        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+        let file =
+            File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
         Ok(file)
     }
@@ -290,7 +295,9 @@ impl Sandbox {
         match Connection::open(&self.folder) {
             Ok(connection) => Ok(Some(connection)),
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Ok(None),
+                io::ErrorKind::NotFound
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset => Ok(None),
                 _ => Err(Error::host("cannot reach the sandbox", error)),
             },
         }

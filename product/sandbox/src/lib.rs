@@ -4,16 +4,21 @@
 //! Three processes share this crate (DESIGN §1): a *client* (`viv run`, `viv ls`…) that comes and goes, one *shim* for
 //! each running sandbox, and the confined *vmm* below it. Nothing here prints: the command line does that.
 
+pub mod client;
 pub mod control;
 pub mod engine;
 mod error;
 mod files;
 pub mod folder;
+pub mod launch;
 pub mod logs;
 pub mod naming;
 pub mod packet;
 pub mod places;
+pub mod plan;
+pub mod shim;
 pub mod spec;
+mod steward;
 pub mod workspace;
 
 pub use error::{Error, Result};

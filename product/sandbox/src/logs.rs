@@ -68,7 +68,8 @@ mod tests {
         }
         log.write_all(b"the end").unwrap();
         drop(log);
-        let total: u64 = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        let total: u64 =
+            fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(total <= 200, "{total}");
         assert!(fs::read_to_string(&path).unwrap().ends_with("the end"));
         // Opened again it goes on behind what is there.

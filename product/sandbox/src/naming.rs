@@ -60,7 +60,8 @@ pub fn resolve<'n>(wanted: &str, names: &[&'n str]) -> Result<&'n str> {
     if let Some(name) = names.iter().find(|name| **name == wanted) {
         return Ok(name);
     }
-    let matching: Vec<&'n str> = names.iter().copied().filter(|name| !wanted.is_empty() && name.starts_with(wanted)).collect();
+    let matching: Vec<&'n str> =
+        names.iter().copied().filter(|name| !wanted.is_empty() && name.starts_with(wanted)).collect();
     match matching.as_slice() {
         [one] => Ok(one),
         [] => Err(Error::UnknownSandbox { name: wanted.into(), nearest: nearest(wanted, names) }),

@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn sizes_as_users_write_them() {
-        for (text, bytes) in [("4g", 4 << 30), ("512MiB", 512 << 20), ("1 GB", 1 << 30), ("7", 7), ("2T", 2 << 40)] {
+        for (text, bytes) in
+            [("4g", 4 << 30), ("512MiB", 512 << 20), ("1 GB", 1 << 30), ("7", 7), ("2T", 2 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "g", "-1g", "4x", "1.5g", "99999999999999t"] {

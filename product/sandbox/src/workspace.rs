@@ -18,8 +18,20 @@ pub struct Share {
 }
 
 /// Folders whose sharing would hide the guest's own, or hand the host's system to it.
-const RESERVED: [&str; 12] =
-    ["/proc", "/sys", "/dev", "/run", "/usr", "/etc", "/boot", "/bin", "/sbin", "/lib", "/lib64", "/var/lib/docker"];
+const RESERVED: [&str; 12] = [
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/usr",
+    "/etc",
+    "/boot",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/var/lib/docker",
+];
 
 /// Folders that may not be shared themselves, while folders in them may.
 const RESERVED_ITSELF: [&str; 5] = ["/", "/home", "/var", "/var/lib", "/tmp"];
@@ -57,7 +69,9 @@ fn refusal(path: &str, places: &Places, source: &std::io::Error) -> Error {
 }
 
 fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
-    let refuse = |why: &str, hint: &str| Err(Error::BadWorkspace { path: path.into(), why: why.into(), hint: hint.into() });
+    let refuse = |why: &str, hint: &str| {
+        Err(Error::BadWorkspace { path: path.into(), why: why.into(), hint: hint.into() })
+    };
     if path.to_str().is_none() {
         return refuse("is not written in UTF-8 and cannot be shared", "rename the folder");
     }
@@ -65,7 +79,10 @@ fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
         return refuse("cannot be shared as a whole", "give one project folder:  viv run shell FOLDER");
     }
     if RESERVED.iter().any(|reserved| path.starts_with(reserved)) {
-        return refuse("belongs to the system, and the guest has its own", "give a project folder:  viv run shell FOLDER");
+        return refuse(
+            "belongs to the system, and the guest has its own",
+            "give a project folder:  viv run shell FOLDER",
+        );
     }
     let home = fs::canonicalize(&places.home).unwrap_or_else(|_| places.home.clone());
     if !force && home.starts_with(path) {
@@ -139,7 +156,10 @@ mod tests {
             assert!(resolve(path, &places, true).is_err(), "{path} even with force");
         }
         assert!(resolve(home.to_str().unwrap(), &places, false).is_err());
-        assert!(resolve(root.path().to_str().unwrap(), &places, false).is_err(), "a parent of the home folder");
+        assert!(
+            resolve(root.path().to_str().unwrap(), &places, false).is_err(),
+            "a parent of the home folder"
+        );
         assert!(resolve(home.to_str().unwrap(), &places, true).is_ok());
         assert!(resolve(home.join("state/sandboxes").to_str().unwrap(), &places, true).is_err());
         let missing = resolve("/nowhere/at/all", &places, false).unwrap_err();

@@ -1,2 +1,61 @@
-//! The `viv` command.
-fn main() {}
+//! The `viv` command: it parses, prints and waits; what it does with sandboxes is in the `sandbox` crate.
+
+mod cli;
+mod commands;
+mod failure;
+mod roles;
+mod session;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    if let Some(code) = roles::dispatch() {
+        return code;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are answers; all else is a mistake in the command line, which is ours to report.
+            return if error.use_stderr() { ExitCode::from(failure::OURS) } else { ExitCode::SUCCESS };
+        }
+    };
+    start_log(cli.verbose);
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Run(options) => commands::run::run(options, cli.no_input),
+        Command::Exec(options) => commands::exec::run(options, cli.no_input),
+        Command::Ls(options) => commands::ls::run(&options),
+        Command::Start(options) => commands::lifecycle::start(&options, cli.no_input),
+        Command::Stop(options) => commands::lifecycle::stop(&options),
+        Command::Rm(options) => commands::lifecycle::remove(&options, cli.no_input),
+        Command::Diagnose(options) => commands::diagnose::run(&options),
+    }
+}
+
+/// Details go to the standard error, and only when asked for: `-v`, `-vv` or `VIV_LOG`.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let filter = match (std::env::var("VIV_LOG"), verbose) {
+        (Ok(text), _) if !text.is_empty() => EnvFilter::new(text),
+        (_, 0) => EnvFilter::new("off"),
+        (_, 1) => EnvFilter::new("info"),
+        _ => EnvFilter::new("debug"),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

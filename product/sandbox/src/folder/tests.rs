@@ -2,7 +2,8 @@ use super::*;
 
 fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
     let root = tempfile::tempdir().unwrap();
-    let places = Places { state: root.path().join("s"), cache: root.path().join("c"), home: root.path().into() };
+    let places =
+        Places { state: root.path().join("s"), cache: root.path().join("c"), home: root.path().into() };
     let all = Sandboxes::open(&places).unwrap();
     (root, all)
 }

@@ -1,0 +1,184 @@
+//! What a client does with a sandbox: start it when it does not run, hold it, stop it.
+
+use std::io::{BufRead, BufReader, PipeReader};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Connection, Hold, Reply, Request, Status};
+use crate::error::{Error, Result};
+use crate::folder::Sandbox;
+use crate::launch::own_program;
+
+/// The hidden role's name on the command line of `viv`.
+pub const SHIM_ROLE: &str = "shim";
+
+/// How long a shim may take to listen, or to be gone when its virtual machine has ended.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The variables that a shim gets; it starts with no others.
+const KEPT_VARIABLES: [&str; 6] =
+    ["HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VIV_LOG", "PATH"];
+
+/// The one line that a shim writes to the client that started it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcement {
+    /// It can be connected to.
+    Listening,
+    /// Another shim has the sandbox.
+    Busy,
+    /// It could not start the sandbox.
+    Failed {
+        /// One sentence.
+        why: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+}
+
+/// A session's place in a sandbox: while it lives the sandbox does not stop for idleness.
+#[derive(Debug)]
+pub struct Held {
+    connection: Connection,
+    /// Whether this call started the sandbox.
+    pub started: bool,
+}
+
+impl Held {
+    /// A byte stream to the guest's agent.
+    pub fn agent(&self) -> Result<UnixStream> {
+        self.connection.open_port(agent_proto::abi::AGENT_PORT).map(UnixStream::from)
+    }
+
+    /// How the sandbox fares.
+    pub fn status(&self) -> Result<Status> {
+        status_over(&self.connection)
+    }
+}
+
+/// Connects to the sandbox and starts it when it does not run. Waits until the guest is ready. `starting` is told, once,
+/// that there is something to wait for.
+pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
+    let mut started = false;
+    let mut told = false;
+    let mut deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(connection) = sandbox.connect()? {
+            if !told && sandbox.state() == crate::spec::State::Starting {
+                starting();
+                told = true;
+            }
+            match connection.hold()? {
+                Hold::Held => return Ok(Held { connection, started }),
+                Hold::Failed(why) => return Err(not_started(sandbox, why)),
+                Hold::Ending => {
+                    connection.wait_for_end();
+                    deadline = Instant::now() + PATIENCE;
+                }
+            }
+        }
+        if sandbox.is_running() {
+            // Another shim that does not listen yet, or no longer.
+            if Instant::now() >= deadline {
+                return Err(not_started(sandbox, "its shim does not answer".into()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        }
+        if started {
+            let why = sandbox.runtime().and_then(|runtime| runtime.reason);
+            return Err(not_started(sandbox, why.unwrap_or_else(|| "it ended at once".into())));
+        }
+        if !told {
+            starting();
+            told = true;
+        }
+        match spawn_shim(sandbox)? {
+            Announcement::Listening => started = true,
+            Announcement::Busy => {}
+            Announcement::Failed { why, hint } => return Err(Error::NotStarted { why, hint }),
+        }
+    }
+}
+
+fn not_started(sandbox: &Sandbox, why: String) -> Error {
+    let hint = format!("the guest's own words are in {}", sandbox.log("console").display());
+    Error::NotStarted { why, hint: Some(hint) }
+}
+
+/// Starts a shim and waits for its announcement. It is in no terminal's session and outlives this process.
+fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
+    let fail = |source: std::io::Error| Error::host("cannot start the sandbox's process", source);
+    let (heard, said) = std::io::pipe().map_err(fail)?;
+    let kept = KEPT_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value)));
+    let child = Command::new(own_program())
+        .args([SHIM_ROLE, &sandbox.spec.id])
+        .env_clear()
+        .envs(kept)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(said))
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(fail)?;
+    // Never waited for: it ends with its sandbox, which may be long after this process.
+    drop(child);
+    announcement(heard)
+}
+
+fn announcement(heard: PipeReader) -> Result<Announcement> {
+    let mut line = String::new();
+    let _ = BufReader::new(heard).read_line(&mut line);
+    serde_json::from_str(&line).map_err(|_| Error::NotStarted {
+        why: "its shim ended without a word".into(),
+        hint: Some("shim.log in the sandbox's folder may say why".into()),
+    })
+}
+
+/// How a running sandbox fares; `None` when it does not run or does not listen yet.
+pub fn status(sandbox: &Sandbox) -> Result<Option<Status>> {
+    match sandbox.connect()? {
+        Some(connection) => status_over(&connection).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn status_over(connection: &Connection) -> Result<Status> {
+    match connection.ask(&Request::Status)? {
+        (Reply::Status(status), _) => Ok(status),
+        (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+    }
+}
+
+/// What the guest uses; `None` when it cannot be asked just now.
+pub fn metrics(sandbox: &Sandbox) -> Option<agent_proto::messages::Metrics> {
+    let connection = sandbox.connect().ok()??;
+    // A sandbox that is not ready would make this wait.
+    (status_over(&connection).ok()?.state == crate::spec::State::Running).then_some(())?;
+    let stream = UnixStream::from(connection.open_port(agent_proto::abi::AGENT_PORT).ok()?);
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    agent_proto::client::Control::connect(stream).ok()?.metrics().ok()
+}
+
+/// Shuts a sandbox down and waits until it is gone. Returns whether it ran.
+pub fn stop(sandbox: &Sandbox) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut ran = false;
+    while sandbox.is_running() {
+        ran = true;
+        if let Some(connection) = sandbox.connect()? {
+            // It may end before it has answered; that is as good.
+            if connection.ask(&Request::Stop).is_ok() {
+                connection.wait_for_end();
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Lost { why: "the sandbox does not stop".into() });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(ran)
+}

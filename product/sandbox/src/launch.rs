@@ -1,0 +1,123 @@
+//! Starting the confined process that is the virtual machine.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::packet;
+use crate::plan::{Descriptors, FromVmm, Plan, ToVmm};
+
+/// The hidden role's name on the command line of `viv`.
+pub const VMM_ROLE: &str = "vmm";
+
+/// A running vmm.
+#[derive(Debug)]
+pub struct Vmm {
+    child: Child,
+    line: VmmLine,
+    process: OwnedFd,
+    errors: OwnedFd,
+}
+
+/// The line to a vmm; clones may be used from any thread.
+#[derive(Clone, Debug)]
+pub struct VmmLine(Arc<OwnedFd>);
+
+impl VmmLine {
+    /// A byte stream to a port of the guest. It ends at once when nothing listens there.
+    pub fn connect(&self, port: u32) -> std::io::Result<OwnedFd> {
+        let (near, far) = packet::stream_pair()?;
+        packet::send(&*self.0, &ToVmm::Connect { port }, &[far.as_fd()])?;
+        Ok(near)
+    }
+
+    /// Asks for the engine's counters; the answer comes as [`FromVmm::Counted`].
+    pub fn count(&self) -> std::io::Result<()> {
+        packet::send(&*self.0, &ToVmm::Count, &[])
+    }
+
+    /// What the vmm says next; `None` when it has ended.
+    pub fn receive(&self) -> std::io::Result<Option<FromVmm>> {
+        // Descriptors from a vmm are never wanted, and closed here.
+        Ok(packet::receive::<FromVmm>(&*self.0)?.map(|(message, _)| message))
+    }
+}
+
+impl AsFd for VmmLine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The program that runs now, for starting its other roles, also when its file was replaced or deleted.
+pub(crate) fn own_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+impl Vmm {
+    /// Starts a vmm and gives it its plan.
+    pub fn start(plan: Plan, descriptors: &Descriptors) -> Result<Self> {
+        let fail = |source: std::io::Error| Error::host("cannot start the virtual machine's process", source);
+        let (near, far) = packet::pair().map_err(fail)?;
+        let (errors, errors_in) = std::io::pipe().map_err(fail)?;
+        let child = Command::new(own_program())
+            .arg(VMM_ROLE)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(far))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(errors_in))
+            .spawn()
+            .map_err(fail)?;
+        let pid = rustix::process::Pid::from_child(&child);
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            .map_err(|error| fail(error.into()))?;
+        packet::send(&near, &ToVmm::Start(Box::new(plan)), &descriptors.borrowed()).map_err(fail)?;
+        Ok(Self { child, line: VmmLine(Arc::new(near)), process, errors: errors.into() })
+    }
+
+    /// The line to it.
+    pub fn line(&self) -> &VmmLine {
+        &self.line
+    }
+
+    /// Readable when the process has ended.
+    pub fn process(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    /// What it writes on its standard error: its log.
+    pub fn errors(&self) -> BorrowedFd<'_> {
+        self.errors.as_fd()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it. The guest's disk is as after a power cut.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// Waits for its end and says how it ended when that was not by itself.
+    pub fn wait(&mut self) -> Option<String> {
+        match self.child.wait() {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(format!("the virtual machine's process ended with {status}")),
+            Err(error) => {
+                Some(format!("the virtual machine's process was lost: {}", crate::error::in_words(&error)))
+            }
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

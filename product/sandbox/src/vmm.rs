@@ -1,0 +1,76 @@
+//! The vmm role: the virtual machine itself, confined before the first guest instruction.
+//!
+//! It trusts the plan that its shim sends, and nothing that the guest does. All descriptors come with the plan; once it is
+//! confined it can open none.
+
+mod build;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use machine::{Exit, MachineHandle};
+
+use self::build::Built;
+use crate::engine::sentence;
+use crate::packet;
+use crate::plan::{FromVmm, Plan, Received, ToVmm};
+
+/// The role's whole life. Started with an empty environment and the control socket as standard input.
+pub fn main() -> ExitCode {
+    // Without its shim it is of no use to anybody.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+    let said = match run(&control) {
+        Ok(Exit::PowerOff | Exit::Reset | Exit::Stopped) => FromVmm::PoweredOff,
+        Ok(Exit::TripleFault) => FromVmm::Failed { why: "the guest's kernel crashed (triple fault)".into() },
+        Ok(Exit::Crashed(why)) | Err(why) => FromVmm::Failed { why },
+    };
+    let code = if said == FromVmm::PoweredOff { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let _ = packet::send(&control, &said, &[]);
+    code
+}
+
+fn run(control: &OwnedFd) -> Result<Exit, String> {
+    let (plan, received) = plan(control)?;
+    let built = build::build(&plan, received)?;
+    let layers = confine()?;
+    packet::send(control, &FromVmm::Confined { layers }, &[]).map_err(|error| sentence(&error))?;
+    let Built { machine, vsock } = built;
+    let handle = machine.handle();
+    let ear = control.try_clone().map_err(|error| sentence(&error))?;
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || listen(&ear, &handle, &vsock))
+        .map_err(|error| sentence(&error))?;
+    Ok(machine.run())
+}
+
+fn plan(control: &OwnedFd) -> Result<(Plan, Received), String> {
+    match packet::receive::<ToVmm>(control) {
+        Ok(Some((ToVmm::Start(plan), descriptors))) => Ok((*plan, Received::new(descriptors))),
+        Ok(Some(_)) => Err("the first word was not a plan".into()),
+        Ok(None) => Err("the shim is gone".into()),
+        Err(error) => Err(sentence(&error)),
+    }
+}
+
+/// Hears the shim until it is gone, which ends the machine.
+fn listen(control: &OwnedFd, machine: &MachineHandle, vsock: &build::Vsock) {
+    loop {
+        match packet::receive::<ToVmm>(control) {
+            Ok(Some((ToVmm::Connect { port }, descriptors))) => {
+                // A stream that cannot be connected is closed, which is what its other end sees.
+                if let Some(stream) = descriptors.into_iter().next() {
+                    vsock.connect(port, stream);
+                }
+            }
+            Ok(Some((ToVmm::Count, _))) => {
+                let counters = machine.counters();
+                let _ = packet::send(control, &FromVmm::Counted { counters }, &[]);
+            }
+            Ok(Some((ToVmm::Start(_), _))) => {}
+            Ok(None) | Err(_) => return machine.stop(),
+        }
+    }
+}

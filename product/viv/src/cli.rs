@@ -1,0 +1,236 @@
+//! The command line. Verbs and flags as Docker and sbx have them; each help begins with examples.
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  viv run shell                        a shell in a microVM of its own, in the current folder
+  viv run shell . -- -c 'docker ps'    one command in it";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  viv run shell                        a shell in the current folder
+  viv run shell ~/src/api /data:ro     that folder, and another one that may only be read";
+
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  viv exec shell-api uname -r          one command in a sandbox
+  viv exec -it -u root shell-api bash  a shell as root";
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  viv ls                               all sandboxes
+  viv ls --json                        the same for programs, one object a line";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  viv stop shell-api                   shut it down; its disk stays
+  viv stop shell-api claude-api        several";
+
+const START_EXAMPLES: &str = "\
+Examples:
+  viv start shell-api                  start it without a session
+  viv start shell-api claude-api       several";
+
+const RM_EXAMPLES: &str = "\
+Examples:
+  viv rm shell-api                     asks, then deletes it with its disk
+  viv rm -f shell-api                  does not ask, and stops it before if need be";
+
+const DIAGNOSE_EXAMPLES: &str = "\
+Examples:
+  viv diagnose                         which engine is used here, and why
+  viv diagnose --json                  the same for programs";
+
+/// Runs each AI-agent session in a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "viv", version, before_help = TOP_EXAMPLES, disable_help_subcommand = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Say what is done; twice for more (VIV_LOG takes a filter)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Ask nothing and draw no progress bars, also on a terminal
+    #[arg(long, global = true)]
+    pub(crate) no_input: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run an agent in a folder: make the sandbox, or attach to the one that is there
+    Run(RunOptions),
+    /// Run a command in a sandbox
+    Exec(ExecOptions),
+    /// List sandboxes
+    #[command(visible_alias = "list")]
+    Ls(LsOptions),
+    /// Start a stopped sandbox
+    Start(StartOptions),
+    /// Shut sandboxes down; their disks stay
+    Stop(StopOptions),
+    /// Delete sandboxes with their disks
+    Rm(RmOptions),
+    /// Say which engine is used here and why, and what would make it faster
+    Diagnose(DiagnoseOptions),
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = RUN_EXAMPLES)]
+pub(crate) struct RunOptions {
+    /// The agent: shell
+    #[arg(value_name = "AGENT")]
+    pub(crate) agent: String,
+    /// The workspace (the current folder by default), then further folders; each with :ro to only read
+    #[arg(value_name = "FOLDER[:ro]")]
+    pub(crate) folders: Vec<String>,
+    /// Call the sandbox this instead of AGENT-FOLDER
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// kvm or soft, instead of the better one that works here
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<String>,
+    /// vCPUs of a new sandbox (all of the host by default)
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Memory of a new sandbox (half of the host's, at most 8g, by default)
+    #[arg(long, short = 'm', value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Disk of a new sandbox, taken only as it is filled (64g by default)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<String>,
+    /// Set a variable for the agent: NAME=VALUE, or NAME to pass the host's on
+    #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Share the folder even if it is the whole home
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The agent's own arguments
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = EXEC_EXAMPLES)]
+pub(crate) struct ExecOptions {
+    /// Pass the standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// NAME or UID, with :GROUP or :GID if need be (agent by default)
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Folder to run in (the workspace by default)
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<OsString>,
+    /// Set a variable: NAME=VALUE, or NAME to pass the host's on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The sandbox's name, or its beginning
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = LS_EXAMPLES)]
+pub(crate) struct LsOptions {
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Names only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = START_EXAMPLES)]
+pub(crate) struct StartOptions {
+    /// Names, or their beginnings
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = STOP_EXAMPLES)]
+pub(crate) struct StopOptions {
+    /// Names, or their beginnings
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = RM_EXAMPLES)]
+pub(crate) struct RmOptions {
+    /// Do not ask; stop what runs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names, or their beginnings
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = DIAGNOSE_EXAMPLES)]
+pub(crate) struct DiagnoseOptions {
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_agents() {
+        let Command::Run(run) =
+            parse("viv run shell . /data:ro --name x -- -c date --version").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(run.folders, [".", "/data:ro"]);
+        assert_eq!(run.arguments, ["-c", "date", "--version"]);
+        assert_eq!(run.name.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn the_commands_own_flags_are_not_ours() {
+        let Command::Exec(exec) = parse("viv exec -it -e A=1 -w /x box ls -l --help").unwrap().command else {
+            panic!()
+        };
+        assert!(exec.interactive && exec.tty);
+        assert_eq!(exec.command, ["ls", "-l", "--help"]);
+        assert_eq!(exec.name, "box");
+        assert!(parse("viv exec box").is_err());
+    }
+
+    #[test]
+    fn help_begins_with_two_examples() {
+        for verb in ["", "run", "exec", "ls", "start", "stop", "rm", "diagnose"] {
+            let line = ["viv", verb, "--help"].into_iter().filter(|word| !word.is_empty());
+            let help = Cli::try_parse_from(line).unwrap_err().to_string();
+            let mut lines = help.lines();
+            assert_eq!(lines.next(), Some("Examples:"), "{verb}");
+            assert!(lines.by_ref().take(2).all(|line| line.starts_with("  viv ")), "{verb}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! One module for each verb.
+
+pub(crate) mod diagnose;
+pub(crate) mod exec;
+pub(crate) mod lifecycle;
+pub(crate) mod ls;
+pub(crate) mod run;
+
+use std::time::Duration;
+
+use sandbox::client::{self, Held};
+use sandbox::folder::Sandbox;
+
+use crate::failure::Failure;
+
+/// Whether questions may be asked and progress drawn.
+pub(crate) fn may_interact(no_input: bool) -> bool {
+    use std::io::IsTerminal;
+    let quiet = no_input || std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
+    !quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Holds a sandbox, with a word to the user when that takes more than a moment.
+pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
+    let mut spinner = None;
+    let held = client::hold(sandbox, || {
+        if interactive {
+            let bar = indicatif::ProgressBar::new_spinner();
+            bar.set_message(format!("Starting {}", sandbox.spec.name));
+            // Drawn from the first tick on: what is ready before a second shows nothing.
+            spinner = Some(Spinner::after(bar, Duration::from_secs(1)));
+        }
+    });
+    drop(spinner);
+    Ok(held?)
+}
+
+/// A spinner that appears only if it is still wanted after a while, and leaves no trace.
+struct Spinner {
+    bar: indicatif::ProgressBar,
+    wanted: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Spinner {
+    fn after(bar: indicatif::ProgressBar, pause: Duration) -> Self {
+        let (wanted, over) = std::sync::mpsc::channel::<()>();
+        let drawn = bar.clone();
+        let thread = std::thread::spawn(move || {
+            if over
+                .recv_timeout(pause)
+                .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                drawn.enable_steady_tick(Duration::from_millis(100));
+                let _ = over.recv();
+            }
+        });
+        Self { bar, wanted, thread: Some(thread) }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        let _ = self.wanted.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `NAME=VALUE`, or `NAME` alone for the host's value; a name that the host does not have is left out, as Docker does.
+pub(crate) fn environment(given: &[String]) -> Vec<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt;
+    given
+        .iter()
+        .filter_map(|text| {
+            if text.contains('=') {
+                return Some(text.as_bytes().to_vec());
+            }
+            let value = std::env::var_os(text)?;
+            Some([text.as_bytes(), b"=", value.as_bytes()].concat())
+        })
+        .collect()
+}
+
+/// A size as in the tables: "1.2 GiB".
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let number = if unit == 0 || value >= 100.0 || (value.fract() < 0.05) {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    };
+    format!("{number} {}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1536, "1.5 KiB"),
+            (8 << 30, "8 GiB"),
+            (1_288_490_189, "1.2 GiB"),
+            (250 << 20, "250 MiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn variables_with_values_are_taken_as_they_are() {
+        assert_eq!(environment(&["A=b=c".into(), "VIV_NOT_SET_ANYWHERE".into()]), [b"A=b=c".to_vec()]);
+    }
+}

@@ -1,0 +1,152 @@
+//! `viv run`: make the sandbox of a folder, or attach to it, and run its agent.
+
+use std::os::unix::ffi::OsStrExt;
+
+use sandbox::engine::Engine;
+use sandbox::folder::{Sandbox, Sandboxes, Wish};
+use sandbox::places::Places;
+use sandbox::{spec, workspace};
+
+use crate::cli::RunOptions;
+use crate::commands::{self, environment, may_interact, size};
+use crate::failure::Failure;
+use crate::{session, setup, terminal};
+
+/// The only agent there is so far.
+const SHELL: &str = "shell";
+
+/// Smallest memory and disk that a guest with Docker comes up with.
+const LEAST_MEMORY: u64 = 256 << 20;
+const LEAST_DISK: u64 = 1 << 30;
+
+/// The verb.
+pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
+    if options.agent != SHELL {
+        return Err(unknown_agent(&options.agent));
+    }
+    let places = Places::from_env()?;
+    let sandboxes = Sandboxes::open(&places)?;
+    let wish = wish(&options, &places)?;
+    let interactive = may_interact(no_input);
+    let (sandbox, is_new) = find_or_make(&sandboxes, wish, &options, &places, interactive)?;
+    let held = commands::hold(&sandbox, interactive)?;
+    let tty = terminal::is_interactive();
+    if is_new && tty && options.arguments.is_empty() {
+        eprintln!("{}", headline(&sandbox, &places));
+    }
+    let argv = std::iter::once(b"bash".to_vec())
+        .chain(options.arguments.iter().map(|argument| argument.as_bytes().to_vec()))
+        .collect();
+    let wanted = session::Wanted {
+        argv,
+        env: environment(&options.env),
+        cwd: sandbox.spec.workspace().as_os_str().as_bytes().to_vec(),
+        user: String::new(),
+        tty,
+        input: true,
+    };
+    session::run(held.agent()?, wanted)
+}
+
+fn unknown_agent(given: &str) -> Failure {
+    let failure = Failure::new(format!("there is no agent called \"{given}\""));
+    if given.starts_with(['.', '/', '~']) {
+        return failure.hint(format!("name the agent first:  viv run shell {given}"));
+    }
+    failure.hint("there is one so far:  viv run shell")
+}
+
+/// What a new sandbox shall be; its image is not known yet.
+fn wish(options: &RunOptions, places: &Places) -> Result<Wish, Failure> {
+    let shares = workspace::resolve_all(&options.folders, places, options.force)?;
+    let (cpus, memory, disk) = spec::defaults();
+    let parse = |text: &Option<String>, default| match text {
+        Some(text) => spec::parse_size(text).map_err(|why| Failure::new(why).hint("--memory 4g, --disk 20g")),
+        None => Ok(default),
+    };
+    let memory = parse(&options.memory, memory)?;
+    let disk = parse(&options.disk, disk)?;
+    let cpus = options.cpus.filter(|count| *count > 0).unwrap_or(cpus);
+    if memory < LEAST_MEMORY {
+        return Err(Failure::new("a sandbox needs 256 MiB of memory or more").hint("--memory 1g"));
+    }
+    if disk < LEAST_DISK {
+        return Err(Failure::new("a sandbox needs a disk of 1 GiB or more")
+            .hint("--disk 20g; only what is used takes room"));
+    }
+    if let Some(engine) = &options.engine
+        && Engine::from_name(engine).is_none()
+    {
+        return Err(Failure::new(format!("there is no engine called \"{engine}\""))
+            .hint("--engine kvm or --engine soft"));
+    }
+    if let Some(name) = &options.name {
+        sandbox::naming::check(name)?;
+    }
+    Ok(Wish {
+        name: options.name.clone(),
+        agent: options.agent.clone(),
+        shares,
+        cpus,
+        // Whole huge pages.
+        memory: memory & !((2 << 20) - 1),
+        disk: disk & !0xfff,
+        engine: options.engine.clone(),
+        image: String::new(),
+    })
+}
+
+fn find_or_make(
+    sandboxes: &Sandboxes,
+    mut wish: Wish,
+    options: &RunOptions,
+    places: &Places,
+    interactive: bool,
+) -> Result<(Sandbox, bool), Failure> {
+    if let Some(sandbox) = sandboxes.existing(&wish)? {
+        say_what_stays(&sandbox, &wish, options, places);
+        return Ok((sandbox, false));
+    }
+    let engine = wish.engine.as_deref().and_then(Engine::from_name);
+    // An engine that cannot be used is refused before anything is downloaded.
+    sandbox::engine::choose(engine, places)?;
+    wish.image = setup::ensure_image(places, engine, interactive)?;
+    let sandbox = sandboxes.create(&wish)?;
+    Ok((sandbox, true))
+}
+
+/// What was decided when a sandbox was made stays; a wish for something else is not passed over in silence.
+fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: &Places) {
+    let spec = &sandbox.spec;
+    let mut stays = Vec::new();
+    if options.cpus.is_some() && spec.cpus != wish.cpus {
+        stays.push(format!("{} CPUs", spec.cpus));
+    }
+    if options.memory.is_some() && spec.memory != wish.memory {
+        stays.push(format!("{} of memory", size(spec.memory)));
+    }
+    if options.disk.is_some() && spec.disk != wish.disk {
+        stays.push(format!("a disk of {}", size(spec.disk)));
+    }
+    if options.engine.is_some() && spec.engine != wish.engine {
+        stays.push(format!("the engine {}", spec.engine.as_deref().unwrap_or("that suits the host")));
+    }
+    for share in wish.shares.iter().filter(|share| !spec.shares.contains(share)) {
+        stays.push(format!("no share of {} as asked for now", places.short(&share.path)));
+    }
+    if !stays.is_empty() {
+        eprintln!(
+            "viv: {} was made before and keeps {}   viv rm {} makes room for another",
+            spec.name,
+            stays.join(", "),
+            spec.name
+        );
+    }
+}
+
+/// What a new sandbox has, in one line.
+fn headline(sandbox: &Sandbox, places: &Places) -> String {
+    let spec = &sandbox.spec;
+    let cpus = if spec.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", spec.cpus) };
+    format!("{}  {cpus}  {}  {}", spec.name, size(spec.memory), places.short(spec.workspace()))
+}

@@ -1,0 +1,66 @@
+//! How a command that fails says so: one sentence, one hint, one exit code (`docs/exit-codes.md`).
+
+use std::fmt::Display;
+
+/// The exit code when the failure is ours and not the command's.
+pub(crate) const OURS: u8 = 125;
+
+/// Interrupted from the keyboard.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The exit code.
+    pub(crate) code: u8,
+    /// One sentence in the user's words.
+    message: String,
+    /// The next step.
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure of ours.
+    pub(crate) fn new(message: impl Display) -> Self {
+        Self { code: OURS, message: message.to_string(), hint: None }
+    }
+
+    /// With a next step.
+    pub(crate) fn hint(mut self, hint: impl Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// With another exit code.
+    pub(crate) fn code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Says it on the standard error.
+    pub(crate) fn print(&self) {
+        use std::io::Write;
+        let mut out = std::io::stderr().lock();
+        let _ = writeln!(out, "error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(out, "  hint: {hint}");
+        }
+    }
+}
+
+impl From<sandbox::Error> for Failure {
+    fn from(error: sandbox::Error) -> Self {
+        tracing::debug!(?error, "The operation failed");
+        Self { code: OURS, message: error.to_string(), hint: error.hint() }
+    }
+}
+
+impl From<agent_proto::ProtoError> for Failure {
+    fn from(error: agent_proto::ProtoError) -> Self {
+        tracing::debug!(?error, "The conversation with the guest failed");
+        if error.is_disconnect() {
+            return Self::new("the sandbox ended").hint("viv ls shows its state; viv diagnose what happened");
+        }
+        Self::new(format!("the guest's agent: {error}"))
+    }
+}

@@ -1,0 +1,78 @@
+//! The hidden roles of this program: the shim and the vmm. They have their own, fixed command lines and no help.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use sandbox::client::{Announcement, SHIM_ROLE};
+use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::launch::VMM_ROLE;
+use sandbox::logs::BoundedLog;
+use sandbox::places::Places;
+use sandbox::{Error, shim};
+
+use crate::failure::OURS;
+
+/// Runs a hidden role, if this process was started for one.
+pub(crate) fn dispatch() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let (role, first, rest) = (arguments.next()?, arguments.next(), arguments.next());
+    match (role.as_str(), first, rest) {
+        (VMM_ROLE, None, None) => Some(sandbox::vmm::main()),
+        (SHIM_ROLE, Some(id), None) => Some(run_shim(&id)),
+        _ => None,
+    }
+}
+
+/// The announcement to the client that waits for it; that client may be gone.
+fn announce(announcement: &Announcement) {
+    let mut line = serde_json::to_vec(announcement).unwrap_or_default();
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(&line).and_then(|()| out.flush());
+}
+
+fn run_shim(id: &str) -> ExitCode {
+    // Out of the client's terminal: its Ctrl-C and its end are not ours.
+    let _ = rustix::process::setsid();
+    let outcome = (|| {
+        let places = Places::from_env()?;
+        let sandbox = Sandboxes::open(&places)?.by_id(id)?;
+        start_log(&sandbox);
+        let Some(lock) = shim::take(&sandbox)? else {
+            announce(&Announcement::Busy);
+            return Ok(());
+        };
+        let (terminate, handler) =
+            UnixStream::pair().map_err(|error| Error::host("cannot make a socket", error))?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, handler)
+            .map_err(|error| Error::host("cannot handle signals", error))?;
+        let machine = || sandbox::assemble::machine(&sandbox, &places);
+        shim::run(&sandbox, lock, machine, || announce(&Announcement::Listening), terminate)
+    })();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "The sandbox could not be run");
+            announce(&Announcement::Failed { why: error.to_string(), hint: error.hint() });
+            ExitCode::from(OURS)
+        }
+    }
+}
+
+/// The shim's own log, in the sandbox's folder; panics are noted there too.
+fn start_log(sandbox: &Sandbox) {
+    use tracing_subscriber::EnvFilter;
+    let Ok(log) = BoundedLog::open(&sandbox.log("shim")) else { return };
+    let filter =
+        std::env::var("VIV_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".into());
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_ansi(false)
+        .with_writer(Mutex::new(log))
+        .try_init();
+    if started.is_ok() {
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "The shim panicked")));
+    }
+}

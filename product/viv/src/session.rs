@@ -1,0 +1,236 @@
+//! One process in the guest, with this process's input, output, terminal and signals as its own.
+//!
+//! The main thread hears: output, and the end. A second one speaks: input, window sizes, signals. Bytes go straight between
+//! this process and the vmm.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_proto::client::{Session, SessionEvent, SessionReader, SessionWriter};
+use agent_proto::messages::{Cause, Exec, Pty, WindowSize};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGTERM, SIGWINCH};
+
+use crate::failure::{Failure, OURS};
+use crate::terminal::{self, Raw, Signals};
+
+/// Bytes read from the standard input at once.
+const PIECE: usize = 64 << 10;
+
+/// The exit code of a process that writes into a closed pipe, as a shell has it.
+const BROKEN_PIPE: u8 = 141;
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The program and its arguments.
+    pub(crate) argv: Vec<Vec<u8>>,
+    /// `NAME=VALUE`.
+    pub(crate) env: Vec<Vec<u8>>,
+    /// The folder to run in.
+    pub(crate) cwd: Vec<u8>,
+    /// The user; empty for `agent`.
+    pub(crate) user: String,
+    /// Whether it gets a terminal.
+    pub(crate) tty: bool,
+    /// Whether the standard input is passed on.
+    pub(crate) input: bool,
+}
+
+/// Runs it and returns its exit code as a shell has it.
+pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
+    let signals =
+        Signals::catch().map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))?;
+    let exec = exec_message(&wanted);
+    let back = stream
+        .try_clone()
+        .map_err(|error| Failure::new(format!("the connection cannot be used: {error}")))?;
+    let program =
+        String::from_utf8_lossy(wanted.argv.first().map_or(b"the shell", Vec::as_slice)).into_owned();
+    let (reader, writer) = match Session::open(back, stream, &exec)? {
+        Session::Running { reader, writer, .. } => (reader, writer),
+        Session::NotStarted(refusal) => {
+            let code = u8::try_from(refusal.shell_code()).unwrap_or(OURS);
+            let message = match refusal.cause() {
+                Cause::NotFound => format!("there is no program called \"{program}\" in the sandbox"),
+                Cause::NotExecutable => format!("\"{program}\" cannot be executed"),
+                _ => refusal.message,
+            };
+            return Err(Failure::new(message).code(code));
+        }
+    };
+    let raw = if wanted.tty && wanted.input {
+        let raw =
+            Raw::enter().map_err(|error| Failure::new(format!("the terminal cannot be used: {error}")))?;
+        Some(Arc::new(raw))
+    } else {
+        None
+    };
+    let speaker = Speaker { writer, signals, raw: raw.clone(), tty: wanted.tty, input: wanted.input };
+    let spoken = std::thread::Builder::new().name("input".into()).spawn(move || speaker.work());
+    if let Err(error) = spoken {
+        return Err(Failure::new(format!("a thread cannot be started: {error}")));
+    }
+    let code = hear(reader);
+    if let Some(raw) = raw {
+        // The other thread may hold the last reference while it waits for a key, so dropping is not enough.
+        raw.leave();
+    }
+    code
+}
+
+fn exec_message(wanted: &Wanted) -> Exec {
+    let pty = wanted.tty.then(|| {
+        let (rows, cols) = terminal::size();
+        Pty {
+            size: Some(WindowSize { rows: rows.into(), cols: cols.into() }),
+            term: std::env::var("TERM").unwrap_or_default(),
+        }
+    });
+    Exec {
+        argv: wanted.argv.clone(),
+        env: wanted.env.clone(),
+        cwd: wanted.cwd.clone(),
+        user: wanted.user.clone(),
+        pty,
+        stdin: wanted.input,
+        ..Exec::default()
+    }
+}
+
+fn hear(mut reader: SessionReader<UnixStream>) -> Result<u8, Failure> {
+    loop {
+        let written = match reader.next_event()? {
+            SessionEvent::Stdout { data, .. } => write_all(io::stdout().as_fd(), data),
+            SessionEvent::Stderr { data, .. } => write_all(io::stderr().as_fd(), data),
+            SessionEvent::StdinClosed => Ok(()),
+            SessionEvent::Exit(exit) => {
+                if exit.out_of_memory {
+                    eprintln!("viv: the sandbox ran out of memory   more: --memory on a new sandbox");
+                }
+                return Ok(u8::try_from(exit.shell_code()).unwrap_or(OURS));
+            }
+        };
+        match written {
+            Ok(()) => {}
+            // Nobody reads on: the guest's process is hung up on when the connection closes.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(BROKEN_PIPE),
+            Err(error) => return Err(Failure::new(format!("the output cannot be written: {error}"))),
+        }
+    }
+}
+
+/// Writes everything, also to a descriptor that somebody made non-blocking.
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The half that speaks.
+struct Speaker {
+    writer: SessionWriter<UnixStream>,
+    signals: Signals,
+    raw: Option<Arc<Raw>>,
+    tty: bool,
+    input: bool,
+}
+
+impl Speaker {
+    fn work(mut self) {
+        let mut piece = vec![0u8; PIECE];
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let room = self.writer.stdin_room().min(PIECE);
+            // Without room, input waits and is looked at again soon; signals never wait.
+            let timeout = (self.input && room == 0).then_some(pause);
+            pause = if timeout.is_some() {
+                (pause * 2).min(Duration::from_millis(50))
+            } else {
+                Duration::from_millis(1)
+            };
+            let (input, signal) = self.wait(self.input && room > 0, timeout);
+            if signal && self.hear_signals().is_err() {
+                return;
+            }
+            if input && self.pass_input(&mut piece, room).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wait(&self, with_input: bool, timeout: Option<Duration>) -> (bool, bool) {
+        let stdin = io::stdin();
+        let mut polled = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if with_input {
+            polled.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        let timeout = timeout.map(|time| Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() });
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) => {
+                let ready = |index: usize| polled.get(index).is_some_and(|one| !one.revents().is_empty());
+                (ready(1), ready(0))
+            }
+            Err(_) => (false, true),
+        }
+    }
+
+    fn pass_input(&mut self, piece: &mut [u8], room: usize) -> Result<(), agent_proto::ProtoError> {
+        let Some(piece) = piece.get_mut(..room) else { return Ok(()) };
+        match rustix::io::read(io::stdin(), &mut *piece) {
+            Ok(0) => {
+                self.input = false;
+                self.writer.stdin_end()
+            }
+            Ok(count) => {
+                let wants_more = self.writer.stdin(piece.get(..count).unwrap_or_default())?;
+                self.input = wants_more;
+                Ok(())
+            }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(()),
+            // The terminal is gone, or the input cannot be read: for the process it is the end.
+            Err(_) => {
+                self.input = false;
+                self.writer.stdin_end()
+            }
+        }
+    }
+
+    fn hear_signals(&mut self) -> Result<(), agent_proto::ProtoError> {
+        for signal in self.signals.pending() {
+            match signal {
+                SIGWINCH | SIGCONT => {
+                    if signal == SIGCONT
+                        && let Some(raw) = &self.raw
+                    {
+                        let _ = raw.again();
+                    }
+                    if self.tty {
+                        let (rows, cols) = terminal::size();
+                        self.writer.resize(rows, cols)?;
+                    }
+                }
+                // With a terminal the keys go through it; a signal is meant for this process, as with ssh.
+                SIGHUP | SIGTERM if self.tty => {
+                    if let Some(raw) = &self.raw {
+                        raw.leave();
+                    }
+                    std::process::exit(128 + signal);
+                }
+                other => self.writer.signal(u32::try_from(other).unwrap_or(0))?,
+            }
+        }
+        Ok(())
+    }
+}

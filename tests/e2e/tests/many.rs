@@ -1,0 +1,273 @@
+//! Point 4: several sandboxes, other terminals, names, stopping, starting and deleting.
+
+use e2e::{Case, Terminal, World, ensure, eventually};
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("others_see_and_use_a_running_sandbox", others),
+    ("exec_has_its_own_user_folder_variables_and_input", exec),
+    ("the_window_may_change_and_keys_mean_what_they_mean", keys),
+    ("jobs_stop_and_go_on", jobs),
+    ("a_terminated_client_leaves_the_terminal_as_it_was", terminated),
+    ("names_by_default_second_ones_and_taken_ones", names),
+    ("a_stopped_sandbox_keeps_its_disk", disk),
+    ("a_killed_shim_leaves_a_sandbox_that_starts_again", killed),
+    ("rm_leaves_nothing", remove),
+    ("mistakes_have_one_sentence_and_one_hint", mistakes),
+    ("diagnose_names_the_engine_and_why", diagnose),
+];
+
+fn others(world: &World) -> Case {
+    let folder = world.project("other");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
+    terminal.wait_for("$ ")?;
+    let listed = world.run(&["ls", "--json"])?.text();
+    let row = listed
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|row| row["name"] == "shell-other");
+    let Some(row) = row else { return ensure(false, format!("ls does not list it: {listed}")) };
+    ensure(
+        row["state"] == "running" && row["workspace"] == folder.to_str().unwrap_or_default(),
+        row.to_string(),
+    )?;
+    ensure(row["memory_used"].as_u64().is_some_and(|bytes| bytes > 10 << 20), row.to_string())?;
+    let table = world.run(&["ls"])?.text();
+    ensure(table.lines().next().is_some_and(|head| head.starts_with("NAME")), table.clone())?;
+    // The same machine: a file in its memory is seen by both.
+    terminal.keys("echo shared > /tmp/seen; echo wri''tten\r")?;
+    terminal.wait_for("written")?;
+    let said = world.run(&["exec", "shell-other", "cat", "/tmp/seen"])?;
+    ensure(said.text() == "shared", format!("{said:?}"))?;
+    ensure(world.shell_ok(&folder, "cat /tmp/seen")? == "shared", "a second run attaches")?;
+    terminal.keys("exit\r")?;
+    ensure(terminal.end()? == 0, "the shell's end")
+}
+
+fn exec(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    let said = world.run(&[
+        "exec",
+        "-u",
+        "root",
+        "-w",
+        "/usr/bin",
+        "-e",
+        "A=b c",
+        "shell-main",
+        "sh",
+        "-c",
+        "id -u; pwd; echo $A; cat",
+    ])?;
+    ensure(said.text() == "0\n/usr/bin\nb c", format!("{said:?}"))?;
+    let said = e2e::say(world.viv(&folder, ["exec", "-i", "shell-main", "cat"]), b"from outside")?;
+    ensure(said.out == b"from outside", format!("{said:?}"))?;
+    let said = world.run(&["exec", "shell-main", "pwd"])?;
+    ensure(said.text() == folder.to_str().unwrap_or_default(), format!("{said:?}"))?;
+    let said = world.run(&["exec", "-u", "nobodyatall", "shell-main", "true"])?;
+    ensure(said.code == 125, format!("{said:?}"))
+}
+
+fn keys(world: &World) -> Case {
+    let folder = world.project("main");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
+    terminal.wait_for("$ ")?;
+    terminal.keys("trap 'stty size' WINCH; echo re''ady\r")?;
+    terminal.wait_for("ready")?;
+    terminal.resize(50, 132)?;
+    terminal.keys("\r")?;
+    terminal.wait_for("50 132")?;
+    terminal.keys("sleep 1000; echo af''ter $?\r")?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    terminal.keys("\x03")?;
+    terminal.keys("echo still he''re\r")?;
+    terminal.wait_for("still here")?;
+    terminal.keys("cat\r")?;
+    terminal.keys("a line\r")?;
+    terminal.keys("\x04echo code $?\r")?;
+    terminal.wait_for("code 0")?;
+    terminal.keys("\x04")?;
+    terminal.end().map(|_| ())
+}
+
+fn jobs(world: &World) -> Case {
+    let folder = world.project("main");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
+    terminal.wait_for("$ ")?;
+    terminal.keys("sleep 1000\r")?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    terminal.keys("\x1a")?;
+    terminal.wait_for("Stopped")?;
+    terminal.keys("bg; jobs\r")?;
+    terminal.wait_for("Running")?;
+    terminal.keys("kill %1; wait; echo go''ne\r")?;
+    terminal.wait_for("gone")?;
+    terminal.keys("exit 0\r")?;
+    ensure(terminal.end()? == 0, "the shell's end")
+}
+
+fn terminated(world: &World) -> Case {
+    let folder = world.project("main");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
+    terminal.wait_for("$ ")?;
+    terminal.keys("exec sleep 4242\r")?;
+    let viv = eventually_pid(world)?;
+    let pid = rustix::process::Pid::from_raw(viv).ok_or(std::io::Error::other("no process"))?;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    ensure(terminal.end()? == 143, "its code says that it was terminated")?;
+    ensure(terminal.is_cooked()?, "the terminal is left raw")?;
+    // The session's process is hung up on.
+    eventually("the end of the session's process", || {
+        world
+            .run(&["exec", "shell-main", "sh", "-c", "! pgrep -f '[s]leep 4242'"])
+            .is_ok_and(|said| said.code == 0)
+    })
+}
+
+/// The client that runs the session: the one `viv run` of this test's program.
+fn eventually_pid(world: &World) -> Result<i32, e2e::Verdict> {
+    let mut found = None;
+    let program = world.program().canonicalize()?;
+    eventually("the client's process", || {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+        found = processes.flatten().find_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            (std::fs::read_link(entry.path().join("exe")).ok()? == program).then_some(())?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            line.split(|byte| *byte == 0).nth(1).is_some_and(|verb| verb == b"run").then_some(pid)
+        });
+        found.is_some()
+    })?;
+    found.ok_or_else(|| e2e::Verdict::Wrong("no client".into()))
+}
+
+fn names(world: &World) -> Case {
+    let (one, two) = (world.project("a/twin"), world.project("b/twin"));
+    world.shell_ok(&one, "true")?;
+    world.shell_ok(&two, "true")?;
+    let listed = world.run(&["ls", "-q"])?.text();
+    ensure(
+        listed.lines().any(|name| name == "shell-twin") && listed.lines().any(|name| name == "shell-twin-2"),
+        listed,
+    )?;
+    let said =
+        e2e::say(world.viv(&two, ["run", "shell", ".", "--name", "shell-twin", "--", "-c", "true"]), b"")?;
+    ensure(said.code == 125 && said.err.contains("taken"), format!("{said:?}"))?;
+    world.run(&["rm", "-f", "shell-twin-2"])?;
+    world.run(&["rm", "-f", "shell-twin"]).map(|_| ())
+}
+
+fn disk(world: &World) -> Case {
+    let folder = world.project("kept");
+    let script = "echo kept | sudo tee /etc/kept /root/kept >/dev/null; echo mine > ~/mine; \
+                  tar -c -C /etc hostname | docker import - kept:1 >/dev/null; docker create --name box kept:1 /x >/dev/null; sync; echo done";
+    ensure(world.shell_ok(&folder, script)? == "done", "it was written")?;
+    let stopped = world.run(&["stop", "shell-kept"])?;
+    ensure(stopped.code == 0, format!("{stopped:?}"))?;
+    let table = world.run(&["ls"])?.text();
+    ensure(table.lines().any(|line| line.starts_with("shell-kept") && line.contains("stopped")), table)?;
+    let script = "cat /etc/kept ~/mine; sudo cat /root/kept; docker images -q kept:1 | wc -l; docker ps -aq --filter name=box | wc -l";
+    let said = world.shell_ok(&folder, script)?;
+    ensure(said == "kept\nmine\nkept\n1\n1", said)?;
+    world.run(&["rm", "-f", "shell-kept"]).map(|_| ())
+}
+
+fn killed(world: &World) -> Case {
+    let folder = world.project("killed");
+    world.shell_ok(&folder, "echo before > ~/before; sync")?;
+    let runtime = find_state(world, "shell-killed")?.join("runtime.json");
+    let text = std::fs::read(&runtime)?;
+    let pid = serde_json::from_slice::<serde_json::Value>(&text)?["pid"].as_i64().unwrap_or(0);
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .ok_or(std::io::Error::other("no pid"))?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    eventually("the sandbox to be listed as stopped", || {
+        world.run(&["ls"]).is_ok_and(|said| {
+            said.text().lines().any(|line| line.starts_with("shell-killed") && line.contains("stopped"))
+        })
+    })?;
+    ensure(world.shell_ok(&folder, "cat ~/before")? == "before", "the disk")?;
+    world.run(&["rm", "-f", "shell-killed"]).map(|_| ())
+}
+
+/// The sandbox's folder.
+fn find_state(world: &World, name: &str) -> Result<std::path::PathBuf, e2e::Verdict> {
+    for entry in std::fs::read_dir(world.state().join("sandboxes"))? {
+        let path = entry?.path();
+        let Ok(text) = std::fs::read(path.join("spec.json")) else { continue };
+        if serde_json::from_slice::<serde_json::Value>(&text)?["name"] == name {
+            return Ok(path);
+        }
+    }
+    Err(e2e::Verdict::Wrong(format!("{name} has no folder")))
+}
+
+fn remove(world: &World) -> Case {
+    let folder = world.project("removed");
+    world.shell_ok(&folder, "touch stays; dd if=/dev/zero of=~/big bs=1M count=5 status=none")?;
+    let state = find_state(world, "shell-removed")?;
+    let refused = world.run(&["rm", "shell-removed"])?;
+    ensure(
+        refused.code == 125 && state.exists(),
+        format!("without -f and a terminal it must refuse: {refused:?}"),
+    )?;
+    let said = world.run(&["rm", "-f", "shell-removed"])?;
+    ensure(said.code == 0, format!("{said:?}"))?;
+    ensure(!state.exists(), "its folder is still there")?;
+    let left: Vec<_> = std::fs::read_dir(world.state().join("sandboxes"))?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    ensure(!left.iter().any(|name| name.to_string_lossy().starts_with(".gone")), format!("{left:?}"))?;
+    ensure(folder.join("stays").exists(), "the workspace must stay")?;
+    // No process of it either.
+    let id = state.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lives = std::fs::read_dir("/proc")?.flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&id))
+    });
+    ensure(!lives, "a process of it still lives")
+}
+
+fn mistakes(world: &World) -> Case {
+    for (arguments, word) in [
+        (&["exec", "nosuch", "true"][..], "no sandbox is called"),
+        (&["run", "shell", "/does/not/exist"][..], "does not exist"),
+        (&["run", "shell", "/usr"][..], "belongs to the system"),
+        (&["run", "nosuchagent"][..], "no agent"),
+        (&["run", "shell", ".", "--memory", "lots"][..], "not a size"),
+        (&["run", "shell", ".", "--engine", "steam"][..], "no engine"),
+        (&["stop", "nosuch"][..], "no sandbox is called"),
+    ] {
+        let said = world.run(arguments)?;
+        let lines: Vec<&str> = said.err.lines().collect();
+        let good = said.code == 125
+            && said.out.is_empty()
+            && lines.len() == 2
+            && lines[0].starts_with("error: ")
+            && lines[1].starts_with("  hint: ");
+        ensure(
+            good && said.err.contains(word) && !said.err.contains("os error"),
+            format!("{arguments:?}: {said:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn diagnose(world: &World) -> Case {
+    let said = world.run(&["diagnose"])?;
+    let text = said.text();
+    ensure(
+        said.code == 0
+            && text.starts_with("engine ")
+            && text.contains("would help")
+            && text.contains("confinement"),
+        text,
+    )?;
+    let json: serde_json::Value = serde_json::from_str(&world.run(&["diagnose", "--json"])?.text())?;
+    ensure(matches!(json["engine"]["engine"].as_str(), Some("kvm" | "soft")), json.to_string())
+}

@@ -1,0 +1,145 @@
+//! Point 1: set-up, one command, bytes and codes, an interactive shell.
+
+use e2e::{Case, Terminal, Verdict, World, ensure, say};
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("a_first_run_gives_a_shell_as_agent_in_the_folder", first_run),
+    ("a_second_run_needs_no_network", no_network),
+    ("bytes_pass_through_unchanged", bytes),
+    ("output_and_errors_stay_apart", streams),
+    ("exit_codes_are_the_commands_own", codes),
+    ("input_ends_when_it_ends", input_end),
+    ("an_interactive_shell_is_a_terminal", interactive),
+    ("the_program_works_when_copied_elsewhere", copied),
+];
+
+fn first_run(world: &World) -> Case {
+    let folder = world.project("main");
+    let said = world.shell_ok(&folder, "id -un; id -u; pwd; sudo -n id -u; echo $0")?;
+    let expected = format!("agent\n1000\n{}\n0\nbash", folder.display());
+    ensure(said == expected, format!("{said:?} is not {expected:?}"))
+}
+
+/// Every way to the network is closed by a proxy that is not there.
+fn no_network(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    let mut command = world.viv(&folder, ["run", "shell", ".", "--", "-c", "echo here"]);
+    for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env(name, "http://127.0.0.1:1");
+    }
+    let said = say(command, b"")?;
+    ensure(said.text() == "here" && said.err.is_empty(), format!("{said:?}"))
+}
+
+fn bytes(world: &World) -> Case {
+    let folder = world.project("main");
+    // Every byte value, in an order that repeats late, and no whole number of blocks.
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let input: Vec<u8> = (0..6_000_011)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect();
+    let said = world.shell(&folder, "cat", &input)?;
+    ensure(said.code == 0, format!("cat ended with {}: {}", said.code, said.err))?;
+    ensure(said.out == input, format!("{} bytes went in, {} others came out", input.len(), said.out.len()))
+}
+
+fn streams(world: &World) -> Case {
+    let folder = world.project("main");
+    let said = world.shell(&folder, r"printf 'out\0'; printf 'err' >&2", b"")?;
+    ensure(said.out == b"out\0" && said.err == "err", format!("{said:?}"))
+}
+
+fn codes(world: &World) -> Case {
+    let folder = world.project("main");
+    for (script, code) in [
+        ("true", 0),
+        ("exit 7", 7),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
+        ("exit 255", 255),
+        ("nosuch", 127),
+    ] {
+        let said = world.shell(&folder, script, b"")?;
+        ensure(said.code == code, format!("`{script}` gave {} instead of {code}: {}", said.code, said.err))?;
+    }
+    let name = "shell-main";
+    for (command, code) in [("nosuchprogram", 127), ("/etc/passwd", 126), ("true", 0)] {
+        let said = world.run(&["exec", name, command])?;
+        ensure(
+            said.code == code,
+            format!("exec {command} gave {} instead of {code}: {}", said.code, said.err),
+        )?;
+    }
+    let said = world.run(&["exec", "nosuchsandbox", "true"])?;
+    ensure(said.code == 125 && said.err.contains("hint:"), format!("{said:?}"))
+}
+
+fn input_end(world: &World) -> Case {
+    let folder = world.project("main");
+    let said = world.shell(&folder, "wc -l", b"a\nb\nc\n")?;
+    ensure(said.text() == "3", format!("{said:?}"))?;
+    // A command that does not read its input is not kept by it.
+    let said = world.shell(&folder, "exec 0<&-; echo done", &vec![b'x'; 3 << 20])?;
+    ensure(said.text() == "done" && said.code == 0, format!("{} {:?}", said.code, said.text()))
+}
+
+fn interactive(world: &World) -> Case {
+    let folder = world.project("main");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 31, 97)?;
+    terminal.wait_for("$ ")?;
+    terminal.keys("tty; stty size; echo $TERM; id -un\r")?;
+    terminal.wait_for("/dev/pts/")?;
+    terminal.wait_for("31 97")?;
+    terminal.wait_for("xterm-256color")?;
+    terminal.wait_for("agent")?;
+    ensure(!terminal.is_cooked()?, "the terminal is not raw during a session")?;
+    terminal.keys("exit 5\r")?;
+    let code = terminal.end()?;
+    ensure(code == 5, format!("the shell's code 5 became {code}"))?;
+    ensure(terminal.is_cooked()?, "the terminal is left raw")
+}
+
+/// As an ordinary user, from that user's home, with nothing else of the build. Shares the downloads, not the state.
+fn copied(world: &World) -> Case {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Verdict::Skipped("needs root, to become another user".into()));
+    }
+    let home = tempfile::Builder::new().prefix("viv-user-").tempdir_in("/var/tmp")?;
+    let path = home.path();
+    std::fs::copy(world.program(), path.join("viv"))?;
+    let own = std::process::Command::new("chown").args(["-R", "65534:65534"]).arg(path).status()?;
+    ensure(own.success(), "chown failed")?;
+    let user = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
+        command.arg(path.join("viv")).args(arguments);
+        command.env_clear().env("HOME", path).env("PATH", "/usr/bin:/bin").current_dir(path.join("p"));
+        command
+    };
+    // What another user's viv fetched is as good, being verified again; without it this takes as long as a first run.
+    let given = path.join(".cache");
+    std::fs::create_dir_all(&given)?;
+    std::fs::create_dir(path.join("p"))?;
+    let copy = std::process::Command::new("cp")
+        .arg("-a")
+        .arg("--sparse=always")
+        .arg(world.cache())
+        .arg(given.join("vivarium"))
+        .status()?;
+    ensure(copy.success(), "cp failed")?;
+    let own = std::process::Command::new("chown").args(["-R", "65534:65534"]).arg(path).status()?;
+    ensure(own.success(), "chown failed")?;
+    let said = say(user(&["run", "shell", ".", "--", "-c", "id -un; touch made; ls"]), b"")?;
+    let removed = say(user(&["rm", "-f", "shell-p"]), b"")?;
+    ensure(said.code == 0 && said.text() == "agent\nmade", format!("{said:?}"))?;
+    ensure(removed.code == 0, format!("{removed:?}"))?;
+    use std::os::unix::fs::MetadataExt;
+    let made = std::fs::metadata(path.join("p/made"))?;
+    ensure(made.uid() == 65534, format!("the file belongs to {}", made.uid()))
+}

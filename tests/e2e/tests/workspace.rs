@@ -1,0 +1,134 @@
+//! Point 3: the folder is live in both directions at the same path, and nothing else of the host is there.
+
+use std::os::unix::fs::MetadataExt;
+
+use e2e::{Case, World, ensure, say};
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("what_the_guest_writes_is_on_the_host", guest_writes),
+    ("what_the_host_writes_is_in_the_guest", host_writes),
+    ("a_further_folder_may_be_read_only", read_only),
+    ("nothing_else_of_the_host_is_there", nothing_else),
+    ("links_do_not_lead_out", links),
+    ("git_clone_works_on_it", git),
+    ("npm_install_of_local_packages_works_on_it", npm),
+    ("twenty_thousand_files_work_on_it", many_files),
+];
+
+fn guest_writes(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "printf 'of the guest' > made; mkdir -p deep/er; chmod 750 deep; mv made deep/er/moved; ln -sf er/moved deep/link")?;
+    let made = folder.join("deep/er/moved");
+    ensure(std::fs::read(&made)? == b"of the guest", "other content")?;
+    ensure(
+        std::fs::metadata(&made)?.uid() == rustix::process::geteuid().as_raw(),
+        "it does not belong to the caller",
+    )?;
+    ensure(std::fs::read(folder.join("deep/link"))? == b"of the guest", "the link does not work on the host")
+}
+
+fn host_writes(world: &World) -> Case {
+    let folder = world.project("main");
+    std::fs::write(folder.join("changing"), "first")?;
+    ensure(world.shell_ok(&folder, "cat changing")? == "first", "the first content")?;
+    std::fs::write(folder.join("changing"), "second, and longer")?;
+    ensure(
+        world.shell_ok(&folder, "cat changing; stat -c ' %U %s' changing")? == "second, and longer agent 18",
+        "the second content",
+    )?;
+    std::fs::remove_file(folder.join("changing"))?;
+    ensure(world.shell_ok(&folder, "test -e changing || echo gone")? == "gone", "it is deleted")
+}
+
+fn read_only(world: &World) -> Case {
+    let (folder, other) = (world.project("readonly"), world.project("reference data"));
+    std::fs::write(other.join("facts"), "42")?;
+    let share = format!("{}:ro", other.display());
+    let script = format!(
+        "cat '{0}/facts'; touch '{0}/new' 2>/dev/null || echo refused; sudo touch '{0}/new' 2>/dev/null || echo refused",
+        other.display()
+    );
+    let said = say(world.viv(&folder, ["run", "shell", ".", &share, "--", "-c", &script]), b"")?;
+    ensure(said.text() == "42refused\nrefused", format!("{said:?}"))?;
+    ensure(!other.join("new").exists(), "a read-only folder was written to")
+}
+
+fn nothing_else(world: &World) -> Case {
+    let folder = world.project("main");
+    let secret = world.project("beside").join("secret");
+    std::fs::write(&secret, "not for the guest")?;
+    let script = format!(
+        "sudo cat '{0}' 2>/dev/null; sudo ls '{1}/..'; sudo cat '{1}/../beside/secret' 2>/dev/null; true",
+        secret.display(),
+        folder.display()
+    );
+    let said = world.shell_ok(&folder, &script)?;
+    ensure(said == "main", format!("the guest saw {said:?}"))
+}
+
+/// Links that the guest makes are the guest's affair: the host never follows them.
+fn links(world: &World) -> Case {
+    let folder = world.project("main");
+    let script =
+        "ln -sfn /etc out; ln -sfn ../beside up; cat out/hostname; cat up/secret 2>/dev/null || echo nothing";
+    let said = world.shell_ok(&folder, script)?;
+    ensure(said == "shell-main\nnothing", said)
+}
+
+fn git(world: &World) -> Case {
+    let folder = world.project("main");
+    let script = r#"set -e
+rm -rf origin copy; git init -q origin; cd origin
+git config user.email e@e; git config user.name e
+for i in $(seq 50); do mkdir -p d$i; echo $i > d$i/f; done
+git add . && git commit -qm one
+cd .. && git clone -q origin copy && cd copy && git status --porcelain | wc -l && git ls-files | wc -l && git fsck 2>&1 | wc -l"#;
+    let said = world.shell_ok(&folder, script)?;
+    ensure(said == "0\n50\n0", said)
+}
+
+fn npm(world: &World) -> Case {
+    let folder = world.project("npm");
+    let script = r#"set -e
+rm -rf packages app; mkdir -p packages app
+for i in $(seq 12); do
+  mkdir -p packages/p$i/lib
+  echo "{\"name\":\"p$i\",\"version\":\"1.0.$i\",\"main\":\"lib/index.js\"}" > packages/p$i/package.json
+  echo "module.exports = $i;" > packages/p$i/lib/index.js
+  (cd packages && tar czf p$i.tgz --transform 's,^p[0-9]*,package,' p$i)
+done
+cd app && echo '{"name":"app","version":"1.0.0"}' > package.json
+npm install --offline --no-audit --no-fund --loglevel=error ../packages/*.tgz >/dev/null
+node -p 'let s = 0; for (let i = 1; i <= 12; i++) s += require("p" + i); s'"#;
+    let said = world.shell_ok(&folder, script)?;
+    ensure(said == "78", said)?;
+    ensure(
+        folder.join("app/node_modules/p12/package.json").exists(),
+        "the host does not see the installed package",
+    )
+}
+
+fn many_files(world: &World) -> Case {
+    let folder = world.project("files");
+    let script = r#"set -e
+python3 - <<'P'
+import os
+for d in range(200):
+    os.makedirs(f"t/{d}", exist_ok=True)
+    for f in range(100):
+        with open(f"t/{d}/{f}", "w") as out: out.write(str(d * 100 + f))
+P
+find t -type f | wc -l
+cat t/199/99"#;
+    let said = world.shell_ok(&folder, script)?;
+    ensure(said == "20000\n19999", said)?;
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder.join("t"))? {
+        count += std::fs::read_dir(entry?.path())?.count();
+    }
+    ensure(count == 20_000, format!("the host sees {count} files"))?;
+    world.shell_ok(&folder, "rm -r t")?;
+    ensure(!folder.join("t").exists(), "the host still sees the deleted tree")
+}
