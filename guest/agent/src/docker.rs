@@ -21,7 +21,7 @@ use crate::console::log;
 use crate::fail::{Doing, Outcome};
 use crate::mounts::make_dir;
 use crate::reaper::Child;
-use crate::spawn::{Preparation, prepare};
+use crate::spawn::{Preparation, prepare, what_failed};
 use crate::users::Accounts;
 
 const SOCKET: &str = "/run/docker.sock";
@@ -125,13 +125,21 @@ fn run_once(agent: &Arc<Agent>, program: &str, socket: &OwnedFd) -> Outcome {
         .stdin(Stdio::null())
         .stdout(theirs.try_clone().doing("Cannot share a pipe")?)
         .stderr(theirs);
-    let group = Group::for_service("dockerd")?.entrance()?;
+    // Kept while dockerd lives: a group that nobody holds is removed.
+    let group = Group::for_service("dockerd")?;
     let third = socket.try_clone().doing("Cannot share Docker's socket")?;
     prepare(
         &mut command,
-        Preparation { group: Some(group), third: Some(third), oom_score: b"-500", ..Preparation::default() },
+        Preparation {
+            group: Some(group.entrance()?),
+            third: Some(third),
+            oom_score: b"-500",
+            ..Preparation::default()
+        },
     );
-    let child = Arc::new(agent.reaper.spawn(&mut command).doing("Cannot start dockerd")?);
+    let child = Arc::new(
+        agent.reaper.spawn(&mut command).map_err(|e| what_failed(&e).1).doing("Cannot start dockerd")?,
+    );
     // The parent's copy of the pipe must go, or its end would never come.
     drop(command);
     *agent.docker.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&child));

@@ -13,7 +13,7 @@ use crate::cgroup::Group;
 use crate::console::say;
 use crate::devices::Devices;
 use crate::fail::{Doing, Failure, Outcome};
-use crate::spawn::{Ids, Preparation, prepare};
+use crate::spawn::{Ids, Preparation, prepare, what_failed};
 use crate::sys::Ended;
 
 /// The most that a script may have, in bytes.
@@ -49,7 +49,8 @@ pub(crate) fn run(agent: &Agent, name: &str) -> Outcome<i32> {
             ..Preparation::default()
         },
     );
-    let child = agent.reaper.spawn(&mut command).doing("Cannot run the script")?;
+    let child =
+        agent.reaper.spawn(&mut command).map_err(|e| what_failed(&e).1).doing("Cannot run the script")?;
     let code = match child.wait() {
         Ended::Code(code) => code,
         Ended::Signal(signal) => 128 + signal,
