@@ -1,1 +1,33 @@
-//! (in progress)
+//! The binary translator of the `soft` engine: x86-64 guest code to x86-64 host code, on demand.
+//!
+//! Most guest instructions translate to themselves; what changes is how they reach memory (through a software TLB in
+//! line), where they keep four registers, and how they jump. Everything that is not translated is left to the
+//! interpreter in `soft-cpu`, one instruction at a time, so coverage is a matter of speed only.
+//!
+//! Trusted: [`thunk`], [`emit`] and the bytes they make, [`tlb::refill`] (which makes host addresses), and [`verify`].
+//! Guest bytes are never executed as they are: every instruction is decoded, allowed by name, and encoded again.
+#![allow(unsafe_code, reason = "runs generated code")]
+#![cfg(target_arch = "x86_64")]
+
+mod block;
+mod cache;
+mod decode;
+mod dispatch;
+mod emit;
+mod host;
+mod jit;
+mod layout;
+mod lower;
+#[cfg(test)]
+mod native_tests;
+mod shared;
+mod thunk;
+mod tlb;
+mod translate;
+mod tuning;
+mod verify;
+
+pub use cache::CacheError;
+pub use dispatch::JitVcpu;
+pub use jit::Jit;
+pub use tuning::Tuning;

@@ -1,0 +1,356 @@
+//! The run loop of one vCPU: finds or makes blocks, enters them, and does what they leave for Rust.
+
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, PoisonError};
+
+use soft_cpu::cpu::{cr, flag, sreg};
+use soft_cpu::{Access, Cpu, Env, Executor, Exit, Step, translate};
+
+use crate::block::{Mode, SiteKind};
+use crate::host;
+use crate::jit::{Jit, vcpu_bit};
+use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, Head, Space, head_of};
+use crate::shared::{BlockId, VcpuRef, clear_jumps, fill_jump, find_jump};
+use crate::tlb::{self, RunContext, TlbState, space_of};
+
+/// Runs guest code of one vCPU by translation. Lives on the vCPU's thread.
+pub struct JitVcpu {
+    jit: Arc<Jit>,
+    cpu: *mut Cpu,
+    stack: host::Stack,
+    tlb: TlbState,
+    no_vector: bool,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    entries: u64,
+    steps: u64,
+    misses: u64,
+    lookups: u64,
+    by_mnemonic: Vec<u64>,
+}
+
+/// What to do next.
+enum Next {
+    /// Enter this host address.
+    Enter(u64),
+    /// Interpret one instruction.
+    Step,
+}
+
+impl JitVcpu {
+    /// An executor for one vCPU of the VM that `jit` belongs to.
+    ///
+    /// # Errors
+    /// When the host gives no memory for the private stack.
+    pub fn new(jit: &Arc<Jit>) -> std::io::Result<Self> {
+        Ok(Self {
+            jit: jit.clone(),
+            cpu: std::ptr::null_mut(),
+            stack: host::Stack::new()?,
+            tlb: TlbState::default(),
+            no_vector: false,
+            counts: Counts::default(),
+        })
+    }
+
+    fn head(&self) -> *mut Head {
+        head_of(self.cpu)
+    }
+
+    /// First use with this Cpu: fills in the head and clears the tables.
+    fn attach(&mut self, cpu: *mut Cpu) {
+        if self.cpu == cpu {
+            return;
+        }
+        self.detach();
+        self.cpu = cpu;
+        let head = self.head();
+        // SAFETY: the head belongs to this executor alone while it is attached.
+        unsafe {
+            (*head).host_stack = self.stack.top();
+            (*head).refill = tlb::refill_from_thunk as *const () as u64;
+            (*head).this = cpu as u64;
+            for space in Space::ALL {
+                (*head).index_mask[space as usize] = (space.tlb_len() as u64 - 1) << 12;
+                (*head).jump_mask[space as usize] = space.jump_len() as u64 - 1;
+            }
+            (*head).page_mask = !0xfff;
+            (*head).bit_mask = [63, 31];
+            (*head).host_mxcsr = 0x1f80;
+        }
+        tlb::clear_all(cpu, &mut self.tlb);
+        self.jit.lock().vcpus.push(VcpuRef(cpu));
+    }
+
+    fn detach(&mut self) {
+        if !self.cpu.is_null() {
+            let cpu = self.cpu;
+            self.jit.lock().vcpus.retain(|vcpu| vcpu.0 != cpu);
+            self.cpu = std::ptr::null_mut();
+        }
+    }
+
+    fn run_loop(&mut self, context: &mut RunContext<'_>) -> Exit {
+        let cpu = self.cpu;
+        loop {
+            if let Some(why) = self.jit.failure() {
+                return Exit::Crashed(why);
+            }
+            // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+            let state = unsafe { &mut *cpu };
+            if state.kick.load(Ordering::SeqCst) != 0 {
+                return Exit::Kicked;
+            }
+            if !state.tlb_events.is_empty() {
+                let events = std::mem::take(&mut state.tlb_events);
+                tlb::apply(cpu, &mut context.tlb, &events, state.pcid());
+                state.tlb_events = events;
+                state.tlb_events.clear();
+            }
+            let next = if wants_single_step(state) { Next::Step } else { self.find(context) };
+            match next {
+                Next::Enter(host) => {
+                    if self.enter(host)
+                        && let Some(exit) = self.after(context)
+                    {
+                        return exit;
+                    }
+                }
+                Next::Step => {
+                    if let Some(exit) = self.step(context) {
+                        return exit;
+                    }
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
+        self.counts.steps += 1;
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &mut *self.cpu };
+        match soft_cpu::exec::step(state, &context.env) {
+            Step::Done => None,
+            Step::Halt => Some(Exit::Halt),
+            Step::Shutdown => Some(Exit::Shutdown),
+        }
+    }
+
+    /// The translation of the code at RIP.
+    fn find(&mut self, context: &mut RunContext<'_>) -> Next {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        let space = space_of(state);
+        let no_vector = vector_may_fault(state);
+        if no_vector != self.no_vector {
+            self.no_vector = no_vector;
+            for space in Space::ALL {
+                clear_jumps(self.cpu, space);
+            }
+        }
+        if let Some(host) = find_jump(self.cpu, space, state.rip) {
+            return Next::Enter(host);
+        }
+        let jit = self.jit.clone();
+        let mut shared = jit.lock();
+        let Some(id) = self.lookup(context, &mut shared, Mode { space, no_vector }) else {
+            return Next::Step;
+        };
+        let Some(block) = shared.block(id) else { return Next::Step };
+        if block.step_only {
+            return Next::Step;
+        }
+        let host = shared.cache.address(block.at);
+        fill_jump(self.cpu, space, state.rip, host);
+        tlb::note_code(&mut context.tlb, state.rip);
+        Next::Enter(host)
+    }
+
+    fn lookup(
+        &mut self,
+        context: &RunContext<'_>,
+        shared: &mut crate::shared::Shared,
+        mode: Mode,
+    ) -> Option<BlockId> {
+        self.counts.lookups += 1;
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        if !soft_cpu::paging::is_canonical(state.rip) {
+            return None;
+        }
+        let page = translate(state, &context.env, state.rip, Access::exec(state)).ok()?;
+        if page.host.is_null() {
+            return None;
+        }
+        self.jit.block_for(shared, self.cpu, page.gpa | (state.rip & 0xfff), page.host, state.rip, mode)
+    }
+
+    /// Runs translated code from `host` until it leaves; false if another vCPU has stopped all others.
+    fn enter(&mut self, host: u64) -> bool {
+        let head = self.head();
+        // SAFETY: the head belongs to this executor; `in_guest` is atomic.
+        unsafe {
+            (*head).in_guest.store(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if self.jit.stop.load(Ordering::SeqCst) != 0 {
+                (*head).in_guest.store(0, Ordering::SeqCst);
+                drop(self.jit.lock());
+                return false;
+            }
+            (*head).pc_base = (*self.cpu).rip & !0xfff;
+            (*head).entry = host;
+            self.counts.entries += 1;
+            // SAFETY: the address is the enter thunk, which keeps the System V ABI; gs is set by `run`; `host` is the
+            // entry of a block that was found under the lock, and its unit cannot be reused while `in_guest` is set.
+            let enter: extern "sysv64" fn() = std::mem::transmute(self.jit.enter_address() as *const ());
+            enter();
+            (*head).in_guest.store(0, Ordering::SeqCst);
+        }
+        true
+    }
+
+    /// Handles the exit that was just made.
+    fn after(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
+        // SAFETY: the head belongs to this executor.
+        let (code, address, pc_base) = unsafe {
+            let head = self.head();
+            ((*head).exit_code, (*head).exit_site, (*head).pc_base)
+        };
+        if code == EXIT_JUMP {
+            return None;
+        }
+        let jit = self.jit.clone();
+        let mut shared = jit.lock();
+        let offset = shared.cache.offset(address);
+        let lookup = if code == EXIT_SIGNAL { offset.map(|offset| offset + 1) } else { offset };
+        let found = lookup.and_then(|lookup| shared.block_at(lookup));
+        let (Some(offset), Some(id)) = (offset, found) else {
+            return Some(Exit::Crashed(format!(
+                "Translated code left at {address:#x}, which is in no block"
+            )));
+        };
+        let Some(block) = shared.block(id) else {
+            return Some(Exit::Crashed("A block has vanished".to_owned()));
+        };
+        let user = block.key.mode.space == Space::User;
+        let page = if user { pc_base } else { block.key.rip & !0xfff };
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &mut *self.cpu };
+        match code {
+            EXIT_SITE => {}
+            EXIT_SIGNAL => {
+                let Some(guest) = block.guest_offset(offset) else {
+                    return Some(Exit::Crashed(format!("No instruction is known at {address:#x}")));
+                };
+                state.rip = page.wrapping_add(u64::from(guest));
+                drop(shared);
+                return self.step(context);
+            }
+            other => return Some(Exit::Crashed(format!("Translated code left with code {other}"))),
+        }
+        let Some(site) = block.site(offset).copied() else {
+            return Some(Exit::Crashed(format!("No exit is known at {address:#x}")));
+        };
+        let mode = block.key.mode;
+        match site.kind {
+            SiteKind::Chain { patch, target } => {
+                state.rip = page.wrapping_add(u64::from(target));
+                if self.jit.tuning.chain
+                    && let Some(to) = self.lookup(context, &mut shared, mode)
+                    && shared.block(to).is_some_and(|to| !to.step_only)
+                {
+                    shared.link(id, site.ret, patch, to);
+                }
+                None
+            }
+            SiteKind::Kick(target) => {
+                state.rip = page.wrapping_add(u64::from(target));
+                None
+            }
+            SiteKind::Step(guest) => {
+                state.rip = page.wrapping_add(u64::from(guest));
+                drop(shared);
+                self.step(context)
+            }
+            SiteKind::Miss(guest) => {
+                self.counts.misses += 1;
+                state.rip = page.wrapping_add(u64::from(guest));
+                drop(shared);
+                self.step(context)
+            }
+        }
+    }
+}
+
+/// States that translated code does not handle: not 64-bit mode, a trap after each instruction, the shadow of STI or
+/// MOV SS.
+fn wants_single_step(cpu: &Cpu) -> bool {
+    let long = cpu.efer & cr::EFER_LMA != 0 && cpu.seg[sreg::CS].attributes & (1 << 13) != 0;
+    !long || cpu.rflags & flag::TF != 0 || cpu.shadow != 0 || cpu.dr7 & 0xff != 0 || !matches!(cpu.cpl, 0 | 3)
+}
+
+/// Whether an x87, SSE or AVX instruction could raise #NM or #UD on the guest where the host would run it.
+fn vector_may_fault(cpu: &Cpu) -> bool {
+    cpu.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0
+        || cpu.cr4 & (cr::CR4_OSFXSR | cr::CR4_OSXSAVE | cr::CR4_OSXMMEXCPT)
+            != cr::CR4_OSFXSR | cr::CR4_OSXSAVE | cr::CR4_OSXMMEXCPT
+        || cpu.xcr0 & 7 != 7
+}
+
+impl Executor for JitVcpu {
+    fn run(&mut self, cpu: &mut Cpu, env: &Env<'_>) -> Exit {
+        let cpu: *mut Cpu = cpu;
+        self.attach(cpu);
+        host::set_gs_base(cpu as u64);
+        host::handle_faults(self.jit.code_range.clone(), self.jit.signal_thunk);
+        // SAFETY: the vCPU's own live Cpu.
+        let bit = vcpu_bit(unsafe { (*cpu).index });
+        let jit = self.jit.clone();
+        let mut context =
+            RunContext { env: *env, writers: &jit.writers, tlb: std::mem::take(&mut self.tlb), bit };
+        // SAFETY: the head belongs to this executor.
+        unsafe { (*self.head()).context = (&raw mut context) as u64 };
+        let exit = self.run_loop(&mut context);
+        // SAFETY: as above.
+        unsafe { (*self.head()).context = 0 };
+        self.tlb = context.tlb;
+        exit
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        vec![
+            ("entries into translated code".to_owned(), self.counts.entries),
+            ("interpreted instructions".to_owned(), self.counts.steps),
+            ("accesses left to the interpreter".to_owned(), self.counts.misses),
+            ("block look-ups".to_owned(), self.counts.lookups),
+            ("TLB refills".to_owned(), self.tlb.refills),
+            ("TLB flushes".to_owned(), self.tlb.flushes),
+        ]
+    }
+
+    fn invalidate(&mut self, cpu: &mut Cpu) {
+        let cpu: *mut Cpu = cpu;
+        self.attach(cpu);
+        tlb::clear_all(cpu, &mut self.tlb);
+    }
+}
+
+impl Drop for JitVcpu {
+    fn drop(&mut self) {
+        let mut totals = self.jit.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, count) in self.counters() {
+            *totals.entry(name).or_insert(0) += count;
+        }
+        drop(totals);
+        self.detach();
+    }
+}
+
+impl std::fmt::Debug for JitVcpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JitVcpu").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,246 @@
+//! The translator of a VM and its vCPUs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_memory::WriteObserver;
+use soft_cpu::env::page_flag;
+use soft_cpu::{CodeWatch, Cpu, RamMap};
+
+use crate::block::{Key, Mode, Thunk};
+use crate::cache::{CacheError, CodeCache};
+use crate::layout::head_of;
+use crate::shared::{BlockId, Shared};
+use crate::tlb::{Writers, drop_write_tags};
+use crate::translate::{Source, Translator};
+use crate::tuning::Tuning;
+
+/// The translations of one VM, shared by its vCPUs.
+pub struct Jit {
+    shared: Mutex<Shared>,
+    pub(crate) ram: Arc<RamMap>,
+    pub(crate) writers: Writers,
+    pub(crate) tuning: Tuning,
+    /// Not zero while a vCPU waits for all others to be out of translated code.
+    pub(crate) stop: AtomicU32,
+    /// The verifier refused a block: a defect, after which no more code is run.
+    pub(crate) broken: Mutex<Option<String>>,
+    is_broken: AtomicBool,
+    enter: u64,
+    pub(crate) signal_thunk: u64,
+    pub(crate) code_range: std::ops::Range<u64>,
+    pub(crate) totals: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Jit {
+    /// A translator for the VM whose memory this is. Register the result with
+    /// [`GuestRam::observe`](guest_memory::GuestRam::observe) (it implements [`WriteObserver`]) and give it as
+    /// [`Env::watch`](soft_cpu::Env).
+    ///
+    /// # Errors
+    /// [`CacheError`] when the host gives no executable memory.
+    pub fn new(ram: Arc<RamMap>, tuning: Tuning) -> Result<Arc<Self>, CacheError> {
+        let cache = CodeCache::new(tuning.cache_bytes)?;
+        let enter = cache.address(cache.thunk(Thunk::Enter));
+        let signal_thunk = cache.address(cache.thunk(Thunk::Signal));
+        let code_range = cache.range();
+        let writers = Writers::new(&ram);
+        Ok(Arc::new(Self {
+            shared: Mutex::new(Shared::new(cache, Translator::new(tuning))),
+            ram,
+            writers,
+            tuning,
+            stop: AtomicU32::new(0),
+            broken: Mutex::new(None),
+            is_broken: AtomicBool::new(false),
+            enter,
+            signal_thunk,
+            code_range,
+            totals: Mutex::new(BTreeMap::new()),
+        }))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address of the thunk that enters translated code.
+    pub(crate) fn enter_address(&self) -> u64 {
+        self.enter
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        if !self.is_broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn fail(&self, why: String) {
+        self.is_broken.store(true, Ordering::SeqCst);
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    /// The block for the code at `gpa`, translated if need be. `host` is the host address of its page, `rip` its linear
+    /// address, `me` the calling vCPU.
+    pub(crate) fn block_for(
+        &self,
+        shared: &mut Shared,
+        me: *mut Cpu,
+        gpa: u64,
+        host: *const u8,
+        rip: u64,
+        mode: Mode,
+    ) -> Option<BlockId> {
+        let user = mode.space == crate::layout::Space::User;
+        let key = Key { gpa, rip: if user { 0 } else { rip }, mode };
+        if let Some(id) = shared.find(&key) {
+            return Some(id);
+        }
+        self.protect(shared, me, gpa, host as u64)?;
+        let mut page = [0u8; 4096];
+        // SAFETY: `host` is the page-aligned host address of a page of guest memory (from the page walk). The guest may
+        // change it meanwhile: whatever is read is translated as it was read, and a change is reported to `stored`
+        // because the page is marked.
+        unsafe { std::ptr::copy_nonoverlapping(host, page.as_mut_ptr(), page.len()) };
+        let source = Source { page: &page, linear_page: rip & !0xfff, offset: (gpa & 0xfff) as usize, mode };
+        let mut emitted = shared.translator.translate(&source);
+        if self.tuning.verify
+            && let Err(why) = crate::verify::verify(&emitted, mode)
+        {
+            self.fail(format!("The verifier refused the block at {rip:#x} (physical {gpa:#x}): {why}"));
+            return None;
+        }
+        loop {
+            if let Some(id) = shared.place(key, &mut emitted) {
+                self.unmark(shared);
+                return Some(id);
+            }
+            self.stop_others(shared, me, |shared| shared.reuse_next_unit());
+            // The page may have lost its mark with its last block.
+            self.unmark(shared);
+            self.protect(shared, me, gpa, host as u64)?;
+        }
+    }
+
+    /// Marks a page as holding code, so that stores to it are seen.
+    fn protect(&self, shared: &mut Shared, me: *mut Cpu, gpa: u64, host: u64) -> Option<()> {
+        let flags = self.ram.page_flags(gpa)?;
+        if flags.fetch_or(page_flag::CODE, Ordering::SeqCst) & page_flag::CODE != 0 {
+            return Some(());
+        }
+        let Some(writers) = self.writers.page(gpa) else { return Some(()) };
+        let mask = writers.load(Ordering::SeqCst);
+        if mask == 0 {
+            return Some(());
+        }
+        // SAFETY: `me` is the calling thread's live vCPU.
+        let mine = vcpu_bit(unsafe { (*me).index });
+        if mask == mine && mine != 0x80 {
+            drop_write_tags(me, host);
+        } else {
+            self.stop_others(shared, me, |shared| {
+                for vcpu in &shared.vcpus {
+                    drop_write_tags(vcpu.0, host);
+                }
+            });
+        }
+        writers.store(0, Ordering::SeqCst);
+        Some(())
+    }
+
+    /// Pages without translations may be written freely again.
+    pub(crate) fn unmark(&self, shared: &mut Shared) {
+        for gpa in shared.freed_pages.drain(..) {
+            if let Some(flags) = self.ram.page_flags(gpa) {
+                flags.fetch_and(!page_flag::CODE, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Does `work` while no other vCPU is in translated code. They leave at their next poll and cannot enter again before
+    /// the work is done; a vCPU that waits for the lock is out.
+    fn stop_others(&self, shared: &mut Shared, me: *mut Cpu, work: impl FnOnce(&mut Shared)) {
+        self.stop.fetch_add(1, Ordering::SeqCst);
+        for vcpu in shared.vcpus.iter().filter(|vcpu| vcpu.0 != me) {
+            let mut spins = 0u32;
+            loop {
+                // SAFETY: registered vCPUs are alive; both fields are atomic.
+                let inside = unsafe { (*head_of(vcpu.0)).in_guest.load(Ordering::SeqCst) };
+                if inside == 0 {
+                    break;
+                }
+                if spins == 0 {
+                    // SAFETY: as above.
+                    unsafe { (*vcpu.0).kick.store(1, Ordering::SeqCst) };
+                }
+                spins += 1;
+                if spins > 100 {
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        work(shared);
+        self.stop.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Counters of the whole VM.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let shared = self.lock();
+        let stats = &shared.stats;
+        let mut counters = vec![
+            ("translated blocks".to_owned(), stats.blocks),
+            ("translated instructions".to_owned(), stats.instructions),
+            ("translated bytes".to_owned(), stats.bytes),
+            ("linked jumps".to_owned(), stats.links),
+            ("invalidated blocks".to_owned(), stats.killed),
+            ("stores to code pages".to_owned(), stats.stores),
+            ("evicted cache units".to_owned(), stats.evicted_units),
+        ];
+        drop(shared);
+        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.extend(totals.iter().map(|(name, count)| (name.clone(), *count)));
+        counters
+    }
+}
+
+/// The bit of a vCPU in the writers of a page.
+pub(crate) fn vcpu_bit(index: u32) -> u8 {
+    1 << index.min(7)
+}
+
+impl std::fmt::Debug for Jit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jit").field("tuning", &self.tuning).finish_non_exhaustive()
+    }
+}
+
+impl CodeWatch for Jit {
+    fn stored(&self, gpa: u64, len: u64) {
+        let mut shared = self.lock();
+        shared.stored(gpa, len);
+        self.unmark(&mut shared);
+    }
+}
+
+impl WriteObserver for Jit {
+    fn written(&self, gpa: u64, len: u64) {
+        let mut at = gpa;
+        let mut left = len;
+        while left > 0 {
+            let piece = left.min(4096 - (at & 0xfff));
+            if self
+                .ram
+                .page_flags(at)
+                .is_some_and(|flags| flags.load(Ordering::SeqCst) & page_flag::CODE != 0)
+            {
+                self.stored(at, piece);
+            }
+            at = at.wrapping_add(piece);
+            left -= piece;
+        }
+    }
+}

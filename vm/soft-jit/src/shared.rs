@@ -1,0 +1,363 @@
+//! What all vCPUs of a VM share: the block map, the pages that code came from, and the code cache.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use soft_cpu::Cpu;
+
+use crate::block::{Emitted, Key, Site};
+use crate::cache::CodeCache;
+use crate::layout::{JumpEntry, Space, empty_key, jump_index, jumps_of};
+use crate::translate::Translator;
+
+/// A multiplicative hash: keys are addresses chosen by the guest, and a guest that makes them collide slows down itself.
+#[derive(Default)]
+pub(crate) struct QuickHash(u64);
+
+impl Hasher for QuickHash {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value as u64);
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+}
+
+pub(crate) type QuickMap<K, V> = HashMap<K, V, BuildHasherDefault<QuickHash>>;
+
+/// Number of a block in [`Shared::blocks`].
+pub(crate) type BlockId = u32;
+
+/// A jump that was linked to a block.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    /// Cache offset of the rel32.
+    patch: usize,
+    /// Cache offset of the stub it led to before.
+    stub: usize,
+}
+
+/// A placed translation.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    /// Cache offset.
+    pub(crate) at: usize,
+    pub(crate) len: usize,
+    pub(crate) sites: Box<[Site]>,
+    pub(crate) map: Box<[(u32, u16)]>,
+    lines: u64,
+    pub(crate) step_only: bool,
+    dead: bool,
+    links: Vec<Link>,
+}
+
+impl Block {
+    /// The site whose call returns to `offset` in the cache.
+    pub(crate) fn site(&self, offset: usize) -> Option<&Site> {
+        let ret = offset.checked_sub(self.at)? as u32;
+        let index = self.sites.binary_search_by_key(&ret, |site| site.ret).ok()?;
+        self.sites.get(index)
+    }
+
+    /// The guest offset of the instruction whose code holds the cache offset.
+    pub(crate) fn guest_offset(&self, offset: usize) -> Option<u32> {
+        let host = offset.checked_sub(self.at)? as u32;
+        let index = self.map.partition_point(|(start, _)| *start <= host).checked_sub(1)?;
+        self.map.get(index).map(|(_, guest)| u32::from(*guest))
+    }
+}
+
+/// A page that has translations.
+#[derive(Debug, Default)]
+struct CodePage {
+    blocks: Vec<BlockId>,
+    lines: u64,
+    /// Stores that hit no line with code.
+    misses: u32,
+}
+
+/// Stores to the code-free lines of a code page before its translations are dropped so that it can be written freely.
+const MISSES_BEFORE_DROP: u32 = 16;
+
+/// What the translator counted.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) blocks: u64,
+    pub(crate) instructions: u64,
+    pub(crate) bytes: u64,
+    pub(crate) killed: u64,
+    pub(crate) evicted_units: u64,
+    pub(crate) links: u64,
+    pub(crate) stores: u64,
+}
+
+/// A registered vCPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VcpuRef(pub(crate) *mut Cpu);
+// SAFETY: only atomic fields and jump cache keys (atomically) are touched through it by other threads, and a vCPU is
+// taken off the list before its Cpu dies.
+unsafe impl Send for VcpuRef {}
+
+pub(crate) struct Shared {
+    pub(crate) cache: CodeCache,
+    pub(crate) translator: Translator,
+    blocks: Vec<Option<Block>>,
+    free: Vec<BlockId>,
+    map: QuickMap<Key, BlockId>,
+    pages: QuickMap<u64, CodePage>,
+    /// Blocks of each unit in the order of their addresses, dead ones included.
+    units: Vec<Vec<BlockId>>,
+    pub(crate) vcpus: Vec<VcpuRef>,
+    pub(crate) stats: Stats,
+    /// Pages that lost their last translation; the owner of the page flags clears their mark.
+    pub(crate) freed_pages: Vec<u64>,
+}
+
+impl Shared {
+    pub(crate) fn new(cache: CodeCache, translator: Translator) -> Self {
+        let units = (0..cache.units()).map(|_| Vec::new()).collect();
+        Self {
+            cache,
+            translator,
+            blocks: Vec::new(),
+            free: Vec::new(),
+            map: QuickMap::default(),
+            pages: QuickMap::default(),
+            units,
+            vcpus: Vec::new(),
+            stats: Stats::default(),
+            freed_pages: Vec::new(),
+        }
+    }
+
+    pub(crate) fn find(&self, key: &Key) -> Option<BlockId> {
+        self.map.get(key).copied()
+    }
+
+    pub(crate) fn block(&self, id: BlockId) -> Option<&Block> {
+        self.blocks.get(id as usize)?.as_ref()
+    }
+
+    /// The block whose code holds a cache offset; a call's return address may be one past the end.
+    pub(crate) fn block_at(&self, offset: usize) -> Option<BlockId> {
+        let unit = self.units.get(self.cache.unit_of(offset))?;
+        let index = unit
+            .partition_point(|id| self.block(*id).is_some_and(|block| block.at < offset))
+            .checked_sub(1)?;
+        unit.get(index).copied()
+    }
+
+    /// Places a translation; `None` if the unit is full and must be advanced first.
+    pub(crate) fn place(&mut self, key: Key, emitted: &mut Emitted) -> Option<BlockId> {
+        let at = self.cache.allocate(emitted.code.len())?;
+        for (hole, thunk) in &emitted.thunk_calls {
+            let target = self.cache.thunk(*thunk) as i64 - at as i64;
+            let relative = (target - (i64::from(*hole) + 4)) as i32;
+            let hole = *hole as usize;
+            if let Some(bytes) = emitted.code.get_mut(hole..hole + 4) {
+                bytes.copy_from_slice(&relative.to_le_bytes());
+            }
+        }
+        self.cache.write(at, &emitted.code);
+        self.stats.blocks += 1;
+        self.stats.instructions += u64::from(emitted.instructions);
+        self.stats.bytes += emitted.code.len() as u64;
+        let block = Block {
+            key,
+            at,
+            len: emitted.code.len(),
+            sites: std::mem::take(&mut emitted.sites).into(),
+            map: std::mem::take(&mut emitted.map).into(),
+            lines: emitted.lines,
+            step_only: emitted.step_only,
+            dead: false,
+            links: Vec::new(),
+        };
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.blocks.push(None);
+            (self.blocks.len() - 1) as BlockId
+        });
+        if let Some(slot) = self.blocks.get_mut(id as usize) {
+            *slot = Some(block);
+        }
+        let unit = self.cache.unit_of(at);
+        if let Some(unit) = self.units.get_mut(unit) {
+            unit.push(id);
+        }
+        self.map.insert(key, id);
+        let page = self.pages.entry(key.gpa & !0xfff).or_default();
+        page.blocks.push(id);
+        page.lines |= emitted.lines;
+        Some(id)
+    }
+
+    /// Lets the jump at `patch` (block-relative) of `from` lead to `to`.
+    pub(crate) fn link(&mut self, from: BlockId, ret: u32, patch: u32, to: BlockId) {
+        let (Some(source), Some(target)) = (self.block(from), self.block(to)) else { return };
+        if source.dead || target.dead {
+            return;
+        }
+        let link = Link { patch: source.at + patch as usize, stub: source.at + ret as usize - 5 };
+        self.cache.patch(link.patch, target.at);
+        self.stats.links += 1;
+        if let Some(Some(target)) = self.blocks.get_mut(to as usize) {
+            target.links.push(link);
+        }
+    }
+
+    /// Takes a block out of use. Its code stays until its unit is reused: a vCPU may be in it.
+    fn kill(&mut self, id: BlockId) {
+        let Some(Some(block)) = self.blocks.get_mut(id as usize) else { return };
+        if block.dead {
+            return;
+        }
+        block.dead = true;
+        let links = std::mem::take(&mut block.links);
+        let key = block.key;
+        for link in links {
+            self.cache.patch(link.patch, link.stub);
+        }
+        if self.map.get(&key) == Some(&id) {
+            self.map.remove(&key);
+        }
+        self.stats.killed += 1;
+        if key.mode.space != Space::User {
+            for vcpu in &self.vcpus {
+                forget_jump(vcpu.0, key.mode.space, key.rip);
+            }
+        }
+    }
+
+    /// Bytes of a page with code changed: drops the translations that were made from them. Returns whether the page has
+    /// none left.
+    pub(crate) fn stored(&mut self, gpa: u64, len: u64) {
+        self.stats.stores += 1;
+        let page_gpa = gpa & !0xfff;
+        let Some(page) = self.pages.get_mut(&page_gpa) else {
+            self.freed_pages.push(page_gpa);
+            return;
+        };
+        let mut lines = crate::decode::line_mask((gpa & 0xfff) as usize, len as usize);
+        if page.lines & lines == 0 {
+            page.misses += 1;
+            if page.misses < MISSES_BEFORE_DROP {
+                return;
+            }
+            lines = u64::MAX;
+        }
+        let ids = std::mem::take(&mut page.blocks);
+        let (hit, kept): (Vec<_>, Vec<_>) =
+            ids.into_iter().partition(|id| self.block(*id).is_some_and(|block| block.lines & lines != 0));
+        let user =
+            hit.iter().any(|id| self.block(*id).is_some_and(|block| block.key.mode.space == Space::User));
+        for id in hit {
+            self.kill(id);
+        }
+        if user {
+            for vcpu in &self.vcpus {
+                clear_jumps(vcpu.0, Space::User);
+            }
+        }
+        let lines = kept.iter().filter_map(|id| self.block(*id)).fold(0, |lines, block| lines | block.lines);
+        if kept.is_empty() {
+            self.pages.remove(&page_gpa);
+            self.freed_pages.push(page_gpa);
+        } else if let Some(page) = self.pages.get_mut(&page_gpa) {
+            page.blocks = kept;
+            page.lines = lines;
+        }
+    }
+
+    /// Empties the unit that comes next and goes to it. Every vCPU must be out of translated code.
+    pub(crate) fn reuse_next_unit(&mut self) {
+        let unit = self.cache.next_unit();
+        let ids = self.units.get_mut(unit).map(std::mem::take).unwrap_or_default();
+        self.stats.evicted_units += u64::from(!ids.is_empty());
+        for id in &ids {
+            self.kill(*id);
+            let Some(Some(block)) = self.blocks.get(*id as usize) else { continue };
+            let gpa = block.key.gpa & !0xfff;
+            if let Some(page) = self.pages.get_mut(&gpa) {
+                page.blocks.retain(|other| other != id);
+                if page.blocks.is_empty() {
+                    self.pages.remove(&gpa);
+                    self.freed_pages.push(gpa);
+                }
+            }
+            if let Some(slot) = self.blocks.get_mut(*id as usize) {
+                *slot = None;
+            }
+            self.free.push(*id);
+        }
+        let cache = &self.cache;
+        for block in self.blocks.iter_mut().flatten() {
+            block.links.retain(|link| cache.unit_of(link.patch) != unit);
+        }
+        for vcpu in &self.vcpus {
+            for space in Space::ALL {
+                clear_jumps(vcpu.0, space);
+            }
+        }
+        self.cache.advance();
+    }
+}
+
+fn key_of(entry: *mut JumpEntry) -> &'static AtomicU64 {
+    // SAFETY: callers pass entries of a live vCPU's jump cache; the reference does not outlive the call that made it.
+    unsafe { AtomicU64::from_ptr(&raw mut (*entry).rip) }
+}
+
+/// Makes all entries of a jump cache unmatchable. May be called for another thread's vCPU.
+pub(crate) fn clear_jumps(cpu: *mut Cpu, space: Space) {
+    let base = jumps_of(cpu, space);
+    for index in 0..space.jump_len() {
+        // SAFETY: index < jump_len, the table's length.
+        key_of(unsafe { base.add(index) }).store(empty_key(index), Ordering::Relaxed);
+    }
+}
+
+/// Makes the entry of one address unmatchable.
+fn forget_jump(cpu: *mut Cpu, space: Space, rip: u64) {
+    let index = jump_index(space, rip);
+    // SAFETY: jump_index is below the table's length.
+    let key = key_of(unsafe { jumps_of(cpu, space).add(index) });
+    let _ = key.compare_exchange(rip, empty_key(index), Ordering::SeqCst, Ordering::Relaxed);
+}
+
+/// Enters an address. Only the vCPU's own thread calls this, with the lock on [`Shared`] held.
+pub(crate) fn fill_jump(cpu: *mut Cpu, space: Space, rip: u64, host: u64) {
+    let index = jump_index(space, rip);
+    // SAFETY: jump_index is below the table's length; the entry belongs to the calling thread's vCPU.
+    unsafe {
+        let entry = jumps_of(cpu, space).add(index);
+        key_of(entry).store(empty_key(index), Ordering::SeqCst);
+        (*entry).host = host;
+        key_of(entry).store(rip, Ordering::SeqCst);
+    }
+}
+
+/// The host address of a block, if the jump cache has it.
+pub(crate) fn find_jump(cpu: *mut Cpu, space: Space, rip: u64) -> Option<u64> {
+    let index = jump_index(space, rip);
+    // SAFETY: jump_index is below the table's length; the entry belongs to the calling thread's vCPU.
+    unsafe {
+        let entry = jumps_of(cpu, space).add(index);
+        (key_of(entry).load(Ordering::Relaxed) == rip).then(|| (*entry).host)
+    }
+}

@@ -1,0 +1,195 @@
+//! The shared pieces of code between Rust and blocks. They name no host address: Rust functions are reached through
+//! pointers in the vCPU state, everything else is `gs`-relative.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax,
+    rbp, rbx, rcx, rdi, rdx, registers, rsi, rsp, xmmword_ptr,
+};
+
+use crate::block::Thunk;
+use crate::layout::{
+    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, HOST_MXCSR, HOST_STACK, REFILL,
+    RFLAGS, RIP, RUST_RSP, SAVED, SAVED_XMM, THIS, XSAVE, gpr,
+};
+
+/// Components of the extended state that belong to the guest: x87, SSE, AVX.
+const COMPONENTS: i32 = 7;
+
+/// The code of one thunk, position-independent.
+pub(crate) fn assemble(thunk: Thunk) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    match thunk {
+        Thunk::Enter => enter(&mut a)?,
+        Thunk::Site => {
+            a.pop(gs(EXIT_SITE_SLOT))?;
+            a.mov(gs(EXIT_CODE), EXIT_SITE as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::JumpMiss => {
+            a.mov(gs(RIP), r10)?;
+            a.mov(gs(EXIT_CODE), EXIT_JUMP as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::Signal => {
+            a.mov(gs(EXIT_CODE), EXIT_SIGNAL as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::Refill => refill(&mut a)?,
+    }
+    a.assemble(0)
+}
+
+fn gs(offset: i32) -> iced_x86::code_asm::AsmMemoryOperand {
+    qword_ptr(offset).gs()
+}
+
+/// Guest registers that live in host registers, by number in the slot array; 4 (rsp) lives in r9.
+fn resident() -> [(u8, iced_x86::code_asm::AsmRegister64); 13] {
+    [
+        (0, rax),
+        (1, rcx),
+        (2, rdx),
+        (3, rbx),
+        (4, r9),
+        (5, rbp),
+        (6, rsi),
+        (7, rdi),
+        (8, r8),
+        (12, r12),
+        (13, r13),
+        (14, r14),
+        (15, r15),
+    ]
+}
+
+/// `extern "sysv64" fn()`: loads the guest's registers and jumps to `head.entry`. Returns when translated code leaves.
+fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for register in [rbx, rbp, r12, r13, r14, r15] {
+        a.push(register)?;
+    }
+    a.mov(gs(RUST_RSP), rsp)?;
+    a.mov(rsp, gs(HOST_STACK))?;
+    a.mov(eax, COMPONENTS)?;
+    a.xor(edx, edx)?;
+    a.or(byte_ptr(XSAVE + 512).gs(), COMPONENTS)?;
+    a.xrstor64(registers_ptr(XSAVE))?;
+    a.mov(r10, gs(RFLAGS))?;
+    a.and(r10d, 0x8d5)?;
+    a.or(r10d, 0x202)?;
+    a.push(r10)?;
+    for (slot, register) in resident() {
+        a.mov(register, gs(gpr(slot)))?;
+    }
+    a.popfq()?;
+    a.jmp(gs(ENTRY))
+}
+
+fn registers_ptr(offset: i32) -> iced_x86::code_asm::AsmMemoryOperand {
+    iced_x86::code_asm::ptr(offset).gs()
+}
+
+/// Saves the guest's registers and returns to Rust.
+fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (slot, register) in resident() {
+        a.mov(gs(gpr(slot)), register)?;
+    }
+    a.pushfq()?;
+    a.pop(r10)?;
+    a.and(r10d, 0x8d5)?;
+    a.mov(r11, gs(RFLAGS))?;
+    a.and(r11, !0x8d5)?;
+    a.or(r11, r10)?;
+    a.mov(gs(RFLAGS), r11)?;
+    a.mov(eax, COMPONENTS)?;
+    a.xor(edx, edx)?;
+    a.xsave64(registers_ptr(XSAVE))?;
+    a.ldmxcsr(dword_ptr(HOST_MXCSR).gs())?;
+    a.mov(rsp, gs(RUST_RSP))?;
+    for register in [r15, r14, r13, r12, rbp, rbx] {
+        a.pop(register)?;
+    }
+    a.ret()
+}
+
+/// Called from a block with a linear address in r10 and the access in r11. Calls the refill with all registers kept;
+/// returns to the block, or drops the return address into the exit site and leaves.
+fn refill(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let caller_saved = [rax, rcx, rdx, rsi, rdi, r8, r9];
+    for (index, register) in caller_saved.iter().enumerate() {
+        a.mov(gs(SAVED + 8 * index as i32), *register)?;
+    }
+    let xmm = [
+        registers::xmm0,
+        registers::xmm1,
+        registers::xmm2,
+        registers::xmm3,
+        registers::xmm4,
+        registers::xmm5,
+        registers::xmm6,
+        registers::xmm7,
+        registers::xmm8,
+        registers::xmm9,
+        registers::xmm10,
+        registers::xmm11,
+        registers::xmm12,
+        registers::xmm13,
+        registers::xmm14,
+        registers::xmm15,
+    ];
+    for (index, register) in xmm.iter().enumerate() {
+        a.movups(xmmword_ptr(SAVED_XMM + 16 * index as i32).gs(), *register)?;
+    }
+    a.pushfq()?;
+    a.pop(gs(SAVED + 8 * 15))?;
+    // The private stack stays as it is (the return address on top); Rust runs on its own.
+    a.mov(gs(SAVED + 8 * 14), rsp)?;
+    a.mov(rsp, gs(RUST_RSP))?;
+    a.sub(rsp, 64)?;
+    a.and(rsp, -16)?;
+    a.mov(rdi, r10)?;
+    a.mov(rsi, r11)?;
+    a.mov(rdx, gs(THIS))?;
+    a.call(gs(REFILL))?;
+    a.mov(rsp, gs(SAVED + 8 * 14))?;
+    a.mov(r11, rax)?;
+    for (index, register) in xmm.iter().enumerate() {
+        a.movups(*register, xmmword_ptr(SAVED_XMM + 16 * index as i32).gs())?;
+    }
+    for (index, register) in caller_saved.iter().enumerate() {
+        a.mov(*register, gs(SAVED + 8 * index as i32))?;
+    }
+    let mut refused = a.create_label();
+    a.test(r11, r11)?;
+    a.je(refused)?;
+    a.push(gs(SAVED + 8 * 15))?;
+    a.popfq()?;
+    a.ret()?;
+    a.set_label(&mut refused)?;
+    a.push(gs(SAVED + 8 * 15))?;
+    a.popfq()?;
+    a.pop(gs(EXIT_SITE_SLOT))?;
+    a.mov(gs(EXIT_CODE), EXIT_SITE as i32)?;
+    leave(a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thunk_assembles_and_names_no_absolute_address() {
+        for thunk in Thunk::ALL {
+            let code = assemble(thunk).unwrap();
+            let mut decoder = iced_x86::Decoder::with_ip(64, &code, 0, 0);
+            while decoder.can_decode() {
+                let instr = decoder.decode();
+                assert!(!instr.is_invalid(), "{thunk:?}");
+                assert!(
+                    !(0..instr.op_count()).any(|op| instr.op_kind(op) == iced_x86::OpKind::Immediate64),
+                    "{thunk:?}"
+                );
+            }
+        }
+    }
+}

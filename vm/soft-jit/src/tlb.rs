@@ -1,0 +1,265 @@
+//! The software TLB: filling and clearing. [`refill`] is the one place where the address of guest memory gets into a
+//! table that translated code uses.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use soft_cpu::cpu::flag;
+use soft_cpu::paging::is_canonical;
+use soft_cpu::{Access, Cpu, Env, RamMap, TlbEvent, translate};
+
+use crate::layout::{Space, TlbEntry, empty_tag, head_of, tlb_of};
+use crate::lower::KIND_WRITE;
+use crate::shared::clear_jumps;
+
+/// Which vCPUs may hold a write tag for each page of RAM.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    ranges: Vec<(u64, Vec<AtomicU8>)>,
+}
+
+impl Writers {
+    pub(crate) fn new(ram: &RamMap) -> Self {
+        let ranges = ram
+            .ranges()
+            .map(|(gpa, len)| (gpa, (0..len.div_ceil(4096)).map(|_| AtomicU8::new(0)).collect()))
+            .collect();
+        Self { ranges }
+    }
+
+    /// The vCPUs (bit 7 stands for all from 7 on) that may hold a write tag for the page.
+    pub(crate) fn page(&self, gpa: u64) -> Option<&AtomicU8> {
+        self.ranges.iter().find_map(|(start, pages)| pages.get((gpa.checked_sub(*start)? / 4096) as usize))
+    }
+}
+
+/// What a vCPU remembers about its tables.
+#[derive(Debug)]
+pub(crate) struct TlbState {
+    /// The CPL 3 table or the AC table was filled since it was cleared.
+    pub(crate) user_used: bool,
+    /// The CPL 0 table holds translations that are not global.
+    pub(crate) kernel_private: bool,
+    /// 1 GiB regions of which pieces of large pages were entered.
+    pub(crate) large: Vec<u64>,
+    /// Linear pages (by a hash) from which code was entered in a jump cache.
+    pub(crate) code_pages: [u64; 64],
+    pub(crate) refills: u64,
+    pub(crate) flushes: u64,
+}
+
+impl Default for TlbState {
+    fn default() -> Self {
+        Self {
+            user_used: false,
+            kernel_private: false,
+            large: Vec::new(),
+            code_pages: [0; 64],
+            refills: 0,
+            flushes: 0,
+        }
+    }
+}
+
+/// What the refill thunk's Rust side gets at.
+pub(crate) struct RunContext<'a> {
+    pub(crate) env: Env<'a>,
+    pub(crate) writers: &'a Writers,
+    pub(crate) tlb: TlbState,
+    pub(crate) bit: u8,
+}
+
+/// Called by the refill thunk: 1 = the entry is filled, try again; 0 = this access is for the interpreter.
+pub(crate) extern "sysv64" fn refill_from_thunk(linear: u64, kind: u64, cpu: *mut Cpu) -> u64 {
+    // SAFETY: the thunk runs on a vCPU thread whose run loop put its live context into the head; the run loop is
+    // suspended in the call that entered translated code and holds no reference to it.
+    let context = unsafe {
+        let context = (*head_of(cpu)).context as *mut RunContext<'_>;
+        if context.is_null() {
+            return 0;
+        }
+        &mut *context
+    };
+    u64::from(refill(cpu, context, linear, kind as u32))
+}
+
+/// Enters the translation that an access of the current privilege needs. `kind` is its size and [`KIND_WRITE`].
+pub(crate) fn refill(cpu: *mut Cpu, context: &mut RunContext<'_>, linear: u64, kind: u32) -> bool {
+    let size = u64::from(kind & 0xff);
+    let write = kind & KIND_WRITE != 0;
+    if (linear & 0xfff) + size > 4096 || !is_canonical(linear) {
+        return false;
+    }
+    // SAFETY: the vCPU's own thread; nothing else borrows the Cpu during the call.
+    let state = unsafe { &*cpu };
+    let space = space_of(state);
+    let access = if write { Access::write(state) } else { Access::read(state) };
+    let Ok(page) = translate(state, &context.env, linear, access) else { return false };
+    if page.host.is_null() {
+        return false;
+    }
+    let mut writable = page.writable && page.ram_writable;
+    if writable {
+        writable = claim_write(context, page.gpa);
+    }
+    if write && !writable {
+        return false;
+    }
+    match space {
+        Space::Kernel if !page.global => context.tlb.kernel_private = true,
+        Space::Kernel => {}
+        Space::User | Space::KernelAc => context.tlb.user_used = true,
+    }
+    if page.page_size > 4096 && !context.tlb.large.contains(&(linear >> 30)) {
+        context.tlb.large.push(linear >> 30);
+    }
+    context.tlb.refills += 1;
+    let index = (linear >> 12) as usize & (space.tlb_len() - 1);
+    let tag = linear & !0xfff;
+    let host = page.host as u64;
+    // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
+    unsafe {
+        *tlb_of(cpu, space).add(index) = TlbEntry {
+            read: tag,
+            write: if writable { tag } else { empty_tag(index) },
+            host,
+            delta: host.wrapping_sub(tag),
+        };
+    }
+    true
+}
+
+/// Registers this vCPU as a writer of a page; false if the page must not be written without a check.
+fn claim_write(context: &RunContext<'_>, gpa: u64) -> bool {
+    let (Some(flags), Some(writers)) = (context.env.ram.page_flags(gpa), context.writers.page(gpa)) else {
+        return false;
+    };
+    if flags.load(Ordering::SeqCst) != 0 {
+        return false;
+    }
+    if writers.load(Ordering::Relaxed) & context.bit == 0 {
+        writers.fetch_or(context.bit, Ordering::SeqCst);
+    }
+    // Whoever marks the page sets the flag first and looks at the writers afterwards.
+    std::sync::atomic::fence(Ordering::SeqCst);
+    flags.load(Ordering::SeqCst) == 0
+}
+
+/// The tables that code of the CPU's present mode uses.
+pub(crate) fn space_of(cpu: &Cpu) -> Space {
+    if cpu.cpl == 3 {
+        Space::User
+    } else if cpu.rflags & flag::AC != 0 {
+        Space::KernelAc
+    } else {
+        Space::Kernel
+    }
+}
+
+/// Makes every entry of a space unmatchable.
+pub(crate) fn clear_space(cpu: *mut Cpu, space: Space) {
+    let base = tlb_of(cpu, space);
+    for index in 0..space.tlb_len() {
+        let tag = empty_tag(index);
+        // SAFETY: index is below the table's length; only the owner (or a thread that has stopped it) calls this.
+        unsafe {
+            (*base.add(index)).read = tag;
+            (*base.add(index)).write = tag;
+        }
+    }
+}
+
+/// Removes the write tags of the page at host address `host`. The owner must be out of translated code.
+pub(crate) fn drop_write_tags(cpu: *mut Cpu, host: u64) {
+    for space in Space::ALL {
+        let base = tlb_of(cpu, space);
+        for index in 0..space.tlb_len() {
+            // SAFETY: index is below the table's length; the owner is stopped or is the caller.
+            unsafe {
+                if (*base.add(index)).host == host {
+                    (*base.add(index)).write = empty_tag(index);
+                }
+            }
+        }
+    }
+}
+
+/// Drops everything.
+pub(crate) fn clear_all(cpu: *mut Cpu, tlb: &mut TlbState) {
+    for space in Space::ALL {
+        clear_space(cpu, space);
+        clear_jumps(cpu, space);
+    }
+    tlb.user_used = false;
+    tlb.kernel_private = false;
+    tlb.large.clear();
+    tlb.code_pages = [0; 64];
+    tlb.flushes += 1;
+}
+
+/// Drops what a change of address space makes stale.
+fn clear_private(cpu: *mut Cpu, tlb: &mut TlbState) {
+    if tlb.kernel_private {
+        clear_all(cpu, tlb);
+        return;
+    }
+    if tlb.user_used {
+        clear_space(cpu, Space::User);
+        clear_space(cpu, Space::KernelAc);
+        tlb.user_used = false;
+        tlb.flushes += 1;
+    }
+    clear_jumps(cpu, Space::User);
+}
+
+fn code_bit(linear: u64) -> (usize, u64) {
+    let page = (linear >> 12) & 0xfff;
+    ((page >> 6) as usize, 1 << (page & 63))
+}
+
+/// Notes that code at `linear` is in a jump cache.
+pub(crate) fn note_code(tlb: &mut TlbState, linear: u64) {
+    let (word, bit) = code_bit(linear);
+    if let Some(word) = tlb.code_pages.get_mut(word) {
+        *word |= bit;
+    }
+}
+
+fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
+    if tlb.large.contains(&(linear >> 30)) {
+        clear_all(cpu, tlb);
+        return;
+    }
+    for space in Space::ALL {
+        let index = (linear >> 12) as usize & (space.tlb_len() - 1);
+        let tag = empty_tag(index);
+        // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
+        unsafe {
+            let entry = tlb_of(cpu, space).add(index);
+            (*entry).read = tag;
+            (*entry).write = tag;
+        }
+    }
+    let (word, bit) = code_bit(linear);
+    if tlb.code_pages.get(word).is_some_and(|word| word & bit != 0) {
+        for space in Space::ALL {
+            clear_jumps(cpu, space);
+        }
+        tlb.code_pages = [0; 64];
+    }
+}
+
+/// Follows what instructions did to translations.
+pub(crate) fn apply(cpu: *mut Cpu, tlb: &mut TlbState, events: &[TlbEvent], current: u16) {
+    for event in events {
+        match *event {
+            TlbEvent::All | TlbEvent::NonGlobal => clear_all(cpu, tlb),
+            TlbEvent::Pcid(pcid) => {
+                if pcid == current {
+                    clear_private(cpu, tlb);
+                }
+            }
+            TlbEvent::Cr3 { .. } => clear_private(cpu, tlb),
+            TlbEvent::Page { linear, .. } => clear_page(cpu, tlb, linear),
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Guest code to host code, one block at a time.
+//!
+//! A block is a run of instructions inside one page, extended past conditional branches that are not taken. Every guest
+//! instruction commits after its last memory check, so the state is exact at each site that leaves to Rust.
+
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+
+use crate::block::{Emitted, Mode, Site, SiteKind, Thunk};
+use crate::decode::{Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, line_mask};
+use crate::emit::{Asm, Mem, NOT_EQUAL, R10, R11, RCX};
+use crate::layout::{JUMP_HOST, JUMP_MASK, KICK, PAGE_MASK, PC_BASE, SPILL_RCX, Space};
+use crate::tuning::Tuning;
+
+/// The source of a block.
+pub(crate) struct Source<'a> {
+    /// A copy of the page.
+    pub(crate) page: &'a [u8; 4096],
+    /// Linear address of the page: exact for CPL 0, an arbitrary page-aligned value for CPL 3.
+    pub(crate) linear_page: u64,
+    /// Offset of the first instruction.
+    pub(crate) offset: usize,
+    pub(crate) mode: Mode,
+}
+
+/// Something to be emitted behind the block, where it is not in the way.
+pub(crate) enum Cold {
+    /// `call` of the site thunk.
+    Site { from: u32, kind: SiteKind },
+    /// A TLB miss: (re)make the address in r10, call the refill, try again at `retry`.
+    Miss { from: u32, retry: u32, kind: u32, offset: u32, undo: Undo },
+    /// A taken branch to another page.
+    Far { from: u32, target: u64, live: bool },
+    /// A taken backward branch inside the page.
+    Back { from: u32, target: u32, live: bool },
+}
+
+/// How a failed check gets the address back into r10.
+#[derive(Clone, Copy)]
+pub(crate) enum Undo {
+    /// The tag at this `gs:[r11 + offset]` was XORed in.
+    Xor(i32),
+    /// rcx was spilled; r10 is intact.
+    Rcx,
+}
+
+/// Translates blocks; keeps buffers between them.
+pub(crate) struct Translator {
+    pub(crate) encoder: Encoder,
+    pub(crate) info: InstructionInfoFactory,
+    pub(crate) tuning: Tuning,
+}
+
+/// One block under construction.
+pub(crate) struct Builder<'a> {
+    pub(crate) asm: Asm,
+    pub(crate) out: Emitted,
+    pub(crate) cold: Vec<Cold>,
+    pub(crate) source: &'a Source<'a>,
+    pub(crate) tools: &'a mut Translator,
+    /// Offset of the instruction being translated.
+    pub(crate) at: u32,
+    /// Whether any status flag is live before the instruction being translated.
+    pub(crate) live: bool,
+}
+
+/// The instruction (or a part of it) cannot be translated; the interpreter gets it.
+#[derive(Debug)]
+pub(crate) struct Unsupported;
+
+impl Translator {
+    pub(crate) fn new(tuning: Tuning) -> Self {
+        Self { encoder: Encoder::new(64), info: InstructionInfoFactory::new(), tuning }
+    }
+
+    /// Translates the block that starts at `source.offset`.
+    pub(crate) fn translate(&mut self, source: &Source<'_>) -> Emitted {
+        let decoded = self.decode_block(source);
+        let (live, looked_at) = self.liveness(source, &decoded);
+        let mut builder = Builder {
+            asm: Asm::default(),
+            out: Emitted { lines: looked_at, ..Emitted::default() },
+            cold: Vec::new(),
+            source,
+            tools: self,
+            at: source.offset as u32,
+            live: true,
+        };
+        builder.run(&decoded, &live);
+        builder.finish()
+    }
+
+    /// The instructions of the block, the one that ends it included.
+    fn decode_block(&self, source: &Source<'_>) -> Vec<Decoded> {
+        let mut decoded = Vec::new();
+        let mut offset = source.offset;
+        while decoded.len() < self.tuning.block_limit && offset < 4096 {
+            let Some(instr) = decode_at(source.page, offset, source.linear_page) else { break };
+            let mut item = classify(instr);
+            if (item.vector && source.mode.no_vector) || !self.class_enabled(item.class, source) {
+                item.class = Class::Step;
+            }
+            decoded.push(item);
+            let ends = match item.class {
+                Class::Copy
+                | Class::Nop
+                | Class::Lea
+                | Class::BitString
+                | Class::Push
+                | Class::Pop
+                | Class::Leave
+                | Class::Cli
+                | Class::PushFlags
+                | Class::ReadTsc => false,
+                Class::Branch => !self.tuning.extend,
+                _ => true,
+            };
+            if ends {
+                break;
+            }
+            offset += instr.len().max(1);
+        }
+        decoded
+    }
+
+    fn class_enabled(&self, class: Class, source: &Source<'_>) -> bool {
+        match class {
+            // CLI and PUSHF depend on IOPL at CPL 3, RDTSC on CR4.TSD.
+            Class::Cli | Class::PushFlags => self.tuning.inline_system && source.mode.space != Space::User,
+            Class::ReadTsc => false,
+            _ => true,
+        }
+    }
+
+    /// Whether status flags are live before each instruction, and the lines that the answer depends on.
+    fn liveness(&mut self, source: &Source<'_>, decoded: &[Decoded]) -> (Vec<u32>, u64) {
+        let mut live = vec![STATUS; decoded.len()];
+        if !self.tuning.liveness {
+            return (live, 0);
+        }
+        let mut lines = 0;
+        let mut look = |offset: i64, budget: u32| {
+            let mut look = LookAhead {
+                page: source.page,
+                linear_page: source.linear_page,
+                dead_at_return: self.tuning.flags_dead_at_return,
+                lines: 0,
+                budget,
+            };
+            let live = look.live_at(offset);
+            lines |= look.lines;
+            live
+        };
+        let Some(last) = decoded.last() else { return (live, 0) };
+        let last_offset = last.instr.ip().wrapping_sub(source.linear_page) as i64;
+        // For the last instruction, look-ahead knows how control flow goes on.
+        let mut after = look(last_offset, LOOK_AHEAD);
+        for (index, item) in decoded.iter().enumerate().rev() {
+            let before = if index + 1 == decoded.len() {
+                after
+            } else {
+                let mut before = (after & !item.kills) | item.reads;
+                if item.class == Class::Branch {
+                    let target = item.instr.near_branch_target().wrapping_sub(source.linear_page) as i64;
+                    before |= look(target, 12);
+                }
+                before
+            };
+            if let Some(slot) = live.get_mut(index) {
+                *slot = before;
+            }
+            after = before;
+        }
+        (live, lines)
+    }
+}
+
+impl Builder<'_> {
+    fn run(&mut self, decoded: &[Decoded], live: &[u32]) {
+        let mut ended = false;
+        let mut next = self.source.offset;
+        for (item, live) in decoded.iter().zip(live) {
+            self.at = item.instr.ip().wrapping_sub(self.source.linear_page) as u32;
+            self.live = *live != 0;
+            let here = self.asm.here();
+            self.out.map.push((here, self.at as u16));
+            self.out.lines |= line_mask(self.at as usize, item.instr.len());
+            let cold = self.cold.len();
+            next = self.at as usize + item.instr.len().max(1);
+            match self.lower(item) {
+                Ok(end) => {
+                    self.out.instructions += 1;
+                    if end {
+                        ended = true;
+                        break;
+                    }
+                }
+                Err(Unsupported) => {
+                    self.asm.buf.truncate(here as usize);
+                    self.out.thunk_calls.retain(|(at, _)| *at < here);
+                    self.cold.truncate(cold);
+                    self.out.step_only = self.out.instructions == 0;
+                    self.step_site();
+                    ended = true;
+                    break;
+                }
+            }
+        }
+        if !ended {
+            if next < 4096 && decode_at(self.source.page, next, self.source.linear_page).is_some() {
+                if decoded.is_empty() {
+                    self.out.step_only = true;
+                }
+                self.jump_near(next as u32, false);
+            } else if next < 4096 {
+                // The next instruction goes on in the next page.
+                self.at = next as u32;
+                self.out.step_only = decoded.is_empty();
+                self.out.lines |= line_mask(next, 4096 - next);
+                self.step_site();
+            } else {
+                let target = self.source.linear_page.wrapping_add(4096);
+                self.jump_far(target, true);
+            }
+        }
+    }
+
+    /// Leaves for the interpreter at `self.at`.
+    fn step_site(&mut self) {
+        let from = self.asm.jmp();
+        self.cold.push(Cold::Site { from, kind: SiteKind::Step(self.at) });
+    }
+
+    /// A jump to a linear address that ends the block.
+    pub(crate) fn jump_to(&mut self, target: u64, live: bool) {
+        let offset = target.wrapping_sub(self.source.linear_page);
+        if offset >= 4096 {
+            self.jump_far(target, live);
+        } else {
+            let backward = offset <= u64::from(self.at);
+            if backward {
+                self.poll(offset as u32, live);
+            }
+            self.jump_near(offset as u32, backward);
+        }
+    }
+
+    /// A jump inside the page, to be linked later.
+    fn jump_near(&mut self, target: u32, _backward: bool) {
+        self.asm.align_patch(1);
+        let from = self.asm.jmp();
+        self.cold.push(Cold::Site { from, kind: SiteKind::Chain { patch: from, target } });
+    }
+
+    /// Leaves if the kick is set, with `target` as the next instruction.
+    fn poll(&mut self, target: u32, live: bool) {
+        if live {
+            self.asm.store(Mem::Gs(SPILL_RCX), RCX);
+            self.asm.op_mem(false, &[0x0f, 0xb6], RCX, Mem::Gs(KICK));
+            let ok = self.asm.jrcxz();
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+            let from = self.asm.jmp();
+            self.cold.push(Cold::Site { from, kind: SiteKind::Kick(target) });
+            self.asm.link_short(ok);
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+        } else {
+            self.asm.cmp_byte_gs(KICK, 0);
+            let from = self.asm.jcc(NOT_EQUAL);
+            self.cold.push(Cold::Site { from, kind: SiteKind::Kick(target) });
+        }
+    }
+
+    /// A jump to another page.
+    fn jump_far(&mut self, target: u64, live: bool) {
+        self.load_linear(R10, target);
+        self.jump_r10(live);
+    }
+
+    /// Loads a linear address that is given relative to this block's page.
+    pub(crate) fn load_linear(&mut self, reg: u8, linear: u64) {
+        if self.source.mode.space == Space::User {
+            let distance = linear.wrapping_sub(self.source.linear_page) as i64;
+            self.asm.load(reg, Mem::Gs(PC_BASE));
+            if let Ok(disp) = i32::try_from(distance) {
+                if disp != 0 {
+                    self.asm.lea(reg, Mem::at(reg, disp));
+                }
+            } else {
+                debug_assert!(false, "direct targets are within 2 GiB");
+            }
+        } else {
+            self.asm.constant(reg, linear);
+        }
+    }
+
+    /// Jumps to the guest address in r10, through the jump cache.
+    pub(crate) fn jump_r10(&mut self, live: bool) {
+        if !self.tools.tuning.jump_cache {
+            let at = self.asm.jmp();
+            self.out.thunk_calls.push((at, Thunk::JumpMiss));
+            return;
+        }
+        if live {
+            self.jump_r10_keeping_flags();
+            return;
+        }
+        let space = self.source.mode.space;
+        self.asm.cmp_byte_gs(KICK, 0);
+        let kicked = self.asm.jcc(NOT_EQUAL);
+        self.asm.rorx(R11, R10, 8);
+        self.asm.op_reg(false, &[0x01], R10, R11); // add r11d, r10d
+        self.asm.and32(R11, space.jump_len() as i32 - 1);
+        self.asm.bytes(&[0x41, 0xc1, 0xe3, 4]); // shl r11d, 4
+        self.asm.op_mem(true, &[0x3b], R10, Mem::GsR11(space.jumps())); // cmp r10, key
+        let miss = self.asm.jcc(NOT_EQUAL);
+        if space == Space::User {
+            self.asm.alu_imm(true, 4, R10, -4096);
+            self.asm.store(Mem::Gs(PC_BASE), R10);
+        }
+        self.asm.jmp_mem(Mem::GsR11(space.jumps() + JUMP_HOST));
+        self.out.thunk_calls.push((kicked, Thunk::JumpMiss));
+        self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+    }
+
+    /// The same without touching flags.
+    fn jump_r10_keeping_flags(&mut self) {
+        let space = self.source.mode.space;
+        self.asm.store(Mem::Gs(SPILL_RCX), RCX);
+        self.asm.op_mem(false, &[0x0f, 0xb6], RCX, Mem::Gs(KICK));
+        let quiet = self.asm.jrcxz();
+        let kicked = self.asm.jmp();
+        self.asm.link_short(quiet);
+        self.asm.rorx(R11, R10, 8);
+        self.asm.lea(R11, Mem::Sib { base: Some(R11), index: Some((R10, 1)), disp: 0 });
+        self.asm.pext(R11, R11, Mem::Gs(JUMP_MASK + 8 * space as i32));
+        self.asm.lea32(R11, Mem::Sib { base: None, index: Some((R11, 2)), disp: 0 });
+        self.asm.load(RCX, Mem::GsR11x8(space.jumps()));
+        self.asm.not(RCX);
+        self.asm.lea(RCX, Mem::Sib { base: Some(RCX), index: Some((R10, 1)), disp: 1 });
+        let hit = self.asm.jrcxz();
+        self.asm.link_here(kicked);
+        self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+        let miss = self.asm.jmp();
+        self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+        self.asm.link_short(hit);
+        if space == Space::User {
+            self.asm.pext(RCX, R10, Mem::Gs(PAGE_MASK));
+            self.asm.pdep(R10, RCX, Mem::Gs(PAGE_MASK));
+            self.asm.store(Mem::Gs(PC_BASE), R10);
+        }
+        self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+        self.asm.jmp_mem(Mem::GsR11x8(space.jumps() + JUMP_HOST));
+    }
+
+    /// A conditional jump: `jcc` with this condition, taken to `target`.
+    pub(crate) fn branch(&mut self, cond: u8, target: u64, live_at_target: bool) {
+        let offset = target.wrapping_sub(self.source.linear_page);
+        if offset >= 4096 {
+            let from = self.asm.jcc(cond);
+            self.cold.push(Cold::Far { from, target, live: live_at_target });
+        } else if offset <= u64::from(self.at) {
+            let from = self.asm.jcc(cond);
+            self.cold.push(Cold::Back { from, target: offset as u32, live: live_at_target });
+        } else {
+            self.asm.align_patch(2);
+            let from = self.asm.jcc(cond);
+            self.cold.push(Cold::Site { from, kind: SiteKind::Chain { patch: from, target: offset as u32 } });
+        }
+    }
+
+    fn finish(mut self) -> Emitted {
+        // Cold pieces may add further ones (the chain site of a backward branch).
+        let mut index = 0;
+        while index < self.cold.len() {
+            let Some(slot) = self.cold.get_mut(index) else { break };
+            let piece = std::mem::replace(slot, Cold::Site { from: 0, kind: SiteKind::Step(0) });
+            index += 1;
+            self.cold_piece(piece);
+        }
+        self.out.code = self.asm.buf;
+        self.out
+    }
+
+    fn cold_piece(&mut self, piece: Cold) {
+        match piece {
+            Cold::Site { from, kind } => {
+                self.asm.link_here(from);
+                self.site_call(Thunk::Site, kind);
+            }
+            Cold::Miss { from, retry, kind, offset, undo } => {
+                self.asm.link_here(from);
+                match undo {
+                    Undo::Xor(tag) => self.asm.op_mem(true, &[0x33], R10, Mem::GsR11(tag)),
+                    Undo::Rcx => self.asm.load(RCX, Mem::Gs(SPILL_RCX)),
+                }
+                self.asm.constant(R11, u64::from(kind));
+                self.site_call(Thunk::Refill, SiteKind::Miss(offset));
+                let back = self.asm.jmp();
+                self.asm.link(back, i64::from(retry));
+            }
+            Cold::Far { from, target, live } => {
+                self.asm.link_here(from);
+                self.jump_far(target, live);
+            }
+            Cold::Back { from, target, live } => {
+                self.asm.link_here(from);
+                self.poll(target, live);
+                self.jump_near(target, true);
+            }
+        }
+    }
+
+    fn site_call(&mut self, thunk: Thunk, kind: SiteKind) {
+        let at = self.asm.call();
+        self.out.thunk_calls.push((at, thunk));
+        self.out.sites.push(Site { ret: self.asm.here(), kind });
+    }
+
+    /// Encodes a (rewritten) guest instruction.
+    pub(crate) fn encode(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        self.tools.encoder.set_buffer(std::mem::take(&mut self.asm.buf));
+        let result = self.tools.encoder.encode(instr, 0);
+        self.asm.buf = self.tools.encoder.take_buffer();
+        result.map(|_| ()).map_err(|_| Unsupported)
+    }
+}
