@@ -1,681 +1,627 @@
-//! The local APIC (Intel SDM 3A chapter 12): xAPIC page and x2APIC MSRs, interrupts between vCPUs, MSIs, the timer.
+//! The local APIC (Intel SDM 3A chapter 11) in xAPIC and x2APIC mode, its timer, and message routing between vCPUs.
 //!
-//! What other threads touch is in [`Inbox`] and atomic, posted-interrupt style: a sender sets a bit in the IRR and then
-//! notifies the vCPU; no lock is taken on either side. The rest belongs to the vCPU's thread.
+//! Requests come from any thread as bits set in [`ApicPort`]; everything else belongs to the vCPU's thread.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 
-/// Register offsets in the xAPIC page; the x2APIC MSR is `0x800 + offset / 16`.
-mod offset {
-    pub(super) const ID: u32 = 0x20;
-    pub(super) const VERSION: u32 = 0x30;
-    pub(super) const TPR: u32 = 0x80;
-    pub(super) const APR: u32 = 0x90;
-    pub(super) const PPR: u32 = 0xa0;
-    pub(super) const EOI: u32 = 0xb0;
-    pub(super) const RRD: u32 = 0xc0;
-    pub(super) const LDR: u32 = 0xd0;
-    pub(super) const DFR: u32 = 0xe0;
-    pub(super) const SVR: u32 = 0xf0;
-    pub(super) const ISR: u32 = 0x100;
-    pub(super) const TMR: u32 = 0x180;
-    pub(super) const IRR: u32 = 0x200;
-    pub(super) const ESR: u32 = 0x280;
-    pub(super) const LVT_CMCI: u32 = 0x2f0;
-    pub(super) const ICR_LOW: u32 = 0x300;
-    pub(super) const ICR_HIGH: u32 = 0x310;
-    pub(super) const LVT_TIMER: u32 = 0x320;
-    pub(super) const LVT_ERROR: u32 = 0x370;
-    pub(super) const TIMER_INITIAL: u32 = 0x380;
-    pub(super) const TIMER_CURRENT: u32 = 0x390;
-    pub(super) const TIMER_DIVIDE: u32 = 0x3e0;
-    pub(super) const SELF_IPI: u32 = 0x3f0;
-}
+use crate::clock::host_tsc;
+use crate::cpu::{Cpu, flag};
+use crate::env::Env;
+use crate::exception::{Exception, deliver_interrupt};
+use crate::exec::Step;
 
-const VERSION: u32 = 0x0005_0014; // six LVT entries, integrated APIC
-const LVT_MASKED: u32 = 1 << 16;
-const SVR_ENABLED: u32 = 1 << 8;
-const BASE_BSP: u64 = 1 << 8;
-const BASE_X2APIC: u64 = 1 << 10;
-const BASE_ENABLED: u64 = 1 << 11;
-const BASE_ADDRESS: u64 = 0xfee0_0000;
-/// LVT entries by offset: CMCI is kept but not offered.
-const LVT_COUNT: usize = 6;
-
-/// Delivery modes of an ICR, an LVT entry or an MSI (SDM 3A §12.6.1).
-mod delivery {
-    pub(super) const FIXED: u32 = 0;
-    pub(super) const LOWEST: u32 = 1;
-    pub(super) const NMI: u32 = 4;
-}
-
-/// How a vCPU's APIC currently answers; published for senders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Mode {
-    /// IA32_APIC_BASE.EN is 0.
-    Disabled = 0,
-    /// The MMIO page.
-    XApic = 1,
-    /// MSRs.
-    X2Apic = 2,
-}
-
-/// What other threads may touch of one local APIC.
+/// The part of an APIC that other threads reach.
 #[derive(Debug)]
-pub struct Inbox {
+pub struct ApicPort {
     id: u32,
     irr: [AtomicU32; 8],
     nmi: AtomicBool,
-    mode: AtomicU8,
-    enabled: AtomicBool,
-    ldr: AtomicU32,
-    dfr: AtomicU32,
+    software_enabled: AtomicBool,
+    x2apic: AtomicBool,
+    logical: AtomicU32,
+    flat: AtomicBool,
+    /// Host TSC of the next timer event, `u64::MAX` for none.
+    pub(crate) deadline: AtomicU64,
+    /// The timer thread watches the deadline.
+    pub(crate) armed: AtomicBool,
+    kick: AtomicPtr<AtomicU8>,
+    thread: OnceLock<Thread>,
 }
 
-impl Inbox {
-    fn new(id: u32) -> Self {
+impl ApicPort {
+    /// The port of the APIC with this id.
+    pub fn new(id: u32) -> Self {
         Self {
             id,
             irr: Default::default(),
             nmi: AtomicBool::new(false),
-            mode: AtomicU8::new(Mode::XApic as u8),
-            enabled: AtomicBool::new(false),
-            ldr: AtomicU32::new(0),
-            dfr: AtomicU32::new(u32::MAX),
+            software_enabled: AtomicBool::new(false),
+            x2apic: AtomicBool::new(false),
+            logical: AtomicU32::new(0),
+            flat: AtomicBool::new(true),
+            deadline: AtomicU64::new(u64::MAX),
+            armed: AtomicBool::new(false),
+            kick: AtomicPtr::new(std::ptr::null_mut()),
+            thread: OnceLock::new(),
         }
     }
 
-    /// Requests a fixed interrupt. The caller notifies the vCPU afterwards.
-    pub fn post(&self, vector: u8) {
-        self.irr[usize::from(vector / 32)].fetch_or(1 << (vector % 32), SeqCst);
+    /// Names the byte and the thread that [`Self::kick`] reaches. `kick` must live as long as this port is used.
+    ///
+    /// # Safety
+    /// `kick` must point to an `AtomicU8` that outlives every use of this port.
+    pub unsafe fn attach(&self, kick: *mut AtomicU8, thread: Thread) {
+        self.kick.store(kick, Ordering::SeqCst);
+        let _ = self.thread.set(thread);
     }
 
-    /// Requests an NMI. The caller notifies the vCPU afterwards.
-    pub fn post_nmi(&self) {
-        self.nmi.store(true, SeqCst);
+    /// Undoes [`Self::attach`] for the kick byte.
+    pub fn detach(&self) {
+        self.kick.store(std::ptr::null_mut(), Ordering::SeqCst);
     }
 
-    /// Takes a requested NMI.
-    pub fn take_nmi(&self) -> bool {
-        self.nmi.swap(false, SeqCst)
-    }
-
-    /// Whether an NMI is requested.
-    pub fn nmi_pending(&self) -> bool {
-        self.nmi.load(SeqCst)
-    }
-
-    fn highest(&self) -> Option<u8> {
-        self.irr.iter().enumerate().rev().find_map(|(index, word)| top(word.load(SeqCst), index))
-    }
-
-    fn matches(&self, destination: u32, logical: bool) -> bool {
-        let x2 = self.mode.load(SeqCst) == Mode::X2Apic as u8;
-        if destination == u32::MAX || (!x2 && destination == 0xff) {
-            return true;
+    /// Gets the vCPU out of its executor or its wait.
+    pub fn kick(&self) {
+        let byte = self.kick.load(Ordering::SeqCst);
+        if !byte.is_null() {
+            // SAFETY: `attach` promised that the byte lives as long as the port is used.
+            unsafe { (*byte).store(1, Ordering::SeqCst) };
         }
-        if !logical {
-            return destination == self.id;
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
         }
-        let ldr = self.ldr.load(SeqCst);
-        if x2 {
-            // SDM 3A §12.12.10.2: cluster in the high half, one bit per APIC in the low half.
-            return ldr >> 16 == destination >> 16 && ldr & destination & 0xffff != 0;
+    }
+
+    /// Requests a vector.
+    pub fn request(&self, vector: u8) {
+        self.irr[(vector >> 5) as usize].fetch_or(1 << (vector & 31), Ordering::SeqCst);
+        self.kick();
+    }
+
+    fn request_nmi(&self) {
+        self.nmi.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
+    fn matches(&self, message: &Message) -> bool {
+        let x2apic = self.x2apic.load(Ordering::Relaxed);
+        if !message.logical {
+            return message.destination == self.id
+                || message.destination == u32::MAX
+                || message.destination == 0xff && (!x2apic || message.short);
         }
-        let mine = ldr >> 24;
-        match self.dfr.load(SeqCst) >> 28 {
-            0xf => mine & destination & 0xff != 0,
-            0 => mine >> 4 == destination >> 4 & 0xf && mine & destination & 0xf != 0,
-            _ => false,
+        let logical = self.logical.load(Ordering::Relaxed);
+        if x2apic {
+            let cluster = message.destination >> 16 == logical >> 16;
+            return cluster && message.destination & logical & 0xffff != 0;
+        }
+        let (wanted, own) = (message.destination & 0xff, logical >> 24);
+        if self.flat.load(Ordering::Relaxed) {
+            wanted & own != 0
+        } else {
+            wanted >> 4 == own >> 4 && wanted & own & 0xf != 0
         }
     }
 }
 
-/// Every local APIC of a VM: routes messages to inboxes.
-pub struct ApicBus {
-    inboxes: Vec<Arc<Inbox>>,
-    notify: Box<dyn Fn(u32) + Send + Sync>,
-    turn: AtomicU32,
-}
-
-impl ApicBus {
-    /// A bus for `count` vCPUs with APIC ids 0 to `count - 1`. `notify` is called with a vCPU's number after something
-    /// was posted to it, on the sender's thread.
-    pub fn new(count: u32, notify: Box<dyn Fn(u32) + Send + Sync>) -> Self {
-        Self { inboxes: (0..count).map(|id| Arc::new(Inbox::new(id))).collect(), notify, turn: AtomicU32::new(0) }
-    }
-
-    /// The inbox of a vCPU.
-    pub fn inbox(&self, index: u32) -> Option<&Arc<Inbox>> {
-        self.inboxes.get(index as usize)
-    }
-
-    /// Delivers an MSI (SDM 3A §12.11); whatever names no APIC or no known delivery mode is dropped, as on hardware.
-    pub fn signal_msi(&self, msi: hv::Msi) {
-        // Bits 5-11 carry destination bits 8-14, as KVM's extended destination id does.
-        let destination = (msi.address >> 12 & 0xff) as u32 | ((msi.address >> 5 & 0x7f) as u32) << 8;
-        self.route(Message {
-            vector: msi.data as u8,
-            mode: msi.data >> 8 & 7,
-            destination,
-            logical: msi.address & 4 != 0,
-            lowest_hint: msi.address & 8 != 0,
-        });
-    }
-
-    fn route(&self, message: Message) {
-        let mut targets = self
-            .inboxes
-            .iter()
-            .filter(|inbox| {
-                inbox.mode.load(SeqCst) != Mode::Disabled as u8 && inbox.matches(message.destination, message.logical)
-            })
-            .peekable();
-        if targets.peek().is_none() {
-            return;
-        }
-        if message.mode == delivery::LOWEST || (message.lowest_hint && message.logical) {
-            let all: Vec<_> = targets.collect();
-            let turn = self.turn.fetch_add(1, SeqCst) as usize % all.len();
-            if let Some(inbox) = all.get(turn) {
-                self.hand_over(inbox, delivery::FIXED, message.vector);
-            }
-            return;
-        }
-        targets.for_each(|inbox| self.hand_over(inbox, message.mode, message.vector));
-    }
-
-    fn hand_over(&self, inbox: &Inbox, mode: u32, vector: u8) {
-        match mode {
-            delivery::FIXED | delivery::LOWEST if vector >= 16 && inbox.enabled.load(SeqCst) => inbox.post(vector),
-            delivery::NMI => inbox.post_nmi(),
-            // INIT and start-up IPIs: APs start through the mailbox. SMI, ExtINT: nothing here sends them.
-            _ => return,
-        }
-        (self.notify)(inbox.id);
-    }
-}
-
-struct Message {
-    vector: u8,
-    mode: u32,
-    destination: u32,
-    logical: bool,
-    lowest_hint: bool,
-}
-
-/// A register write or read that the APIC refuses: #GP for an MSR.
+/// An interrupt on its way to one or more APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
-
-/// The clock readings that the timer needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// Monotonic host time in nanoseconds.
-    pub ns: u64,
-    /// The guest's TSC.
-    pub tsc: u64,
-    /// TSC ticks in a millisecond.
-    pub tsc_khz: u64,
+pub struct Message {
+    /// APIC id or logical destination.
+    pub destination: u32,
+    /// The destination is logical.
+    pub logical: bool,
+    /// The destination has 8 bits only (xAPIC, MSI), so that 0xff is everyone.
+    pub short: bool,
+    /// Delivery mode: 0 fixed, 1 lowest priority, 4 NMI. Others are ignored.
+    pub mode: u8,
+    /// The vector.
+    pub vector: u8,
 }
 
-/// One local APIC, the part of its vCPU's thread.
-pub struct LocalApic {
-    bus: Arc<ApicBus>,
-    inbox: Arc<Inbox>,
-    base: u64,
+impl Message {
+    /// The message of an MSI (Intel SDM 3A §11.11).
+    pub fn from_msi(address: u64, data: u32) -> Self {
+        Self {
+            destination: (address >> 12 & 0xff) as u32,
+            logical: address >> 2 & 1 != 0,
+            short: true,
+            mode: (data >> 8 & 7) as u8,
+            vector: data as u8,
+        }
+    }
+}
+
+fn send(port: &ApicPort, mode: u8, vector: u8) {
+    match mode {
+        0 | 1 if vector >= 16 => port.request(vector),
+        4 => port.request_nmi(),
+        _ => {}
+    }
+}
+
+pub(crate) fn route(ports: &[Arc<ApicPort>], message: Message) {
+    for port in ports.iter().filter(|port| port.matches(&message)) {
+        if message.mode != 4 && !port.software_enabled.load(Ordering::Relaxed) {
+            continue;
+        }
+        send(port, message.mode, message.vector);
+        if message.mode == 1 {
+            return;
+        }
+    }
+}
+
+/// The vCPU's own part.
+#[derive(Debug)]
+pub struct Apic {
+    /// The shared part.
+    pub port: Arc<ApicPort>,
+    /// IA32_APIC_BASE.
+    pub base: u64,
     tpr: u8,
-    isr: [u32; 8],
     svr: u32,
     esr: u32,
-    esr_latched: u32,
+    isr: [u32; 8],
     icr: u64,
-    lvt: [u32; LVT_COUNT],
-    cmci: u32,
-    initial: u32,
+    /// Timer, thermal, performance, LINT0, LINT1, error.
+    lvt: [u32; 6],
+    initial_count: u32,
     divide: u32,
-    due_ns: u64,
-    armed: bool,
+    /// Host TSC at which the running count started.
+    started: u64,
+    /// IA32_TSC_DEADLINE in guest terms.
     tsc_deadline: u64,
 }
 
-impl LocalApic {
-    /// The APIC of vCPU `index` after reset (SDM 3A §12.4.7.1): xAPIC mode, software-disabled.
-    ///
-    /// # Panics
-    /// If the bus has no such vCPU.
-    pub fn new(bus: Arc<ApicBus>, index: u32) -> Self {
-        let inbox = bus.inbox(index).expect("a vCPU of this VM").clone();
-        let base = BASE_ADDRESS | BASE_ENABLED | if index == 0 { BASE_BSP } else { 0 };
+const BASE_ENABLE: u64 = 1 << 11;
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_BSP: u64 = 1 << 8;
+const LVT_MASKED: u32 = 1 << 16;
+/// The APIC timer's input frequency: one tick per nanosecond.
+const TIMER_HZ: u64 = 1_000_000_000;
+
+impl Apic {
+    /// An APIC after reset.
+    pub fn new(id: u32) -> Self {
         Self {
-            bus,
-            inbox,
-            base,
+            port: Arc::new(ApicPort::new(id)),
+            base: 0xfee0_0000 | BASE_ENABLE | if id == 0 { BASE_BSP } else { 0 },
             tpr: 0,
-            isr: [0; 8],
             svr: 0xff,
             esr: 0,
-            esr_latched: 0,
+            isr: [0; 8],
             icr: 0,
-            lvt: [LVT_MASKED; LVT_COUNT],
-            cmci: LVT_MASKED,
-            initial: 0,
+            lvt: [LVT_MASKED; 6],
+            initial_count: 0,
             divide: 0,
-            due_ns: 0,
-            armed: false,
+            started: 0,
             tsc_deadline: 0,
         }
     }
 
-    /// What other threads may touch.
-    pub fn inbox(&self) -> &Arc<Inbox> {
-        &self.inbox
-    }
-
-    /// The bus that this APIC is on.
-    pub fn bus(&self) -> &Arc<ApicBus> {
-        &self.bus
-    }
-
-    /// The current mode.
-    pub fn mode(&self) -> Mode {
-        match (self.base & BASE_ENABLED != 0, self.base & BASE_X2APIC != 0) {
-            (false, _) => Mode::Disabled,
-            (true, false) => Mode::XApic,
-            (true, true) => Mode::X2Apic,
-        }
-    }
-
-    /// IA32_APIC_BASE.
-    pub fn base(&self) -> u64 {
-        self.base
-    }
-
-    /// Writes IA32_APIC_BASE: refuses reserved bits, another address and the transitions of SDM 3A table 12-5.
-    pub fn set_base(&mut self, value: u64) -> Result<(), Refused> {
-        const KNOWN: u64 = BASE_BSP | BASE_X2APIC | BASE_ENABLED;
-        let mode = value & (BASE_ENABLED | BASE_X2APIC);
-        let legal = value & !KNOWN == BASE_ADDRESS
-            && mode != BASE_X2APIC
-            && !(self.mode() == Mode::X2Apic && mode == BASE_ENABLED)
-            && !(self.mode() == Mode::Disabled && mode == BASE_ENABLED | BASE_X2APIC);
-        if !legal {
-            return Err(Refused);
-        }
-        self.force_base(value);
-        Ok(())
-    }
-
-    fn force_base(&mut self, value: u64) {
-        self.base = value & !BASE_BSP | if self.inbox.id == 0 { BASE_BSP } else { 0 };
-        if self.mode() == Mode::X2Apic {
-            let id = self.inbox.id;
-            self.inbox.ldr.store((id >> 4) << 16 | 1 << (id & 15), SeqCst);
-        }
-        self.publish();
-    }
-
-    fn publish(&self) {
-        self.inbox.mode.store(self.mode() as u8, SeqCst);
-        self.inbox.enabled.store(self.svr & SVR_ENABLED != 0, SeqCst);
-    }
-
-    /// CR8: the high four bits of the task priority.
+    /// The task priority as CR8 has it.
     pub fn cr8(&self) -> u64 {
         u64::from(self.tpr >> 4)
     }
 
-    /// Writes CR8 (already checked to be below 16).
-    pub fn set_cr8(&mut self, value: u64) {
-        self.tpr = (value as u8 & 15) << 4;
+    fn x2apic(&self) -> bool {
+        self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE | BASE_X2APIC
     }
 
     fn in_service(&self) -> u8 {
-        self.isr.iter().enumerate().rev().find_map(|(index, word)| top(*word, index)).unwrap_or(0)
+        highest(|index| self.isr[index]).unwrap_or(0)
     }
 
     fn ppr(&self) -> u8 {
-        let isr = self.in_service();
-        if self.tpr >> 4 >= isr >> 4 { self.tpr } else { isr & 0xf0 }
+        let service = self.in_service() & 0xf0;
+        if self.tpr & 0xf0 >= service { self.tpr } else { service }
     }
 
-    /// The vector that would be delivered now if interrupts are on.
-    pub fn pending(&self) -> Option<u8> {
-        self.requested().filter(|vector| vector >> 4 > self.ppr() >> 4)
+    fn requested(&self) -> Option<u8> {
+        highest(|index| self.port.irr[index].load(Ordering::SeqCst))
     }
 
-    /// The highest requested vector, whatever the task priority says.
-    pub fn requested(&self) -> Option<u8> {
-        if self.svr & SVR_ENABLED == 0 || self.mode() == Mode::Disabled {
-            return None;
-        }
-        self.inbox.highest()
-    }
-
-    /// Takes the vector of [`LocalApic::pending`] into service.
-    pub fn accept(&mut self) -> Option<u8> {
-        let vector = self.pending()?;
-        let (index, bit) = (usize::from(vector / 32), 1 << (vector % 32));
-        self.inbox.irr[index].fetch_and(!bit, SeqCst);
-        self.isr[index] |= bit;
-        Some(vector)
-    }
-
-    /// Reads the MMIO page: 32 bits at a multiple of 16; anything else reads as zero. Zero outside xAPIC mode.
-    pub fn read_mmio(&mut self, at: u32, now: Now) -> u32 {
-        if self.mode() != Mode::XApic || at % 16 != 0 {
-            return 0;
-        }
-        match at {
-            offset::ID => self.inbox.id << 24,
-            offset::ICR_HIGH => (self.icr >> 32) as u32,
-            offset::DFR => self.inbox.dfr.load(SeqCst),
-            _ => self.read(at, now).unwrap_or(0),
-        }
-    }
-
-    /// Writes the MMIO page.
-    pub fn write_mmio(&mut self, at: u32, value: u32, now: Now) {
-        if self.mode() != Mode::XApic || at % 16 != 0 {
-            return;
-        }
-        match at {
-            offset::ICR_LOW => {
-                self.icr = self.icr & !0xffff_ffff | u64::from(value);
-                self.send((self.icr >> 56) as u32, value);
-            }
-            offset::ICR_HIGH => self.icr = self.icr & 0xffff_ffff | u64::from(value) << 32,
-            offset::LDR => self.inbox.ldr.store(value & 0xff00_0000, SeqCst),
-            offset::DFR => self.inbox.dfr.store(value | 0x0fff_ffff, SeqCst),
-            offset::ESR => (self.esr_latched, self.esr) = (self.esr, 0),
-            // Registers that are read-only or absent ignore writes here; only MSRs fault.
-            _ => drop(self.write(at, value, now)),
-        }
-    }
-
-    /// Reads MSR 0x800-0x8ff.
-    pub fn read_msr(&mut self, index: u32, now: Now) -> Result<u64, Refused> {
-        if self.mode() != Mode::X2Apic {
-            return Err(Refused);
-        }
-        match msr_offset(index)? {
-            offset::ID => Ok(u64::from(self.inbox.id)),
-            offset::ICR_LOW => Ok(self.icr),
-            offset::ICR_HIGH | offset::DFR | offset::EOI | offset::SELF_IPI => Err(Refused),
-            at => self.read(at, now).map(u64::from),
-        }
-    }
-
-    /// Writes MSR 0x800-0x8ff.
-    pub fn write_msr(&mut self, index: u32, value: u64, now: Now) -> Result<(), Refused> {
-        if self.mode() != Mode::X2Apic {
-            return Err(Refused);
-        }
-        match msr_offset(index)? {
-            offset::ICR_LOW => {
-                self.icr = value & !(1 << 12);
-                self.send((value >> 32) as u32, value as u32);
-                Ok(())
-            }
-            offset::SELF_IPI if value <= 0xff => {
-                self.bus.hand_over(&self.inbox, delivery::FIXED, value as u8);
-                Ok(())
-            }
-            offset::EOI | offset::ESR if value != 0 => Err(Refused),
-            offset::ESR => {
-                (self.esr_latched, self.esr) = (self.esr, 0);
-                Ok(())
-            }
-            at if value >> 32 == 0 => self.write(at, value as u32, now),
-            _ => Err(Refused),
-        }
-    }
-
-    fn read(&self, at: u32, now: Now) -> Result<u32, Refused> {
-        Ok(match at {
-            offset::VERSION => VERSION,
-            offset::TPR => u32::from(self.tpr),
-            offset::APR | offset::RRD | offset::EOI => 0,
-            offset::PPR => u32::from(self.ppr()),
-            offset::LDR => self.inbox.ldr.load(SeqCst),
-            offset::SVR => self.svr,
-            offset::ISR..offset::TMR => word(at, offset::ISR).map_or(0, |index| self.isr[index]),
-            offset::TMR..offset::IRR => 0, // every source here is edge-triggered
-            offset::IRR..offset::ESR => word(at, offset::IRR).map_or(0, |index| self.inbox.irr[index].load(SeqCst)),
-            offset::ESR => self.esr_latched,
-            offset::ICR_LOW => self.icr as u32,
-            offset::LVT_CMCI => self.cmci,
-            offset::LVT_TIMER..=offset::LVT_ERROR => self.lvt[lvt_index(at)?],
-            offset::TIMER_INITIAL => self.initial,
-            offset::TIMER_CURRENT => self.current_count(now),
-            offset::TIMER_DIVIDE => self.divide,
-            _ => return Err(Refused),
-        })
-    }
-
-    fn write(&mut self, at: u32, value: u32, now: Now) -> Result<(), Refused> {
-        match at {
-            offset::TPR => self.tpr = value as u8,
-            offset::EOI => self.end_of_interrupt(),
-            offset::SVR => {
-                self.svr = value & 0x1ff;
-                if self.svr & SVR_ENABLED == 0 {
-                    self.lvt.iter_mut().for_each(|entry| *entry |= LVT_MASKED);
-                }
-                self.publish();
-            }
-            offset::LVT_CMCI => self.cmci = value | LVT_MASKED,
-            offset::LVT_TIMER..=offset::LVT_ERROR => self.write_lvt(at, value)?,
-            offset::TIMER_INITIAL => {
-                if self.timer_mode() != TimerMode::Deadline {
-                    self.initial = value;
-                    self.due_ns = now.ns.saturating_add(self.period_ns());
-                    self.armed = value != 0;
-                }
-            }
-            offset::TIMER_DIVIDE => self.divide = value & 0xb,
-            _ => return Err(Refused),
-        }
-        Ok(())
-    }
-
-    fn write_lvt(&mut self, at: u32, value: u32) -> Result<(), Refused> {
-        let index = lvt_index(at)?;
-        let before = self.timer_mode();
-        let software_off = if self.svr & SVR_ENABLED == 0 { LVT_MASKED } else { 0 };
-        let known = if at == offset::LVT_TIMER { 0x7_00ff } else { 0x1_a7ff };
-        self.lvt[index] = value & known | software_off;
-        if self.timer_mode() != before {
-            // SDM 3A §12.5.4.1: a change of mode disarms the timer.
-            self.armed = false;
-            self.tsc_deadline = 0;
-            self.initial = 0;
-        }
-        Ok(())
-    }
-
-    fn end_of_interrupt(&mut self) {
-        if let Some(index) = self.isr.iter().rposition(|word| *word != 0) {
-            let highest = 31 - self.isr[index].leading_zeros();
-            self.isr[index] &= !(1 << highest);
-        }
-    }
-
-    fn send(&mut self, destination: u32, low: u32) {
-        let (vector, mode) = (low as u8, low >> 8 & 7);
-        if (mode == delivery::FIXED || mode == delivery::LOWEST) && vector < 16 {
-            self.esr |= 1 << 5; // send illegal vector
-            return;
-        }
-        let me = self.inbox.clone();
-        match low >> 18 & 3 {
-            0 => self.bus.route(Message { vector, mode, destination, logical: low & 1 << 11 != 0, lowest_hint: false }),
-            1 => self.bus.hand_over(&me, mode, vector),
-            shorthand => {
-                for inbox in &self.bus.inboxes {
-                    if shorthand == 2 || inbox.id != me.id {
-                        self.bus.hand_over(inbox, mode, vector);
-                    }
-                }
-            }
+    fn publish(&self) {
+        self.port.software_enabled.store(self.svr & 0x100 != 0 && self.base & BASE_ENABLE != 0, Ordering::SeqCst);
+        self.port.x2apic.store(self.x2apic(), Ordering::SeqCst);
+        if self.x2apic() {
+            let id = self.port.id;
+            self.port.logical.store((id >> 4) << 16 | 1 << (id & 15), Ordering::SeqCst);
         }
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum TimerMode {
-    OneShot,
-    Periodic,
-    Deadline,
+fn highest(word: impl Fn(usize) -> u32) -> Option<u8> {
+    (0..8).rev().find_map(|index| {
+        let bits = word(index);
+        (bits != 0).then(|| (index * 32) as u8 + (31 - bits.leading_zeros()) as u8)
+    })
 }
 
-/// The timer (SDM 3A §12.5.4). Its input clock is 1 GHz, as KVM's is.
-impl LocalApic {
-    fn timer_mode(&self) -> TimerMode {
-        match self.lvt[0] >> 17 & 3 {
-            0 => TimerMode::OneShot,
-            1 => TimerMode::Periodic,
-            _ => TimerMode::Deadline,
-        }
-    }
+/// What [`poll_interrupts`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// Nothing to deliver now (`cpu.irq_window` says whether something is blocked).
+    Idle,
+    /// An interrupt or NMI was delivered.
+    Delivered,
+    /// One waits for the end of the STI/MOV SS shadow: execute one instruction and poll again.
+    Shadow,
+    /// The delivery ended in a triple fault.
+    Shutdown,
+}
 
-    fn divisor(&self) -> u64 {
-        let code = self.divide & 3 | self.divide >> 1 & 4;
-        1 << ((code + 1) & 7)
+/// Delivers at most one interrupt. To be called at an instruction boundary after `cpu.kick` was cleared.
+pub fn poll_interrupts(cpu: &mut Cpu, env: &Env<'_>) -> Poll {
+    check_timer(cpu, env);
+    if cpu.apic.port.nmi.load(Ordering::SeqCst) && cpu.nmi_masked == 0 {
+        if cpu.shadow != 0 {
+            return Poll::Shadow;
+        }
+        cpu.apic.port.nmi.store(false, Ordering::SeqCst);
+        cpu.nmi_masked = 1;
+        return delivered(deliver_interrupt(cpu, env, 2));
     }
-
-    fn period_ns(&self) -> u64 {
-        u64::from(self.initial).saturating_mul(self.divisor()).max(1)
+    cpu.irq_window = 0;
+    let Some(vector) = cpu.apic.requested() else { return Poll::Idle };
+    if vector & 0xf0 <= cpu.apic.ppr() & 0xf0 || cpu.rflags & flag::IF == 0 {
+        cpu.irq_window = 1;
+        return Poll::Idle;
     }
-
-    fn current_count(&self, now: Now) -> u32 {
-        if !self.armed {
-            return 0;
-        }
-        (self.due_ns.saturating_sub(now.ns) / self.divisor()) as u32
+    if cpu.shadow != 0 {
+        cpu.irq_window = 1;
+        return Poll::Shadow;
     }
+    let (word, bit) = ((vector >> 5) as usize, 1u32 << (vector & 31));
+    cpu.apic.port.irr[word].fetch_and(!bit, Ordering::SeqCst);
+    cpu.apic.isr[word] |= bit;
+    cpu.irq_window = u8::from(cpu.apic.requested().is_some());
+    delivered(deliver_interrupt(cpu, env, vector))
+}
 
-    /// IA32_TSC_DEADLINE.
-    pub fn tsc_deadline(&self) -> u64 {
-        self.tsc_deadline
-    }
+fn delivered(step: Step) -> Poll {
+    if step == Step::Shutdown { Poll::Shutdown } else { Poll::Delivered }
+}
 
-    /// Writes IA32_TSC_DEADLINE: arms with the guest TSC value, disarms with 0, is ignored in the other modes.
-    pub fn set_tsc_deadline(&mut self, value: u64) {
-        if self.timer_mode() == TimerMode::Deadline {
-            self.tsc_deadline = value;
-            self.armed = value != 0;
-        }
-    }
+/// How long a halted vCPU may sleep, in host TSC ticks; `None` = until it is kicked.
+pub fn sleep_ticks(cpu: &Cpu) -> Option<u64> {
+    let deadline = cpu.apic.port.deadline.load(Ordering::SeqCst);
+    (deadline != u64::MAX).then(|| deadline.saturating_sub(host_tsc()))
+}
 
-    /// When the timer fires next, in nanoseconds of [`Now::ns`]; `None` if it is not armed.
-    pub fn deadline_ns(&self, now: Now) -> Option<u64> {
-        if !self.armed {
-            return None;
-        }
-        if self.timer_mode() == TimerMode::Deadline {
-            let ticks = u128::from(self.tsc_deadline.saturating_sub(now.tsc));
-            let wait = (ticks * 1_000_000).div_ceil(u128::from(now.tsc_khz.max(1)));
-            return Some(now.ns.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX)));
-        }
-        Some(self.due_ns)
-    }
+/// The vCPU sleeps by itself until its deadline: the timer thread need not wake it.
+pub fn disarm_thread(cpu: &Cpu) {
+    cpu.apic.port.armed.store(false, Ordering::SeqCst);
+}
 
-    /// Fires the timer if its time has come: posts its vector to this APIC (without notifying) and says so.
-    pub fn run_timer(&mut self, now: Now) -> bool {
-        if !self.deadline_ns(now).is_some_and(|due| due <= now.ns) {
-            return false;
-        }
-        match self.timer_mode() {
-            TimerMode::Periodic => {
-                // Missed periods are merged into one interrupt, as a masked CPU would see them.
-                let periods = now.ns.saturating_sub(self.due_ns) / self.period_ns() + 1;
-                self.due_ns = self.due_ns.saturating_add(periods.saturating_mul(self.period_ns()));
-            }
-            TimerMode::OneShot => self.armed = false,
-            TimerMode::Deadline => (self.armed, self.tsc_deadline) = (false, 0),
-        }
-        let vector = self.lvt[0] as u8;
-        if self.lvt[0] & LVT_MASKED == 0 && vector >= 16 {
-            self.inbox.post(vector);
-        }
-        true
+/// Undoes [`disarm_thread`].
+pub fn rearm_thread(cpu: &Cpu, env: &Env<'_>) {
+    let deadline = cpu.apic.port.deadline.load(Ordering::SeqCst);
+    if deadline != u64::MAX {
+        arm(cpu, env, deadline);
     }
 }
 
-/// Saved state in the xAPIC register layout.
-impl LocalApic {
-    /// The register page, 1,024 bytes; the rest of the state is IA32_APIC_BASE and IA32_TSC_DEADLINE.
-    pub fn save(&self, now: Now) -> Vec<u8> {
-        let mut page = vec![0; 1024];
-        let mut put = |at: u32, value: u32| {
-            if let Some(bytes) = page.get_mut(at as usize..at as usize + 4) {
-                bytes.copy_from_slice(&value.to_le_bytes());
+fn arm(cpu: &Cpu, env: &Env<'_>, deadline: u64) {
+    let port = &cpu.apic.port;
+    port.deadline.store(deadline, Ordering::SeqCst);
+    port.armed.store(deadline != u64::MAX, Ordering::SeqCst);
+    if deadline != u64::MAX {
+        env.platform.deadline_changed(deadline);
+    }
+}
+
+fn timer_mode(apic: &Apic) -> u32 {
+    apic.lvt[0] >> 17 & 3
+}
+
+fn divisor(apic: &Apic) -> u64 {
+    let code = (apic.divide & 3) | (apic.divide >> 1 & 4);
+    if code == 7 { 1 } else { 2 << code }
+}
+
+/// Host TSC ticks of the whole count.
+fn period(apic: &Apic, env: &Env<'_>) -> u64 {
+    let nanos = u128::from(apic.initial_count) * u128::from(divisor(apic)) * 1_000_000_000 / u128::from(TIMER_HZ);
+    (nanos * u128::from(env.platform.clock.khz()) / 1_000_000) as u64
+}
+
+fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
+    let deadline = cpu.apic.port.deadline.load(Ordering::Relaxed);
+    if deadline == u64::MAX || host_tsc() < deadline {
+        return;
+    }
+    let next = match timer_mode(&cpu.apic) {
+        1 => {
+            let period = period(&cpu.apic, env).max(1000);
+            let now = host_tsc();
+            // A guest that was stopped for long gets one tick, not all that it missed.
+            let next = if now - deadline > 16 * period { now + period } else { deadline + period };
+            cpu.apic.started = next - period;
+            next
+        }
+        _ => u64::MAX,
+    };
+    cpu.apic.tsc_deadline = 0;
+    arm(cpu, env, next);
+    if cpu.apic.lvt[0] & LVT_MASKED == 0 {
+        let vector = cpu.apic.lvt[0] as u8;
+        cpu.apic.port.irr[(vector >> 5) as usize].fetch_or(1 << (vector & 31), Ordering::SeqCst);
+    }
+}
+
+fn start_count(cpu: &mut Cpu, env: &Env<'_>) {
+    let apic = &mut cpu.apic;
+    if timer_mode(apic) == 2 {
+        return;
+    }
+    apic.started = host_tsc();
+    let deadline =
+        if apic.initial_count == 0 { u64::MAX } else { apic.started.saturating_add(period(apic, env)) };
+    arm(cpu, env, deadline);
+}
+
+fn current_count(cpu: &Cpu, env: &Env<'_>) -> u32 {
+    let apic = &cpu.apic;
+    let deadline = apic.port.deadline.load(Ordering::Relaxed);
+    if timer_mode(apic) == 2 || apic.initial_count == 0 || deadline == u64::MAX {
+        return 0;
+    }
+    let left = deadline.saturating_sub(host_tsc());
+    let nanos = u128::from(left) * 1_000_000 / u128::from(env.platform.clock.khz().max(1));
+    (nanos / u128::from(divisor(apic))).min(u128::from(apic.initial_count)) as u32
+}
+
+/// IA32_TSC_DEADLINE.
+pub(crate) fn set_tsc_deadline(cpu: &mut Cpu, env: &Env<'_>, value: u64) {
+    if timer_mode(&cpu.apic) != 2 {
+        return;
+    }
+    cpu.apic.tsc_deadline = value;
+    let deadline = if value == 0 { u64::MAX } else { value.wrapping_sub(cpu.tsc_offset).min(u64::MAX - 1) };
+    arm(cpu, env, deadline);
+    if deadline <= host_tsc() {
+        cpu.kick.store(1, Ordering::SeqCst);
+    }
+}
+
+pub(crate) fn tsc_deadline(cpu: &Cpu) -> u64 {
+    cpu.apic.tsc_deadline
+}
+
+/// CR8 or the TPR register.
+pub(crate) fn set_tpr(cpu: &mut Cpu, value: u8) {
+    let lowered = value < cpu.apic.tpr;
+    cpu.apic.tpr = value;
+    if lowered {
+        cpu.window_opened();
+    }
+}
+
+fn eoi(cpu: &mut Cpu) {
+    let vector = cpu.apic.in_service();
+    cpu.apic.isr[(vector >> 5) as usize] &= !(1 << (vector & 31));
+    cpu.window_opened();
+}
+
+fn send_ipi(cpu: &mut Cpu, env: &Env<'_>, icr: u64) {
+    cpu.apic.icr = icr & !(1 << 12);
+    let mode = (icr >> 8 & 7) as u8;
+    let vector = icr as u8;
+    let own = cpu.apic.port.id;
+    let ports = &env.platform.ports;
+    match icr >> 18 & 3 {
+        1 => send(&cpu.apic.port, mode, vector),
+        2 => ports.iter().for_each(|port| send(port.as_ref(), mode, vector)),
+        3 => ports.iter().filter(|port| port.id != own).for_each(|port| send(port, mode, vector)),
+        _ => {
+            let x2apic = cpu.apic.x2apic();
+            let destination = if x2apic { (icr >> 32) as u32 } else { (icr >> 56) as u32 };
+            let logical = icr >> 11 & 1 != 0;
+            route(ports, Message { destination, logical, short: !x2apic, mode, vector });
+        }
+    }
+}
+
+fn read_register(cpu: &Cpu, env: &Env<'_>, index: u32) -> Option<u32> {
+    let apic = &cpu.apic;
+    Some(match index {
+        0x02 if apic.x2apic() => apic.port.id,
+        0x02 => apic.port.id << 24,
+        0x03 => 0x0005_0014,
+        0x08 => u32::from(apic.tpr),
+        0x0a => u32::from(apic.ppr()),
+        0x0d => apic.port.logical.load(Ordering::Relaxed),
+        0x0e if !apic.x2apic() => {
+            if apic.port.flat.load(Ordering::Relaxed) { u32::MAX } else { 0x0fff_ffff }
+        }
+        0x0f => apic.svr,
+        0x10..0x18 => apic.isr[(index & 7) as usize],
+        // Every interrupt here is edge-triggered.
+        0x18..0x20 => 0,
+        0x20..0x28 => apic.port.irr[(index & 7) as usize].load(Ordering::SeqCst),
+        0x28 => apic.esr,
+        0x30 => apic.icr as u32,
+        0x31 if !apic.x2apic() => (apic.icr >> 32) as u32,
+        0x32..0x38 => apic.lvt[(index - 0x32) as usize],
+        0x38 => apic.initial_count,
+        0x39 => current_count(cpu, env),
+        0x3e => apic.divide,
+        _ => return None,
+    })
+}
+
+fn write_register(cpu: &mut Cpu, env: &Env<'_>, index: u32, value: u32) -> Option<()> {
+    match index {
+        0x02 | 0x03 => {}
+        0x08 => set_tpr(cpu, value as u8),
+        0x0b => eoi(cpu),
+        0x0d if !cpu.apic.x2apic() => cpu.apic.port.logical.store(value & 0xff00_0000, Ordering::SeqCst),
+        0x0e if !cpu.apic.x2apic() => cpu.apic.port.flat.store(value >> 28 == 0xf, Ordering::SeqCst),
+        0x0f => {
+            cpu.apic.svr = value & 0x3ff;
+            if value & 0x100 == 0 {
+                cpu.apic.lvt.iter_mut().for_each(|lvt| *lvt |= LVT_MASKED);
             }
+            cpu.apic.publish();
+        }
+        0x28 => cpu.apic.esr = 0,
+        0x30 => {
+            let icr = (cpu.apic.icr & !0xffff_ffff) | u64::from(value);
+            send_ipi(cpu, env, icr);
+        }
+        0x31 => cpu.apic.icr = (cpu.apic.icr & 0xffff_ffff) | u64::from(value) << 32,
+        0x32 => {
+            let before = timer_mode(&cpu.apic);
+            cpu.apic.lvt[0] = value & 0x7_10ff;
+            if timer_mode(&cpu.apic) != before {
+                cpu.apic.tsc_deadline = 0;
+                arm(cpu, env, u64::MAX);
+            }
+        }
+        0x33..0x38 => cpu.apic.lvt[(index - 0x32) as usize] = value & 0x1_f7ff,
+        0x38 => {
+            cpu.apic.initial_count = value;
+            start_count(cpu, env);
+        }
+        0x39 => {}
+        0x3e => {
+            cpu.apic.divide = value & 0xb;
+            if cpu.apic.initial_count != 0 {
+                start_count(cpu, env);
+            }
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+/// The offset in the APIC page, if `gpa` lies in it.
+pub(crate) fn page_offset(cpu: &Cpu, gpa: u64) -> Option<u64> {
+    let base = cpu.apic.base;
+    (base & BASE_ENABLE != 0 && base & BASE_X2APIC == 0 && gpa & !0xfff == base & 0x3fff_ffff_f000)
+        .then_some(gpa & 0xfff)
+}
+
+pub(crate) fn mmio_read(cpu: &Cpu, env: &Env<'_>, offset: u64) -> u64 {
+    u64::from(read_register(cpu, env, (offset >> 4) as u32).unwrap_or(0))
+}
+
+pub(crate) fn mmio_write(cpu: &mut Cpu, env: &Env<'_>, offset: u64, value: u32) {
+    let _ = write_register(cpu, env, (offset >> 4) as u32, value);
+}
+
+/// RDMSR 0x800-0x8ff.
+pub(crate) fn read_msr(cpu: &Cpu, env: &Env<'_>, msr: u32) -> Result<u64, Exception> {
+    let gp = Exception::gp(0);
+    if !cpu.apic.x2apic() {
+        return Err(gp);
+    }
+    match msr & 0xff {
+        0x30 => Ok(cpu.apic.icr),
+        0x0b | 0x3f | 0x0e => Err(gp),
+        index => read_register(cpu, env, index).map(u64::from).ok_or(gp),
+    }
+}
+
+/// WRMSR 0x800-0x8ff.
+pub(crate) fn write_msr(cpu: &mut Cpu, env: &Env<'_>, msr: u32, value: u64) -> Result<(), Exception> {
+    let gp = Exception::gp(0);
+    if !cpu.apic.x2apic() {
+        return Err(gp);
+    }
+    match msr & 0xff {
+        0x30 => send_ipi(cpu, env, value),
+        0x3f => send(&cpu.apic.port.clone(), 0, value as u8),
+        index => {
+            let read_only = matches!(index, 0x02 | 0x03 | 0x0a | 0x0d | 0x10..0x28 | 0x39);
+            if value >> 32 != 0 || read_only || matches!(index, 0x0b | 0x28) && value != 0 {
+                return Err(gp);
+            }
+            return write_register(cpu, env, index, value as u32).ok_or(gp);
+        }
+    }
+    Ok(())
+}
+
+/// WRMSR IA32_APIC_BASE.
+pub(crate) fn set_base(cpu: &mut Cpu, value: u64) -> Result<(), Exception> {
+    let old = cpu.apic.base;
+    let (enable, x2apic) = (value & BASE_ENABLE != 0, value & BASE_X2APIC != 0);
+    let reserved = !((1u64 << crate::paging::GPA_BITS) - 1) | 0x2ff;
+    let from_x2 = old & BASE_X2APIC != 0 && enable && !x2apic;
+    let off_to_x2 = old & BASE_ENABLE == 0 && x2apic;
+    if value & reserved != 0 || x2apic && !enable || from_x2 || off_to_x2 {
+        return Err(Exception::gp(0));
+    }
+    cpu.apic.base = (value & !BASE_BSP) | (old & BASE_BSP);
+    cpu.apic.publish();
+    // The APIC page may appear or vanish from under cached translations; it is never cached, so nothing to drop.
+    Ok(())
+}
+
+/// The register page in xAPIC layout, for snapshots.
+pub fn save(cpu: &Cpu, env: &Env<'_>) -> Vec<u8> {
+    let mut page = vec![0; 1024];
+    for index in 0..0x40u32 {
+        let value = match index {
+            0x31 => (cpu.apic.icr >> 32) as u32,
+            0x02 => cpu.apic.port.id << if cpu.apic.x2apic() { 0 } else { 24 },
+            0x0e => if cpu.apic.port.flat.load(Ordering::Relaxed) { u32::MAX } else { 0x0fff_ffff },
+            _ => read_register(cpu, env, index).unwrap_or(0),
         };
-        put(offset::ID, if self.mode() == Mode::X2Apic { self.inbox.id } else { self.inbox.id << 24 });
-        put(offset::DFR, self.inbox.dfr.load(SeqCst));
-        put(offset::ICR_HIGH, (self.icr >> 32) as u32);
-        for at in (offset::VERSION..0x400).step_by(16).filter(|at| ![offset::DFR, offset::ICR_HIGH].contains(at)) {
-            put(at, self.read(at, now).unwrap_or(0));
-        }
-        page
+        let at = (index * 16) as usize;
+        page[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
+    page
+}
 
-    /// Takes a page made by [`LocalApic::save`] together with the APIC base.
-    pub fn restore(&mut self, base: u64, page: &[u8], now: Now) -> Result<(), Refused> {
-        let get = |at: u32| -> Result<u32, Refused> {
-            let bytes = page.get(at as usize..at as usize + 4).ok_or(Refused)?;
-            Ok(u32::from_le_bytes(bytes.try_into().map_err(|_| Refused)?))
-        };
-        if base & !(BASE_BSP | BASE_X2APIC | BASE_ENABLED) != BASE_ADDRESS || page.len() != 1024 {
-            return Err(Refused);
-        }
-        self.inbox.ldr.store(get(offset::LDR)?, SeqCst);
-        self.inbox.dfr.store(get(offset::DFR)? | 0x0fff_ffff, SeqCst);
-        self.tpr = get(offset::TPR)? as u8;
-        self.svr = get(offset::SVR)? & 0x1ff;
-        self.icr = u64::from(get(offset::ICR_HIGH)?) << 32 | u64::from(get(offset::ICR_LOW)?);
-        for index in 0..8 {
-            self.isr[index as usize] = get(offset::ISR + index * 16)?;
-            self.inbox.irr[index as usize].store(get(offset::IRR + index * 16)?, SeqCst);
-        }
-        for (index, entry) in self.lvt.iter_mut().enumerate() {
-            *entry = get(offset::LVT_TIMER + index as u32 * 16)?;
-        }
-        self.cmci = get(offset::LVT_CMCI)? | LVT_MASKED;
-        self.esr_latched = get(offset::ESR)?;
-        self.divide = get(offset::TIMER_DIVIDE)? & 0xb;
-        self.initial = get(offset::TIMER_INITIAL)?;
-        let left = u64::from(get(offset::TIMER_CURRENT)?).saturating_mul(self.divisor());
-        self.armed = left != 0 && self.timer_mode() != TimerMode::Deadline;
-        self.due_ns = now.ns.saturating_add(left);
-        self.tsc_deadline = 0;
-        self.force_base(base);
-        Ok(())
+/// Restores what [`save`] gave; [`Apic::base`] must be set before, IA32_TSC_DEADLINE after.
+pub fn restore(cpu: &mut Cpu, env: &Env<'_>, page: &[u8]) -> bool {
+    let Some(page) = page.get(..1024) else { return false };
+    let word = |index: usize| {
+        let at = index * 16;
+        u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
+    };
+    let apic = &mut cpu.apic;
+    apic.tpr = word(0x08) as u8;
+    apic.svr = word(0x0f) & 0x3ff;
+    apic.esr = word(0x28);
+    apic.icr = u64::from(word(0x30)) | u64::from(word(0x31)) << 32;
+    for index in 0..8 {
+        apic.isr[index] = word(0x10 + index);
+        apic.port.irr[index].store(word(0x20 + index), Ordering::SeqCst);
     }
+    for index in 0..6 {
+        apic.lvt[index] = word(0x32 + index);
+    }
+    apic.initial_count = word(0x38);
+    apic.divide = word(0x3e) & 0xb;
+    apic.port.logical.store(word(0x0d), Ordering::SeqCst);
+    apic.port.flat.store(word(0x0e) >> 28 == 0xf, Ordering::SeqCst);
+    apic.publish();
+    arm(cpu, env, u64::MAX);
+    if cpu.apic.initial_count != 0 && timer_mode(&cpu.apic) != 2 {
+        let count = cpu.apic.initial_count;
+        let left = word(0x39).min(count);
+        let whole = period(&cpu.apic, env);
+        let rest = (u128::from(whole) * u128::from(left) / u128::from(count)) as u64;
+        if left != 0 || timer_mode(&cpu.apic) == 1 {
+            arm(cpu, env, host_tsc().saturating_add(rest));
+        }
+    }
+    true
 }
 
-fn top(word: u32, index: usize) -> Option<u8> {
-    (word != 0).then(|| (index as u32 * 32 + 31 - word.leading_zeros()) as u8)
+/// Whether an NMI waits.
+pub fn nmi_pending(cpu: &Cpu) -> bool {
+    cpu.apic.port.nmi.load(Ordering::SeqCst)
 }
 
-fn word(at: u32, start: u32) -> Option<usize> {
-    let index = (at - start) / 16;
-    (index < 8).then_some(index as usize)
+/// Sets or clears the waiting NMI.
+pub fn set_nmi_pending(cpu: &Cpu, pending: bool) {
+    cpu.apic.port.nmi.store(pending, Ordering::SeqCst);
 }
-
-fn lvt_index(at: u32) -> Result<usize, Refused> {
-    let index = at.checked_sub(offset::LVT_TIMER).ok_or(Refused)? / 16;
-    if (index as usize) < LVT_COUNT { Ok(index as usize) } else { Err(Refused) }
-}
-
-fn msr_offset(index: u32) -> Result<u32, Refused> {
-    let register = index.checked_sub(0x800).ok_or(Refused)?;
-    if register < 0x40 { Ok(register * 16) } else { Err(Refused) }
-}
-
-#[cfg(test)]
-mod tests;

@@ -2,12 +2,7 @@
 //! such code may touch is public.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
-
-use crate::apic::LocalApic;
-use crate::clock::Clock;
-use crate::msr::MsrState;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Indices into [`Cpu::gpr`].
 pub mod reg {
@@ -288,11 +283,9 @@ pub struct Cpu {
     /// This vCPU's number, which is its APIC id.
     pub index: u32,
     /// The local APIC.
-    pub apic: LocalApic,
-    /// The MSRs that have no field of their own.
-    pub msr: MsrState,
-    /// The VM's clocks.
-    pub clock: Arc<Clock>,
+    pub apic: crate::apic::Apic,
+    /// MSRs that are only kept.
+    pub msrs: crate::msr::StoredMsrs,
     /// The interpreter's own caches.
     pub interp: crate::exec::InterpState,
     /// The translator's.
@@ -301,7 +294,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// A vCPU in 64-bit mode at reset-like values: paging off in the sense that CR0.PG is 0 until the state is set.
-    pub fn new(index: u32, apic: LocalApic, clock: Arc<Clock>) -> Box<Self> {
+    pub fn new(index: u32) -> Box<Self> {
         let layout = Layout::new::<Self>();
         // SAFETY: the layout is not of size zero; the fields that must not be zero are written before the box is made.
         unsafe {
@@ -310,10 +303,9 @@ impl Cpu {
                 handle_alloc_error(layout);
             }
             (&raw mut (*memory).tlb_events).write(Vec::new());
-            (&raw mut (*memory).apic).write(apic);
-            (&raw mut (*memory).msr).write(MsrState::default());
-            (&raw mut (*memory).clock).write(clock);
             (&raw mut (*memory).interp).write(crate::exec::InterpState::default());
+            (&raw mut (*memory).apic).write(crate::apic::Apic::new(index));
+            (&raw mut (*memory).msrs).write(crate::msr::StoredMsrs::default());
             let mut cpu = Box::from_raw(memory);
             cpu.reset(index);
             cpu
@@ -335,6 +327,24 @@ impl Cpu {
         self.xsave.0[28] = 0xff; // MXCSR_MASK
         self.xsave.0[29] = 0xff;
         self.xsave.0[512] = 7; // XSTATE_BV: every component comes from this image
+    }
+
+    /// Notes what happened to translations: drops the interpreter's own and tells whoever drains `tlb_events`.
+    pub(crate) fn tlb_event(&mut self, event: TlbEvent) {
+        self.interp.tlb.apply(event);
+        if self.tlb_events.len() >= 64 {
+            // Nobody drains, or nobody did for long: one entry says it all (CR3 itself is in `cr3`).
+            self.tlb_events.clear();
+            self.tlb_events.push(TlbEvent::All);
+        }
+        self.tlb_events.push(event);
+    }
+
+    /// IF was set, the priority lowered or an interrupt ended: if one waits for that, the executor must leave.
+    pub(crate) fn window_opened(&mut self) {
+        if self.irq_window != 0 {
+            self.kick.store(1, Ordering::SeqCst);
+        }
     }
 
     /// The current PCID, 0 without CR4.PCIDE.

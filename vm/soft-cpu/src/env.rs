@@ -153,6 +153,8 @@ pub struct Env<'a> {
     pub io: &'a dyn CpuIo,
     /// Who keeps translations.
     pub watch: &'a dyn CodeWatch,
+    /// What the VM's vCPUs share.
+    pub platform: &'a crate::platform::Platform,
 }
 
 impl Env<'_> {

@@ -6,14 +6,30 @@
 //! host addresses out of guest ones.
 #![allow(unsafe_code, reason = "reaches guest memory through raw pointers and runs generated code")]
 
+mod alu;
+pub mod apic;
+pub mod clock;
 pub mod cpu;
+pub mod cpuid;
+mod decode;
 pub mod env;
 pub mod exception;
 pub mod exec;
+mod fpu;
+mod mem;
+pub mod msr;
+mod ops;
 pub mod paging;
+pub mod platform;
+mod rawmem;
+mod segment;
+mod stub;
 
+pub use apic::{ApicPort, Poll, poll_interrupts};
 pub use cpu::{Cpu, Segment, TlbEvent};
-pub use env::{CodeWatch, Env, RamMap, RamSpan};
-pub use exception::Exception;
-pub use exec::{Executor, Exit, Step};
+pub use decode::decoder_options;
+pub use env::{CodeWatch, Env, NoWatch, RamMap, RamSpan};
+pub use exception::{Exception, deliver};
+pub use exec::{Executor, Exit, Interpreter, Step, step};
 pub use paging::{Access, Page, PageFault, translate};
+pub use platform::Platform;

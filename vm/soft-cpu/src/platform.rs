@@ -1,0 +1,136 @@
+//! What the vCPUs of one VM share: interrupt routing, CPUID, the clock, the timer thread and counters.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::apic::{ApicPort, Message};
+use crate::clock::{Clock, host_tsc};
+use crate::cpuid::CpuidTable;
+
+/// Shared by all vCPUs of a VM.
+pub struct Platform {
+    /// The APICs, by id.
+    pub ports: Vec<Arc<ApicPort>>,
+    /// What CPUID answers.
+    pub cpuid: CpuidTable,
+    /// TSC frequency and kvmclock's origin.
+    pub clock: Arc<Clock>,
+    timer: Arc<Timer>,
+    thread: Option<JoinHandle<()>>,
+    counts: Mutex<BTreeMap<String, u64>>,
+}
+
+struct Timer {
+    ports: Vec<Arc<ApicPort>>,
+    clock: Arc<Clock>,
+    /// Host TSC at which the thread will look again.
+    next: AtomicU64,
+    quit: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Platform {
+    /// The platform over these APICs; starts the timer thread.
+    pub fn new(ports: Vec<Arc<ApicPort>>) -> std::io::Result<Self> {
+        let clock = Arc::new(Clock::new());
+        let timer = Arc::new(Timer {
+            ports: ports.clone(),
+            clock: clock.clone(),
+            next: AtomicU64::new(u64::MAX),
+            quit: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            changed: Condvar::new(),
+        });
+        let thread = {
+            let timer = timer.clone();
+            std::thread::Builder::new().name("soft-timer".into()).spawn(move || timer.run())?
+        };
+        Ok(Self {
+            cpuid: CpuidTable::new(ports.len() as u32, clock.khz()),
+            ports,
+            clock,
+            timer,
+            thread: Some(thread),
+            counts: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// Tells the timer thread that a port's deadline moved.
+    pub(crate) fn deadline_changed(&self, deadline: u64) {
+        if deadline < self.timer.next.load(Ordering::SeqCst) {
+            let guard = self.timer.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(guard);
+            self.timer.changed.notify_one();
+        }
+    }
+
+    /// Delivers an interrupt message to the APICs it names.
+    pub fn route(&self, message: Message) {
+        crate::apic::route(&self.ports, message);
+    }
+
+    /// Counts a rare event by name (unknown instructions, unknown MSRs…).
+    #[cold]
+    pub fn count(&self, name: &str) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(name) {
+            *count += 1;
+        } else if counts.len() < 1000 {
+            counts.insert(name.to_owned(), 1);
+        }
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> Vec<(String, u64)> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(name, count)| (name.clone(), *count)).collect()
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        self.timer.quit.store(true, Ordering::SeqCst);
+        drop(self.timer.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.timer.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Timer {
+    fn run(&self) {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while !self.quit.load(Ordering::SeqCst) {
+            // Any arming from here on finds `next` at its largest and notifies.
+            self.next.store(u64::MAX, Ordering::SeqCst);
+            let now = host_tsc();
+            let mut next = u64::MAX;
+            for port in &self.ports {
+                if !port.armed.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let deadline = port.deadline.load(Ordering::SeqCst);
+                if deadline <= now {
+                    port.armed.store(false, Ordering::SeqCst);
+                    port.kick();
+                } else {
+                    next = next.min(deadline);
+                }
+            }
+            self.next.store(next, Ordering::SeqCst);
+            // Look once more: a deadline armed between the scan and the store saw MAX and will notify, but only
+            // after it gets the lock that is released by the wait below.
+            let wait = if next == u64::MAX {
+                Duration::from_secs(3600)
+            } else {
+                self.clock.duration(next.saturating_sub(host_tsc()))
+            };
+            guard = self.changed.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
