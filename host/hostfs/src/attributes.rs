@@ -217,9 +217,12 @@ impl HostFs {
         let kind = node.identity.kind;
         let before = self.owner(node, &stat);
         let shown = self.shown_mode(&stat, before);
-        let mut after = before;
-        after.uid = changes.uid.unwrap_or(before.uid);
-        after.gid = changes.gid.unwrap_or(before.gid);
+        let mut after = Owner {
+            uid: changes.uid.unwrap_or(before.uid),
+            gid: changes.gid.unwrap_or(before.gid),
+            // One that the host has overruled since is not kept.
+            mode: before.mode.filter(|mode| *mode == shown && *mode != stat.mode & 0o1777),
+        };
         if !matches!(kind, FileKind::Regular | FileKind::Directory) {
             // Links and special files have no attributes, and no mode that means something to the host.
             return if changes.mode.is_some() {
