@@ -53,10 +53,14 @@ pub(crate) const READ_ONLY: u64 = 0x1000_0000;
 pub(crate) const READ_ONLY_LEN: u64 = 0x1_0000;
 /// The local APIC's registers.
 pub(crate) const APIC: u64 = 0xfee0_0000;
-/// A byte written here ends the vCPU's run; 0 means that all is well.
+/// A write here ends the vCPU's run: all is well.
 pub(crate) const DONE_PORT: u16 = 0xf4;
-/// What the default handler writes to [`DONE_PORT`] for an exception that nobody expected.
+/// A byte written here ends the vCPU's run: it says what went wrong.
+pub(crate) const FAIL_PORT: u16 = 0xf5;
+/// What the default handler writes to [`FAIL_PORT`] for an exception that nobody expected.
 pub(crate) const UNEXPECTED: u8 = 0xee;
+/// What a guest writes to [`FAIL_PORT`] when an exception that it waited for did not come.
+pub(crate) const SILENT: u8 = 0xdd;
 
 pub(crate) const KERNEL_CODE: u16 = 0x08;
 pub(crate) const KERNEL_DATA: u16 = 0x10;
@@ -81,7 +85,6 @@ pub(crate) fn assemble(
 /// Ends the vCPU's run.
 pub(crate) fn done(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut here = a.create_label();
-    a.mov(al, 0)?;
     a.out(i32::from(DONE_PORT), al)?;
     a.set_label(&mut here)?;
     a.jmp(here)
@@ -180,7 +183,7 @@ fn exception_handler(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.iretq()?;
     a.set_label(&mut unexpected)?;
     a.mov(al, i32::from(UNEXPECTED))?;
-    a.out(i32::from(DONE_PORT), al)?;
+    a.out(i32::from(FAIL_PORT), al)?;
     a.jmp(unexpected)
 }
 

@@ -13,7 +13,7 @@ use iced_x86::code_asm::CodeAssembler;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest::{self, APIC, DONE_PORT, READ_ONLY, READ_ONLY_LEN, RECORD, UNEXPECTED};
+use crate::guest::{self, APIC, DONE_PORT, FAIL_PORT, READ_ONLY, READ_ONLY_LEN, RECORD, SILENT, UNEXPECTED};
 use crate::{Failure, LIMIT};
 
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
@@ -228,11 +228,13 @@ impl CpuIo for Bus<'_> {
     }
 
     fn pio_write(&self, port: u16, data: &[u8]) {
-        if port != DONE_PORT {
-            return self.machine.note(Access::PortWrite { port, data: data.to_vec() });
-        }
+        let code = match port {
+            DONE_PORT => Some(0),
+            FAIL_PORT => data.first().copied(),
+            _ => return self.machine.note(Access::PortWrite { port, data: data.to_vec() }),
+        };
         if let Some(exit) = lock(&self.machine.exits).get_mut(self.id as usize) {
-            *exit = data.first().copied();
+            *exit = code;
         }
         self.machine.stop(self.id);
     }
@@ -283,6 +285,7 @@ impl Cpu<'_> {
                 let (vector, error, rip, cr2) = (field(1)?, field(2)?, field(3)?, field(8)?);
                 fail(format!("Unexpected exception {vector} (error {error:#x}) at {rip:#x}, CR2 {cr2:#x}"))
             }
+            (Halt::Stopped, Some(SILENT)) => fail("The exception that should come did not"),
             (halt, exit) => fail(format!("The guest ended with {halt:?}, code {exit:x?}")),
         }
     }

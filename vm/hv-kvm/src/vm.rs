@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_memory::{GuestRam, PAGE_SIZE, RangeKind};
 use hv::{
-    ApStartup, CreateVmError, Doorbells, Limits, Msi, ProtoVm, RunError, Vcpu, VcpuBinder, Vm, VmShape,
+    ApStartup, Built, CreateVmError, Doorbells, Limits, Msi, ProtoVm, RunError, Vcpu, VcpuBinder, Vm, VmShape,
 };
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
@@ -109,10 +109,7 @@ impl ProtoVm for Proposal {
         &self.limits
     }
 
-    fn build(
-        self: Box<Self>,
-        memory: GuestRam,
-    ) -> Result<(Arc<dyn Vm>, Vec<Box<dyn VcpuBinder>>), CreateVmError> {
+    fn build(self: Box<Self>, memory: GuestRam) -> Result<Built, CreateVmError> {
         let fd = self.make_vm()?;
         for slot in 0..memory.ranges().len() {
             set_slot(&fd, &memory, slot, false).map_err(refused("guest memory"))?;

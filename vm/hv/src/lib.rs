@@ -90,8 +90,11 @@ pub trait ProtoVm: Send {
 
     /// Second phase: creates the VM over this memory. Binders come in vCPU order; vCPU `n` has APIC id `n`. vCPU 0 is
     /// runnable, the others wait for [`Vm::wake_ap`] or INIT/SIPI.
-    fn build(self: Box<Self>, memory: GuestRam) -> Result<(Arc<dyn Vm>, Vec<Box<dyn VcpuBinder>>), CreateVmError>;
+    fn build(self: Box<Self>, memory: GuestRam) -> Result<Built, CreateVmError>;
 }
+
+/// What [`ProtoVm::build`] makes: the VM, and a binder for each vCPU.
+pub type Built = (Arc<dyn Vm>, Vec<Box<dyn VcpuBinder>>);
 
 /// A vCPU that has no thread yet.
 pub trait VcpuBinder: Send {
@@ -156,8 +159,10 @@ pub trait Vm: Send + Sync {
     /// Delivers an MSI. Callable from any thread; never blocks on a vCPU.
     fn signal_msi(&self, msi: Msi) -> Result<(), RunError>;
 
-    /// Starts AP `apic_id` at guest-linear = guest-physical address `entry` in 64-bit mode with interrupts off (only
-    /// with [`ApStartup::Mailbox`]).
+    /// Starts AP `apic_id` at guest-linear = guest-physical address `entry` with interrupts off (only with
+    /// [`ApStartup::Mailbox`]). The rest of its state is what it was given by [`Vcpu::set_state`]: the machine sets 64-bit
+    /// mode with an identity map before it lets the guest run. Callable from within [`CpuIo`]; an AP that runs already is
+    /// left alone.
     fn wake_ap(&self, apic_id: u32, entry: u64) -> Result<(), RunError>;
 
     /// The engine's doorbells, if it can ring a descriptor without leaving to [`CpuIo`].
@@ -169,7 +174,7 @@ pub trait Vm: Send + Sync {
     fn log_dirty(&self, on: bool) -> Result<(), RunError>;
 
     /// Takes and clears the dirty bitmap of the RAM range that starts at `gpa`, one bit per 4 KiB page, vCPU and device
-    /// writes together.
+    /// writes together. It may name pages that were only read; all zero while the log is off.
     fn take_dirty(&self, gpa: u64) -> Result<Vec<u64>, RunError>;
 
     /// What the engine counted (unknown instructions by name, exits, flushes…), for `viv diagnose`.

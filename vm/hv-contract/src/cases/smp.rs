@@ -209,7 +209,7 @@ pub(crate) fn locked_add(engine: &dyn Hypervisor) -> Outcome {
     let total = 2 * ROUNDS as u64;
     same("the 64-bit sum", machine.read(DATA)?, total)?;
     same("the 32-bit sum", machine.read(DATA + 8)?, 3 * total)?;
-    same("the 16-bit sum", machine.read(DATA + 16)?, 2 * total & 0xffff)?;
+    same("the 16-bit sum", machine.read(DATA + 16)?, (2 * total) & 0xffff)?;
     same("the sum across two cache lines", machine.read(DATA + 0x3c)?, total.wrapping_neg())
 }
 
@@ -246,19 +246,17 @@ pub(crate) fn compare_exchange(engine: &dyn Hypervisor) -> Outcome {
 pub(crate) fn exchange_lock(engine: &dyn Hypervisor) -> Outcome {
     let add = |a: &mut CodeAssembler| {
         let mut again = a.create_label();
-        let mut take = a.create_label();
         let mut taken = a.create_label();
         meet(a)?;
         a.mov(ecx, ROUNDS)?;
         a.mov(rdi, DATA)?;
         a.set_label(&mut again)?;
-        a.set_label(&mut take)?;
         a.mov(eax, 1)?;
         a.xchg(dword_ptr(rdi), eax)?;
         a.test(eax, eax)?;
         a.jz(taken)?;
         a.pause()?;
-        a.jmp(take)?;
+        a.jmp(again)?;
         a.set_label(&mut taken)?;
         // Not atomic by itself.
         a.mov(rax, qword_ptr(rdi + 8))?;
