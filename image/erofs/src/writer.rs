@@ -13,7 +13,7 @@ const INLINE_LIMIT: u64 = 2048;
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// The image's size in bytes, a multiple of 4096.
+    /// The image file's size in bytes, a multiple of 4096 or of what was asked for.
     pub bytes: u64,
     /// How many files, directories and the like are in it.
     pub inodes: u64,
@@ -28,6 +28,7 @@ pub struct Writer<F: Write + Seek> {
     build_time: u64,
     uuid: [u8; 16],
     label: [u8; 16],
+    align: u64,
 }
 
 impl<F: Write + Seek> Writer<F> {
@@ -38,7 +39,7 @@ impl<F: Write + Seek> Writer<F> {
     pub fn new(out: F) -> Result<Self, ErofsError> {
         let mut out = BufWriter::with_capacity(1 << 18, out);
         out.write_all(&[0; 4096])?;
-        Ok(Self { out, at: BLOCK, tree: Tree::new(), build_time: 0, uuid: [0; 16], label: [0; 16] })
+        Ok(Self { out, at: BLOCK, tree: Tree::new(), build_time: 0, uuid: [0; 16], label: [0; 16], align: BLOCK })
     }
 
     /// Sets what the superblock says of the image: its identity, a label (16 bytes of it), and when it was made.
@@ -49,6 +50,11 @@ impl<F: Write + Seek> Writer<F> {
         for (to, from) in self.label.iter_mut().zip(label.bytes().take(15)) {
             *to = from;
         }
+    }
+
+    /// Has the image's file end at a multiple of `bytes` (such as a large page, for virtio-pmem); at least 4096.
+    pub fn align_end(&mut self, bytes: u64) {
+        self.align = bytes.max(BLOCK).next_multiple_of(BLOCK);
     }
 
     /// Adds a directory. One that is there keeps its entries and gets the new metadata; missing parents are made.
@@ -152,6 +158,7 @@ impl<F: Write + Seek> Writer<F> {
             self.write(block)?;
             self.pad_to(self.at.next_multiple_of(BLOCK))?;
         }
+        let align = self.align;
         self.pad_to(self.at.next_multiple_of(BLOCK))?;
         let blocks = u32::try_from(self.at / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
         let sb = SuperBlock {
@@ -163,6 +170,7 @@ impl<F: Write + Seek> Writer<F> {
             uuid: self.uuid,
             label: self.label,
         };
+        self.pad_to(self.at.next_multiple_of(align))?;
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&sb.block())?;
         self.out.flush()?;

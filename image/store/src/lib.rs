@@ -1,1 +1,13 @@
-//! (in progress)
+//! Where images are kept on the host, and the one way to get at one: what is there is used, what is missing is made.
+//!
+//! The folder (`~/.cache/vivarium`) holds `downloads/` (by digest), `images/<key>/` (base image, kernel, modules, and
+//! `image.json` that says what it is) and `lock`. An image's folder appears under its name only when it is complete, by one
+//! rename; whatever else is found in `images/` is the rest of an interrupted build and is removed by the next one.
+//!
+//! Only one process sets up at a time. Reading needs no lock.
+
+mod base;
+mod record;
+
+pub use base::{BaseImage, Store, StoreError};
+pub use record::{Record, Replaced};

