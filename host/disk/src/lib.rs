@@ -1,1 +1,22 @@
-//! (in progress)
+//! What lies behind the guest's block devices: raw files, and the sandbox's own writable disk.
+//!
+//! A disk is a folder that is reached through a directory descriptor: a description, `disk.json`, and its layers. Today
+//! there is one layer, written in place; the description and [`Disk`] are made so that a fork can put a new layer on top of
+//! frozen ones. A format is always named, never guessed from content, as a guest writes the content.
+//!
+//! ```text
+//! disk/disk.json     {"format":"vivarium-disk","version":1,"size":68719476736,"layers":[{"file":"layer-0.raw","format":"raw"}]}
+//! disk/layer-0.raw   sparse, `size` bytes
+//! ```
+//!
+//! The crate trusts the folder's owner and nothing in the files beyond what it checks; requests come from the device, which
+//! has checked them against [`backends::BlockBackend::len`], and are checked again.
+#![forbid(unsafe_code)]
+
+mod description;
+mod folder;
+mod raw;
+
+pub use description::{Description, Layer, LayerFormat};
+pub use folder::{Disk, DiskError, Report, check, create, open};
+pub use raw::{RawFile, RawFileError};
