@@ -4,7 +4,7 @@ use std::time::Duration;
 #[test]
 fn a_ring_from_another_thread_ends_the_wait() {
     let bell = Doorbell::new().unwrap();
-    let mut waiter = Waiter::new().unwrap();
+    let waiter = Waiter::new().unwrap();
     waiter.add(&bell, 7, Interest::READ).unwrap();
     let ringer = bell.clone();
     let thread = std::thread::spawn(move || ringer.ring());
@@ -26,7 +26,7 @@ fn many_rings_count_once() {
 #[test]
 fn a_silent_bell_times_out() {
     let bell = Doorbell::new().unwrap();
-    let mut waiter = Waiter::new().unwrap();
+    let waiter = Waiter::new().unwrap();
     waiter.add(&bell, 1, Interest::READ).unwrap();
     let mut events = vec![Event { token: 9, readable: true, writable: true, hung_up: true }];
     waiter.wait(&mut events, Some(Duration::from_millis(1))).unwrap();
@@ -36,7 +36,7 @@ fn a_silent_bell_times_out() {
 #[test]
 fn interest_decides_what_is_seen() {
     let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-    let mut waiter = Waiter::new().unwrap();
+    let waiter = Waiter::new().unwrap();
     waiter.add(&near, 1, Interest::NONE).unwrap();
     let mut events = Vec::new();
     waiter.wait(&mut events, Some(Duration::ZERO)).unwrap();

@@ -2,15 +2,18 @@
 //! A tool for bringing guests up, not the product.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use backends::ConsoleBackend;
+use backends::{BlockBackend, ConsoleBackend, EntropySource};
 use clap::Parser;
 use hv::Hypervisor;
 use machine::{MachineBuilder, MachineConfig};
+use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost};
 
 #[derive(Parser)]
 struct Arguments {
@@ -26,6 +29,18 @@ struct Arguments {
     vcpus: u32,
     #[arg(long, default_value_t = 512)]
     memory: u64,
+    /// Block devices, writable, in slots from 9 on: PATH or PATH=SERIAL.
+    #[arg(long)]
+    disk: Vec<String>,
+    /// A persistent memory range in slot 4; a multiple of 2 MiB long.
+    #[arg(long)]
+    pmem: Option<PathBuf>,
+    /// A folder to share under the tag "vivarium".
+    #[arg(long)]
+    share: Option<PathBuf>,
+    /// Dials this port of the guest, writes standard input to it and prints what comes back.
+    #[arg(long)]
+    dial: Option<u32>,
     /// Stops after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -39,6 +54,93 @@ impl ConsoleBackend for Stdout {
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     }
+}
+
+/// A plain file as a disk.
+struct Plain(File);
+
+impl BlockBackend for Plain {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |metadata| metadata.len())
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, mut offset: u64, buffers: &mut [IoSliceMut<'_>]) -> std::io::Result<()> {
+        for buffer in buffers {
+            self.0.read_exact_at(buffer, offset)?;
+            offset += buffer.len() as u64;
+        }
+        Ok(())
+    }
+    fn write(&self, mut offset: u64, buffers: &[IoSlice<'_>]) -> std::io::Result<()> {
+        for buffer in buffers {
+            self.0.write_all_at(buffer, offset)?;
+            offset += buffer.len() as u64;
+        }
+        Ok(())
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        self.0.sync_data()
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        Ok(fallocate(&self.0, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
+    }
+}
+
+struct Random;
+
+impl EntropySource for Random {
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        std::io::Read::read_exact(&mut File::open("/dev/urandom")?, bytes)
+    }
+}
+
+/// Plugs in what the arguments name; gives the host's ends.
+fn plug(builder: &mut MachineBuilder, arguments: &Arguments) -> anyhow::Result<VsockHost> {
+    let (console, _input) = Console::new(Arc::new(Stdout))?;
+    builder.device(1, virtio_devices::pci(console))?;
+    builder.device(2, virtio_devices::pci(Rng::new(Box::new(Random))))?;
+    let (vsock, host) = Vsock::new(3)?;
+    builder.device(3, virtio_devices::pci(vsock))?;
+    if let Some(path) = &arguments.pmem {
+        let range = builder.pmem(File::open(path)?)?;
+        builder.device(4, virtio_devices::pci(Pmem::new(range.gpa, range.len)))?;
+    }
+    if let Some(path) = &arguments.share {
+        let share = hostfs::Share::open(path, false)?;
+        let files = hostfs::HostFs::new(vec![share], hostfs::Options::default());
+        let server = fuse_wire::Server::new(files);
+        builder.device(6, virtio_devices::pci(Fs::new("vivarium", Arc::new(server))))?;
+    }
+    for (slot, disk) in (9..).zip(&arguments.disk) {
+        let (path, serial) = disk.split_once('=').unwrap_or((disk, "disk"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .with_context(|| format!("Cannot open {path}"))?;
+        builder.device(slot, virtio_devices::pci(Block::new(Box::new(Plain(file)), serial)))?;
+    }
+    Ok(host)
+}
+
+/// Joins a connection to a port of the guest with standard input and output.
+fn dial(host: &VsockHost, port: u32) -> anyhow::Result<()> {
+    let (near, far) = UnixStream::pair()?;
+    host.connect(far.into(), port);
+    let mut to = near.try_clone()?;
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+    std::thread::spawn(move || {
+        let mut near = near;
+        let count = std::io::copy(&mut near, &mut std::io::stdout());
+        eprintln!("the connection ended: {count:?}");
+    });
+    Ok(())
 }
 
 fn engine(name: &str) -> anyhow::Result<Box<dyn Hypervisor>> {
@@ -61,7 +163,8 @@ fn main() -> anyhow::Result<()> {
         serial: Arc::new(Stdout),
         generation_id: [1; 16],
     };
-    let builder = MachineBuilder::new(config);
+    let mut builder = MachineBuilder::new(config);
+    let host = plug(&mut builder, &arguments)?;
     let started = std::time::Instant::now();
     let machine = builder.build(&*engine(&arguments.engine)?)?;
     eprintln!("built in {:?}", started.elapsed());
@@ -72,6 +175,9 @@ fn main() -> anyhow::Result<()> {
             std::thread::sleep(std::time::Duration::from_secs(seconds));
             handle.stop();
         });
+    }
+    if let Some(port) = arguments.dial {
+        dial(&host, port)?;
     }
     let exit = machine.run();
     eprintln!("{exit:?} after {:?}", started.elapsed());

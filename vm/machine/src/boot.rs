@@ -80,9 +80,9 @@ pub(crate) fn load(
     write(layout::BOOT_CMDLINE, line)?;
     write(layout::BOOT_CMDLINE + line.len() as u64, &[0])?;
     write(layout::BOOT_PARAMS, &boot_params(bytes, initramfs, line.len()))?;
-    write(layout::BOOT_TABLES, &page_tables())?;
+    write(layout::STARTUP_TABLES, &page_tables())?;
     for (index, descriptor) in GDT.iter().enumerate() {
-        write(layout::BOOT_GDT + 8 * index as u64, &descriptor.to_le_bytes())?;
+        write(layout::STARTUP_GDT + 8 * index as u64, &descriptor.to_le_bytes())?;
     }
     Ok(Entry { rip: entry })
 }
@@ -119,9 +119,9 @@ const ACPI: u32 = 3;
 pub(crate) fn memory_map(bytes: u64) -> Vec<MapEntry> {
     let (low, high) = layout::split_ram(bytes);
     let mut map = vec![
-        (0, layout::ENGINE_TABLES, RAM),
-        (layout::ENGINE_TABLES, layout::ENGINE_TABLES_END, RESERVED),
-        (layout::ENGINE_TABLES_END, layout::CONVENTIONAL_END, RAM),
+        (0, layout::STARTUP, RAM),
+        (layout::STARTUP, layout::STARTUP_END, RESERVED),
+        (layout::STARTUP_END, layout::CONVENTIONAL_END, RAM),
         (layout::CONVENTIONAL_END, layout::ACPI_TABLES, RESERVED),
         (layout::ACPI_TABLES, layout::ACPI_TABLES_END, ACPI),
         (layout::VM_GENERATION_PAGE, layout::HIGH_MEMORY, RESERVED),
@@ -173,10 +173,10 @@ fn page_tables() -> Vec<u8> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     let mut entries = vec![0u64; 6 * 512];
-    entries[0] = (layout::BOOT_TABLES + 0x1000) | PRESENT_WRITABLE;
+    entries[0] = (layout::STARTUP_TABLES + 0x1000) | PRESENT_WRITABLE;
     for directory in 0..4u64 {
         entries[512 + directory as usize] =
-            (layout::BOOT_TABLES + (directory + 2) * 0x1000) | PRESENT_WRITABLE;
+            (layout::STARTUP_TABLES + (directory + 2) * 0x1000) | PRESENT_WRITABLE;
     }
     for page in 0..2048u64 {
         entries[1024 + page as usize] = (page << 21) | LARGE | PRESENT_WRITABLE;
@@ -184,8 +184,9 @@ fn page_tables() -> Vec<u8> {
     entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
 }
 
-/// The boot processor's state at `entry`, as elements to be set in this order.
-pub(crate) fn boot_state(entry: Entry) -> [StateElement; 2] {
+/// A processor's state at `entry`, as elements to be set in this order. An application processor that is woken through
+/// the mailbox has the same, but for the address it starts at.
+pub(crate) fn start_state(entry: Entry, is_boot_processor: bool) -> [StateElement; 2] {
     let flat = |selector: u32, attributes: u32| Segment { selector, base: 0, limit: 0xffff_ffff, attributes };
     let data = flat(0x18, 0xc093);
     let unusable = Segment { selector: 0, base: 0, limit: 0, attributes: 1 << 16 };
@@ -202,17 +203,18 @@ pub(crate) fn boot_state(entry: Entry) -> [StateElement; 2] {
             Segment { attributes: unusable.attributes | 0x82, ..unusable },
             task,
         ],
-        gdt_base: layout::BOOT_GDT,
+        gdt_base: layout::STARTUP_GDT,
         gdt_limit: 8 * GDT.len() as u32 - 1,
         idt_base: 0,
         idt_limit: 0,
         cr0: 0x8005_0033, // PG, AM, WP, NE, ET, MP, PE: as Linux itself sets it
         cr2: 0,
-        cr3: layout::BOOT_TABLES,
+        cr3: layout::STARTUP_TABLES,
         cr4: 0x20, // PAE
         cr8: 0,
-        efer: 0x500,            // LMA, LME
-        apic_base: 0xfee0_0900, // enabled, boot processor
+        efer: 0x500, // LMA, LME
+        // Enabled; bit 8 marks the boot processor.
+        apic_base: 0xfee0_0800 | u64::from(is_boot_processor) << 8,
     };
     let mut regs = vec![0; 16];
     regs[6] = layout::BOOT_PARAMS; // rsi

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! 0000_0000  zero page                    E000_0000  ECAM, 256 MiB (bus 0 is behind it)
-//! 0000_1000  engine's tables (reserved)   FEC0_0000  I/O APIC's place (none)
-//! 0000_8000  boot GDT, page tables, …     FED0_0000  AP wake-up mailbox (MMIO)
+//! 0000_1000  start-up tables (reserved)   FEC0_0000  I/O APIC's place (none)
+//! 0000_9000  boot_params, command line    FED0_0000  AP wake-up mailbox (MMIO)
 //! 000E_0000  ACPI tables                  FEE0_0000  local APIC
 //! 0010_0000  low RAM, kernel at 16 MiB  1_0000_0000  RAM above 4 GiB, then hot-plug
 //! C000_0000  PCI window, 512 MiB       40_0000_0000  persistent memory, 128 GiB
@@ -23,16 +23,17 @@ pub const MIB: u64 = 1 << 20;
 /// One GiB.
 pub const GIB: u64 = 1 << 30;
 
-/// First byte of the pages that an engine may fill for its application processors.
-pub const ENGINE_TABLES: u64 = 0x1000;
-/// First byte behind them.
-pub const ENGINE_TABLES_END: u64 = 0x8000;
-/// The boot processor's GDT.
-pub const BOOT_GDT: u64 = 0x8000;
+/// First byte of what processors start with: reserved in the memory map, as application processors need it after the
+/// kernel has taken all other memory into use.
+pub const STARTUP: u64 = 0x1000;
+/// First byte behind it.
+pub const STARTUP_END: u64 = 0x8000;
+/// Page tables: PML4, PDPT and four page directories that map the first 4 GiB one to one.
+pub const STARTUP_TABLES: u64 = 0x1000;
+/// The GDT that goes with them.
+pub const STARTUP_GDT: u64 = 0x7000;
 /// The Linux zero page (`boot_params`).
 pub const BOOT_PARAMS: u64 = 0x9000;
-/// The boot page tables: PML4, PDPT and four page directories that map the first 4 GiB one to one.
-pub const BOOT_TABLES: u64 = 0xa000;
 /// The kernel's command line.
 pub const BOOT_CMDLINE: u64 = 0x2_0000;
 /// Longest command line in bytes, its NUL included (`COMMAND_LINE_SIZE` of x86 Linux).
@@ -120,10 +121,9 @@ mod tests {
     #[test]
     fn nothing_overlaps() {
         let places = [
-            (ENGINE_TABLES, ENGINE_TABLES_END),
-            (BOOT_GDT, BOOT_PARAMS),
-            (BOOT_PARAMS, BOOT_TABLES),
-            (BOOT_TABLES, BOOT_TABLES + 6 * 0x1000),
+            (STARTUP_TABLES, STARTUP_TABLES + 6 * 0x1000),
+            (STARTUP_GDT, STARTUP_END),
+            (BOOT_PARAMS, BOOT_PARAMS + 0x1000),
             (BOOT_CMDLINE, BOOT_CMDLINE + BOOT_CMDLINE_MAX as u64),
             (CONVENTIONAL_END, ACPI_TABLES),
             (ACPI_TABLES, ACPI_TABLES_END),
@@ -141,6 +141,7 @@ mod tests {
         for pair in places.windows(2) {
             assert!(pair[0].0 < pair[0].1 && pair[0].1 <= pair[1].0, "{:x?}", pair);
         }
+        assert_eq!(STARTUP, STARTUP_TABLES);
         assert!(PCI_WINDOW_64 + PCI_WINDOW_64_LEN <= 1 << GPA_BITS);
         assert!(bar_address(PCI_SLOTS - 1) + PCI_SLOT_BYTES <= ECAM);
     }

@@ -252,8 +252,9 @@ fn run_vcpu(
         Ok(vcpu) => vcpu,
         Err(error) => return crashed("could not be bound", &error),
     };
-    if id == 0 {
-        for element in boot::boot_state(entry) {
+    // A processor that waits for INIT and SIPI starts from its reset state.
+    if id == 0 || platform.mailbox.is_some() {
+        for element in boot::start_state(entry, id == 0) {
             if let Err(error) = vcpu.set_state(&element) {
                 return crashed("could not be set up", &error);
             }

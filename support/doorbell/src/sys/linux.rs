@@ -1,11 +1,11 @@
 //! eventfd and epoll.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
@@ -41,16 +41,11 @@ impl AsFd for Doorbell {
     }
 }
 
-/// A set of sources that one thread waits for. Descriptors are level-triggered: what is not dealt with is reported again.
+/// A set of sources that a thread waits for; others may add and remove sources meanwhile. Descriptors are level-triggered:
+/// what is not dealt with is reported again.
+#[derive(Debug)]
 pub struct Waiter {
     epoll: OwnedFd,
-    seen: Vec<epoll::Event>,
-}
-
-impl std::fmt::Debug for Waiter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiter").field("epoll", &self.epoll).finish_non_exhaustive()
-    }
 }
 
 fn flags(interest: Interest) -> epoll::EventFlags {
@@ -63,7 +58,7 @@ fn flags(interest: Interest) -> epoll::EventFlags {
 impl Waiter {
     /// An empty set; fails only when the process is out of descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, seen: Vec::with_capacity(64) })
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
 
     /// Adds a source under a token. The caller keeps the descriptor open until [`Waiter::remove`].
@@ -83,19 +78,19 @@ impl Waiter {
 
     /// Waits until something happens or the time is over, and replaces `events` with what happened. A signal ends the
     /// wait with nothing.
-    pub fn wait(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
-        self.seen.clear();
+        let mut buffer = [MaybeUninit::uninit(); 64];
         let timeout = timeout.map(|time| Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
         });
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.seen), timeout.as_ref()) {
-            Ok(_) => {}
+        let seen = match epoll::wait(&self.epoll, &mut buffer[..], timeout.as_ref()) {
+            Ok((seen, _)) => seen,
             Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
-        }
-        events.extend(self.seen.iter().map(|event| {
+        };
+        events.extend(seen.iter().map(|event| {
             let (flags, data) = (event.flags, event.data);
             Event {
                 token: data.u64(),

@@ -74,8 +74,7 @@ fn what_does_not_fit_is_refused() {
 fn the_map_reserves_the_engines_tables_and_covers_all_ram() {
     let map = memory_map(5 * layout::GIB);
     let ram: u64 = map.iter().filter(|entry| entry.2 == RAM).map(|entry| entry.1 - entry.0).sum();
-    let holes = (layout::ENGINE_TABLES_END - layout::ENGINE_TABLES)
-        + (layout::HIGH_MEMORY - layout::CONVENTIONAL_END);
+    let holes = (layout::STARTUP_END - layout::STARTUP) + (layout::HIGH_MEMORY - layout::CONVENTIONAL_END);
     assert_eq!(ram + holes, 5 * layout::GIB);
     assert!(map.contains(&(0x1000, 0x8000, RESERVED)));
     assert!(map.windows(2).all(|pair| pair[0].1 <= pair[1].0));
@@ -86,8 +85,9 @@ fn the_boot_tables_map_four_gib_one_to_one() {
     let tables = page_tables();
     let entry = |index: usize| u64::from_le_bytes(tables[8 * index..8 * index + 8].try_into().unwrap());
     for address in [0u64, 0x20_0000, 0xfee0_0000, 0xffff_ffff] {
-        let pdpt = (entry(0) & !0xfff) - layout::BOOT_TABLES;
-        let directory = (entry(pdpt as usize / 8 + (address >> 30) as usize) & !0xfff) - layout::BOOT_TABLES;
+        let pdpt = (entry(0) & !0xfff) - layout::STARTUP_TABLES;
+        let directory =
+            (entry(pdpt as usize / 8 + (address >> 30) as usize) & !0xfff) - layout::STARTUP_TABLES;
         let page = entry(directory as usize / 8 + (address >> 21 & 511) as usize);
         assert_eq!((page & !0x1f_ffff, page & 0xfff), (address & !0x1f_ffff, 0x83));
     }

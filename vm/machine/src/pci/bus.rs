@@ -26,7 +26,7 @@ const BRIDGE: Identity = Identity {
 const FUNCTION_BYTES: u64 = 4096;
 
 /// Why a device cannot be plugged into a slot.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// The number is 0 (the host bridge) or too large.
     #[error("PCI slot {0} does not exist")]
@@ -37,6 +37,9 @@ pub enum SlotError {
     /// The device asks for no or too many vectors.
     #[error("The device in PCI slot {0} asks for {1} interrupt vectors")]
     Vectors(u8, u16),
+    /// The host refused what the device needs.
+    #[error("The device in PCI slot {0} cannot be set up")]
+    Attach(u8, #[source] std::io::Error),
 }
 
 /// One slot's state, as a snapshot holds it.
@@ -91,7 +94,8 @@ impl PciBus {
             let bar = layout::bar_address(slot);
             let config = Config::function(identity, bar as u32, msix.clone(), &capabilities);
             let context = DeviceContext { ram: ram.clone(), interrupts: msix.clone(), vm: vm.clone(), bar };
-            *place = Some(Slot { config: Mutex::new(config), msix, function: device.attach(context) });
+            let function = device.attach(context).map_err(|error| SlotError::Attach(slot, error))?;
+            *place = Some(Slot { config: Mutex::new(config), msix, function });
         }
         Ok(Self { bridge: Mutex::new(Config::bridge(BRIDGE)), slots })
     }

@@ -61,8 +61,9 @@ pub trait PciDevice: Send {
     fn capabilities(&self) -> Vec<Capability>;
     /// MSI-X vectors, at most [`MAX_VECTORS`].
     fn vectors(&self) -> u16;
-    /// Plugs it in. Starts no thread: the process may confine itself before the first guest instruction.
-    fn attach(self: Box<Self>, context: DeviceContext) -> Arc<dyn PciFunction>;
+    /// Plugs it in. Starts no thread: the process may confine itself before the first guest instruction. Fails when the
+    /// process is out of descriptors.
+    fn attach(self: Box<Self>, context: DeviceContext) -> std::io::Result<Arc<dyn PciFunction>>;
 }
 
 /// What a device may use of the machine.

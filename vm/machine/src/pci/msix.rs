@@ -41,7 +41,8 @@ pub struct Msix {
 }
 
 impl Msix {
-    pub(crate) fn new(vm: Arc<dyn Vm>, vectors: u16) -> Self {
+    /// Vectors whose messages go to `vm`: all masked, MSI-X off.
+    pub fn new(vm: Arc<dyn Vm>, vectors: u16) -> Self {
         let mut entry = [0; ENTRY];
         entry[12] = CONTROL_MASKED as u8;
         let count = usize::from(vectors);
@@ -104,7 +105,8 @@ impl Msix {
         self.lock().control
     }
 
-    pub(crate) fn set_control(&self, value: u16) {
+    /// Sets the capability's control word as the driver does: bit 15 enables MSI-X, bit 14 masks every vector.
+    pub fn set_control(&self, value: u16) {
         let mut state = self.lock();
         state.control = value & (ENABLE | MASK_ALL);
         self.flush(&mut state);
@@ -117,7 +119,8 @@ impl Msix {
         }
     }
 
-    pub(crate) fn write_table(&self, offset: u64, data: &[u8]) {
+    /// Writes the vector table as the driver does; any length and offset.
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
         let mut state = self.lock();
         for (value, at) in data.iter().zip(offset as usize..) {
             if let Some(entry) = state.table.get_mut(at / ENTRY) {

@@ -29,8 +29,8 @@ impl PciDevice for BytesDevice {
     fn vectors(&self) -> u16 {
         3
     }
-    fn attach(self: Box<Self>, _: DeviceContext) -> Arc<dyn PciFunction> {
-        Arc::new(Bytes(Mutex::new(vec![0; MSIX_TABLE as usize + 8])))
+    fn attach(self: Box<Self>, _: DeviceContext) -> std::io::Result<Arc<dyn PciFunction>> {
+        Ok(Arc::new(Bytes(Mutex::new(vec![0; MSIX_TABLE as usize + 8]))))
     }
 }
 
