@@ -8,17 +8,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use agent_proto::ProtoError;
 use agent_proto::client::STDIN_WINDOW;
 use agent_proto::frame::{self, MAX_DATA, kind};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::termios::tcgetpgrp;
 
 use crate::reaper::Child;
 use crate::sys::{Ended, set_nonblocking};
 
-/// How long output of background processes is waited for in silence once the process itself has ended, in milliseconds.
-const LINGER_MS: i64 = 250;
+/// How long output of background processes is waited for in silence once the process itself has ended.
+const LINGER: Duration = Duration::from_millis(250);
+/// How long a process whose host is gone may take to end by itself.
+const HANGUP_GRACE: Duration = Duration::from_secs(5);
 /// The process's progress with its input is told each time it took this much, in bytes; well below the window, so that it never runs dry.
 const TELL_EVERY: u64 = 64 * 1024;
 /// What a terminal takes for the end of input (VEOF's default).
@@ -137,12 +141,46 @@ impl<'a> Pump<'a> {
         })
     }
 
-    /// Pumps until the process has ended and its output is out, or the host is gone. Its ends are closed then.
+    /// Pumps until the process has ended and its output is out, or the host is gone; then the process is made to end.
     pub(crate) fn run(mut self) -> Finish {
         match self.pump() {
-            Ok(finish) => finish,
+            Ok(Finish::Ended(ended)) => Finish::Ended(ended),
             // The connection's failure is the host's absence.
-            Err(_) => Finish::Abandoned,
+            Ok(Finish::Abandoned) | Err(_) => {
+                self.hang_up();
+                Finish::Abandoned
+            }
+        }
+    }
+
+    /// Ends a process whose host is gone: as when a terminal's line drops, and for good after a while. What it writes meanwhile is thrown
+    /// away: a closed pipe would kill it before it can clean up.
+    fn hang_up(&mut self) {
+        let foreground =
+            self.ends.stdout.as_ref().filter(|_| self.ends.terminal).and_then(|t| tcgetpgrp(t).ok());
+        for signal in [libc::SIGHUP, libc::SIGCONT] {
+            // Ended by itself in the meantime.
+            let _ = self.child.signal_group(signal);
+            let _ = foreground.map(|group| self.child.signal(group, signal));
+        }
+        self.ends.stdin = None;
+        let deadline = Instant::now() + HANGUP_GRACE;
+        let mut buffer = vec![0u8; MAX_DATA];
+        while self.child.wait_for(Duration::ZERO).is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.wait(false, Some(left)).is_err() {
+                let _ = self.child.signal_group(libc::SIGKILL);
+                self.child.wait();
+                return;
+            }
+            // The wake-up is not of interest any more; taken, so that it does not wake again.
+            let _ = rustix::io::read(&self.input.wake, &mut [0u8; 8]);
+            for end in [&mut self.ends.stdout, &mut self.ends.stderr] {
+                let read = end.as_ref().map(|fd| rustix::io::read(fd, &mut *buffer));
+                if !matches!(read, Some(Ok(1..) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR))) {
+                    *end = None;
+                }
+            }
         }
     }
 
@@ -165,7 +203,8 @@ impl<'a> Pump<'a> {
                 self.feed()?;
                 continue;
             }
-            let ready = self.wait(waiting)?;
+            let linger = self.ended.map(|_| LINGER);
+            let ready = self.wait(waiting, linger)?;
             if let (true, Some(ended)) = (ready.nothing, self.ended) {
                 return Ok(Finish::Ended(ended));
             }
@@ -188,8 +227,8 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Sleeps until there is something to do.
-    fn wait(&self, input_waiting: bool) -> io::Result<Ready> {
+    /// Sleeps until there is something to do, or for as long as `limit` says.
+    fn wait(&self, input_waiting: bool, limit: Option<Duration>) -> io::Result<Ready> {
         let input = if input_waiting { PollFlags::OUT } else { PollFlags::empty() };
         let wanted = [
             (Some(&self.input.wake), PollFlags::IN),
@@ -202,9 +241,12 @@ impl<'a> Pump<'a> {
             .iter()
             .filter_map(|(fd, flags)| fd.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), *flags)))
             .collect();
-        let linger = Timespec { tv_sec: 0, tv_nsec: LINGER_MS * 1_000_000 };
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        });
         let count = loop {
-            match poll(&mut fds, self.ended.map(|_| &linger)) {
+            match poll(&mut fds, limit.as_ref()) {
                 Ok(count) => break count,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),

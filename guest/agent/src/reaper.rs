@@ -62,17 +62,7 @@ impl Reaper {
         loop {
             match sys::peek_ended_child() {
                 Ok(Some(pid)) => self.reap(pid),
-                // No child at all: only a start can change that.
-                Ok(None) => {
-                    let children = lock(&self.children);
-                    if children.is_empty() {
-                        let waited = self.started.wait_timeout(children, Duration::from_secs(1));
-                        drop(waited.unwrap_or_else(PoisonError::into_inner));
-                    } else {
-                        drop(children);
-                        self.reap_lost();
-                    }
-                }
+                Ok(None) => self.wait_for_start(),
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
@@ -89,11 +79,18 @@ impl Reaper {
         }
     }
 
-    /// Registered children that the kernel does not know any more: someone else reaped them. Cannot happen in PID 1, but must not hang.
-    fn reap_lost(&self) {
-        for (_, slot) in lock(&self.children).drain() {
-            *lock(&slot.ended) = Some(Ended::Code(125));
-            slot.changed.notify_all();
+    /// There was no child at all: only a start can change that.
+    fn wait_for_start(&self) {
+        let mut children = lock(&self.children);
+        if children.is_empty() {
+            let waited = self.started.wait_timeout(children, Duration::from_secs(1));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        } else if !sys::has_children() {
+            // Nothing is started under the lock, so these were reaped by someone else. That cannot happen in PID 1, but must not hang.
+            for (_, slot) in children.drain() {
+                *lock(&slot.ended) = Some(Ended::Code(125));
+                slot.changed.notify_all();
+            }
         }
     }
 }

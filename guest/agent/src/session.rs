@@ -29,8 +29,6 @@ use crate::users::{Accounts, User};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The group `tty` on Debian; it owns every terminal, so that `write` and `wall` work.
 const TTY_GROUP: u32 = 5;
-/// How long a process whose host is gone may take to end by itself.
-const HANGUP_GRACE: Duration = Duration::from_secs(5);
 /// How long the host may take to close its side after the exit.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
@@ -172,7 +170,7 @@ impl Sessions {
                     // The host closes once it has the exit.
                     let _ = read.recv_timeout(CLOSE_GRACE);
                 }
-                Finish::Abandoned => hang_up(&child),
+                Finish::Abandoned => {}
             }
             let _ = connection.shutdown(std::net::Shutdown::Both);
             Ok(finish)
@@ -215,18 +213,6 @@ fn listen(mut frames: FrameReader<UnixStream>, input: &Input, child: &Child, ter
         Ok(true)
     };
     while matches!(hear(&mut frames), Ok(true)) {}
-}
-
-/// Ends a process whose host is gone: as when a terminal's line drops, and for good after a while.
-fn hang_up(child: &Child) {
-    for signal in [libc::SIGHUP, libc::SIGCONT] {
-        // Ended by itself in the meantime.
-        let _ = child.signal_group(signal);
-    }
-    if child.wait_for(HANGUP_GRACE).is_none() {
-        let _ = child.signal_group(libc::SIGKILL);
-        child.wait();
-    }
 }
 
 fn refusal(cause: Cause, message: impl Into<String>) -> NotStarted {

@@ -37,6 +37,16 @@ pub(crate) fn peek_ended_child() -> io::Result<Option<Pid>> {
     }
 }
 
+/// Whether there is any child, ended or not.
+pub(crate) fn has_children() -> bool {
+    // SAFETY: siginfo_t is plain data for which all zeros is a valid value.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL;
+    // SAFETY: `info` is valid for writes; the call keeps no pointer to it.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ECHILD)
+}
+
 /// Reaps a child that has ended. `None` when it is not there (any more).
 pub(crate) fn reap(pid: Pid) -> Option<Ended> {
     let mut status = 0;
