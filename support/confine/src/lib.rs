@@ -1,1 +1,100 @@
-//! (in progress)
+//! Takes from a process what its role does not need, before anything hostile can speak to it.
+//!
+//! A role is a table of what it may do ([`Role`]); what differs from sandbox to sandbox is given as [`Grants`]: descriptors
+//! of the directories that it may reach. Everything else was opened before. There is no way back and no switch: where a
+//! layer that the host offers cannot be put in place, [`confine`] fails and the caller must end.
+//!
+//! On Linux the layers are: no new privileges, no dumps and no tracing by others of the same user, resource limits,
+//! close-on-exec, Landlock (files beneath the granted directories only, no TCP, no signals and no abstract sockets
+//! outwards) and a seccomp filter that kills the process at the first system call outside of the role's table.
+//!
+//! What is trusted: the kernel, and the code that ran before the call.
+#![allow(
+    unsafe_code,
+    reason = "system calls that no safe crate offers: prctl, close_range, and the hostile probes"
+)]
+
+#[cfg(all(feature = "hostile-hook", not(debug_assertions)))]
+compile_error!("the feature hostile-hook is for tests and is not built into a release");
+
+#[cfg(feature = "hostile-hook")]
+pub mod hostile;
+mod sys;
+
+use std::os::fd::{BorrowedFd, RawFd};
+
+/// What a process is for; each has its own table of what it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs the virtual machine: vCPUs, device workers, the file server. It opens files beneath the granted directories
+    /// and nowhere else; it cannot make a socket, start a program, trace or signal another process, or map memory that
+    /// can be executed. `ioctl` reaches KVM's vCPU and VM calls only.
+    Vmm,
+    /// The vmm's parent: it starts and ends it, and holds the listening sockets. It needs the whole of the user's files
+    /// and starts programs, so that it is only cut off from new privileges, from being traced and from core dumps.
+    Shim,
+}
+
+/// How a granted directory may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Files beneath it may be read, directories listed.
+    ReadOnly,
+    /// Files beneath it may be made, changed and removed, too; nothing may be run, and no device node made.
+    ReadWrite,
+}
+
+/// What a process gets beyond its role.
+#[derive(Clone, Debug, Default)]
+pub struct Grants<'a> {
+    /// Directories, or single files, and how they may be used. `O_PATH` descriptors will do.
+    pub directories: Vec<(BorrowedFd<'a>, Access)>,
+    /// Descriptors above 2 that may survive an `execve`; every other one gets close-on-exec.
+    pub inherited: Vec<RawFd>,
+    /// Most descriptors that the process may hold at once; `None` leaves the limit.
+    pub most_descriptors: Option<u64>,
+}
+
+/// What was put in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// One short phrase per layer, strongest first, for `viv diagnose`.
+    pub layers: Vec<String>,
+    /// The Landlock version in use; `None` where the kernel has none.
+    pub landlock: Option<u32>,
+    /// System calls that the filter lets through; 0 for a role without one.
+    pub system_calls: usize,
+}
+
+/// Why the process is not confined. The caller must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// Threads that exist already cannot be bound by Landlock on this kernel.
+    #[error("The process has {0} threads; it must be confined while it has one")]
+    Threads(usize),
+    /// The kernel refused a layer.
+    #[error("The kernel refused {layer}")]
+    Refused {
+        /// What was asked of it.
+        layer: &'static str,
+        /// Its reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Landlock is there, but does not do what is needed.
+    #[error("Landlock could not be put in place")]
+    Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The filter could not be made or installed.
+    #[error("The system call filter could not be put in place")]
+    Filter(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Confines the calling process to its role, for good. Call it while the process has one thread: threads that are
+/// started later inherit everything.
+///
+/// # Errors
+/// A layer that the kernel offers could not be put in place. Some layers may be in place already; the process is of no
+/// use any more.
+pub fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, ConfineError> {
+    sys::confine(role, grants)
+}

@@ -1,0 +1,7 @@
+//! What confines a process on each system.
+
+#[cfg(target_os = "linux")]
+mod linux;
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::confine;

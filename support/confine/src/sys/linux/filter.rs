@@ -1,0 +1,68 @@
+//! Compiles a role's table and installs it on every thread.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
+};
+
+use super::calls::{Call, When};
+use crate::ConfineError;
+
+/// Installs the filter for good; gives the number of system calls that it lets through.
+pub(super) fn install(calls: &[Call]) -> Result<usize, ConfineError> {
+    let own = u64::from(std::process::id());
+    let mut rules = BTreeMap::new();
+    for call in calls {
+        rules.insert(call.number, conditions(call.when, own).map_err(failed)?);
+    }
+    let count = rules.len();
+    let allowed = compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    // The stricter answer of two filters wins: what the first one allows, this one still refuses politely.
+    let refused = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let polite = compile(refused, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?;
+    apply_filter_all_threads(&polite).map_err(failed)?;
+    apply_filter_all_threads(&allowed).map_err(failed)?;
+    Ok(count)
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(error: E) -> ConfineError {
+    ConfineError::Filter(Box::new(error))
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, ConfineError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(failed)?;
+    SeccompFilter::new(rules, otherwise, matched, arch).and_then(BpfProgram::try_from).map_err(failed)
+}
+
+/// The alternatives under which a call is let through; none means always.
+fn conditions(when: When, own_process: u64) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let compare = |argument, operation, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
+    };
+    let equal = |argument, value| compare(argument, SeccompCmpOp::Eq, value);
+    let alternatives = match when {
+        When::Always => Vec::new(),
+        When::OneOf(argument, values) => {
+            values.iter().map(|value| Ok(vec![equal(argument, *value)?])).collect::<Result<_, _>>()?
+        }
+        When::Without(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), 0)?]],
+        When::With(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), bits)?]],
+        When::OwnProcess(argument) => vec![vec![equal(argument, own_process)?]],
+        When::BothZero(first, second) => {
+            // The second one is a pointer: all of its bits count.
+            let zero = SeccompCondition::new(second, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+            vec![vec![equal(first, 0)?, zero]]
+        }
+        When::Masked(argument, mask, values) => values
+            .iter()
+            .map(|value| Ok(vec![compare(argument, SeccompCmpOp::MaskedEq(mask), *value)?]))
+            .collect::<Result<_, _>>()?,
+    };
+    alternatives.into_iter().map(SeccompRule::new).collect()
+}

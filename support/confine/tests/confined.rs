@@ -1,0 +1,151 @@
+//! A process of the vmm's role can do what it must and nothing else. Each case starts this program again as a child,
+//! which confines itself and makes one attempt.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use confine::hostile::{PROBES, find, prepare};
+use confine::{Access, Grants, Role, confine};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What the child prints when the attempt succeeded; nothing else counts as success.
+const BROKE_OUT: &str = "BROKE OUT";
+const REFUSED: &str = "REFUSED";
+/// What it prints first: it was alive and confined when it made the attempt.
+const CONFINED: &str = "CONFINED\n";
+const FINE: &str = "FINE";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, what, folder] = &arguments[..] {
+        if mode == "--attempt" {
+            return attempt(what);
+        }
+        if mode == "--use" {
+            return match use_grants(Path::new(folder)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    println!("{why}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    }
+    let mut trials: Vec<Trial> = PROBES
+        .iter()
+        .map(|probe| Trial::test(format!("cannot::{}", probe.name), || fails(probe.name)))
+        .collect();
+    trials.push(Trial::test("can::use_what_was_granted", uses_grants));
+    trials.push(Trial::test("probes_succeed_when_free", probes_succeed_when_free));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn child(arguments: &[&str]) -> std::io::Result<std::process::Output> {
+    Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::null()).output()
+}
+
+/// The child: confines itself and makes the attempt.
+fn attempt(name: &str) -> ExitCode {
+    prepare();
+    let free = name.strip_prefix("free:");
+    if free.is_none() {
+        if let Err(error) = confine(Role::Vmm, &Grants::default()) {
+            println!("not confined: {error:?}");
+            return ExitCode::FAILURE;
+        }
+        print!("{CONFINED}");
+    }
+    let Some(probe) = find(free.unwrap_or(name)) else { return ExitCode::FAILURE };
+    match probe.attempt() {
+        Ok(()) => println!("{BROKE_OUT}"),
+        Err(error) => println!("{REFUSED} {error}"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn fails(name: &str) -> Result<(), Failed> {
+    let output = child(&["--attempt", name, ""])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let said = said.strip_prefix(CONFINED).ok_or_else(|| format!("said {said:?}"))?;
+    let killed = output.status.signal() == Some(libc::SIGSYS);
+    if (killed && said.is_empty()) || (output.status.success() && said.starts_with(REFUSED)) {
+        return Ok(());
+    }
+    Err(format!("ended with {:?} and said {said:?}", output.status).into())
+}
+
+/// The probes must be able to succeed, or their failure would prove nothing. Some need what this machine may lack.
+fn probes_succeed_when_free() -> Result<(), Failed> {
+    for name in
+        ["open-passwd", "list-root", "socket-inet", "socket-unix", "fork", "kill-parent", "map-executable"]
+    {
+        let output = child(&["--attempt", &format!("free:{name}"), ""])?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !said.starts_with(BROKE_OUT) {
+            return Err(format!("{name} did not succeed in a free process: {said}").into());
+        }
+    }
+    Ok(())
+}
+
+fn uses_grants() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    for name in ["rw", "ro", "outside"] {
+        std::fs::create_dir(folder.path().join(name))?;
+        std::fs::write(folder.path().join(name).join("file"), b"content")?;
+    }
+    let path = folder.path().to_str().ok_or("the folder's name is not text")?;
+    let output = child(&["--use", "", path])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() || !said.ends_with(&format!("{FINE}\n")) {
+        return Err(format!("ended with {:?} and said {said:?}", output.status).into());
+    }
+    if std::fs::read(folder.path().join("rw/new"))? != b"written" {
+        return Err("what was written did not arrive".into());
+    }
+    Ok(())
+}
+
+/// The child: confines itself with two grants and uses them, threads and memory.
+fn use_grants(folder: &Path) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let rw = File::open(folder.join("rw")).map_err(text)?;
+    let ro = File::open(folder.join("ro")).map_err(text)?;
+    let grants = Grants {
+        directories: vec![(rw.as_fd(), Access::ReadWrite), (ro.as_fd(), Access::ReadOnly)],
+        inherited: Vec::new(),
+        most_descriptors: Some(512),
+    };
+    let report = confine(Role::Vmm, &grants).map_err(|error| format!("{error:?}"))?;
+    if report.landlock.is_none() {
+        println!("this kernel has no Landlock: {:?}", report.layers);
+    }
+    let check = |right: bool, what: &str| if right { Ok(()) } else { Err(what.to_owned()) };
+
+    let worker =
+        std::thread::Builder::new().name("worker".into()).spawn(|| vec![1u8; 1 << 22].len()).map_err(text)?;
+    check(worker.join().is_ok_and(|len| len == 1 << 22), "a thread did not run")?;
+
+    let mut content = String::new();
+    File::open(folder.join("ro/file"))
+        .and_then(|mut file| file.read_to_string(&mut content))
+        .map_err(text)?;
+    check(content == "content", "a read-only file reads wrong")?;
+    let mut new = File::create(folder.join("rw/new")).map_err(text)?;
+    new.write_all(b"written").and_then(|()| new.sync_all()).map_err(text)?;
+    if report.landlock.is_some() {
+        check(File::create(folder.join("ro/new")).is_err(), "a file was made in a read-only directory")?;
+        let removed =
+            rustix::fs::unlinkat(rustix::fs::CWD, folder.join("ro/file"), rustix::fs::AtFlags::empty());
+        check(removed.is_err(), "a read-only file was removed")?;
+        check(File::open(folder.join("outside/file")).is_err(), "a file outside was opened")?;
+        let escaped = folder.join("rw/../outside/file");
+        check(File::open(escaped).is_err(), "a file outside was opened through the granted directory")?;
+    }
+    println!("{FINE}");
+    Ok(())
+}
