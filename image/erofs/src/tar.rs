@@ -261,3 +261,6 @@ fn pax_time(text: &[u8]) -> Option<(u64, u32)> {
 
 
 
+
+#[cfg(test)]
+mod tests;
