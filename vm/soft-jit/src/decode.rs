@@ -506,6 +506,13 @@ impl LookAhead<'_> {
     }
 }
 
+/// Whether a return at `offset` follows an instruction that sets flags for its own sake (`popf`, `sahf`, `stc`, `clc`,
+/// `cmc`): such a routine returns its answer in the flags, as Linux's `this_cpu_cmpxchg16b_emu` does.
+pub(crate) fn returns_flags(page: &[u8; 4096], offset: usize) -> bool {
+    let before = offset.checked_sub(1).and_then(|at| page.get(at));
+    matches!(before, Some(0x9d | 0x9e | 0xf5 | 0xf8 | 0xf9))
+}
+
 /// The 64-byte lines of `[offset, offset + len)` of a page as bits.
 pub(crate) fn line_mask(offset: usize, len: usize) -> u64 {
     let first = (offset / 64).min(63);

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use soft_cpu::cpu::sreg;
 
-use crate::decode::{Class, Decoded, LookAhead, is_homed};
+use crate::decode::{Class, Decoded, LookAhead, is_homed, returns_flags};
 use crate::emit::{ABOVE, GUEST_SP, Mem, R10, R11, RBP, RCX};
 use crate::layout::{
     BIT_MASK, INDEX_MASK, PAGE_MASK, RFLAGS, SPILL_RCX, Space, TAG_READ, TAG_WRITE, TEMP, TLB_DELTA,
@@ -580,7 +580,12 @@ impl Builder<'_> {
         self.asm.load(R10, Mem::at(R10, 0));
         let extra = if instr.op_count() == 1 { i32::from(instr.immediate16()) } else { 0 };
         self.asm.lea(GUEST_SP, Mem::at(GUEST_SP, 8 + extra));
-        self.jump_r10(!self.tools.tuning.flags_dead_at_return);
+        // A lone return may be where a routine that answers in the flags jumps to (Linux's return thunk is one).
+        let lone = self.at as usize == self.source.offset;
+        let live = !self.tools.tuning.flags_dead_at_return
+            || lone
+            || returns_flags(self.source.page, self.at as usize);
+        self.jump_r10(live);
         Ok(())
     }
 

@@ -142,7 +142,7 @@ fn instruction(random: &mut Random, out: &mut Vec<Instruction>) {
             if index == base {
                 index = Register::None;
             }
-            let mut address = DATA + random.below(0x2000);
+            let mut address = DATA + 0x1000 + random.below(0x2000);
             address -= address % align;
             let disp = (random.below(0x200) as i64 - 0x100) * grain;
             instr.set_memory_base(base);
@@ -336,6 +336,7 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
     let map = Arc::new(RamMap::new(&ram));
     let jit = Jit::new(map.clone(), tuning).unwrap();
     let mut executor = JitVcpu::new(&jit).unwrap();
+    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]).unwrap();
     let mut cpu = new_cpu();
     cpu.cpl = if user { 3 } else { 0 };
     let host = map.lookup(BASE).unwrap().host;
@@ -353,7 +354,7 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
             guest_memory::WriteObserver::written(&*jit, at, bytes.len() as u64);
         };
         write(CODE, &code);
-        write(END, &[0x9c, 0xf4]); // pushfq; hlt
+        write(END, &[0x9c, 0xf4]); // pushfq; hlt (which is #GP at CPL 3, and that without an IDT a shutdown)
         write(DATA, &state.data);
         cpu.gpr = state.gpr;
         cpu.rflags = state.flags;
@@ -361,7 +362,7 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
         cpu.xsave.0.copy_from_slice(&state.xmm);
         let tight = Tuning::default();
         let _ = tight;
-        let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit });
+        let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit, platform: &platform });
         assert!(!matches!(exit, Exit::Crashed(_)), "case {case} of seed {seed:#x}: {exit:?}");
         if cpu.rip != END && cpu.rip != END + 1 {
             skipped += 1;

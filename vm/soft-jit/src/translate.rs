@@ -6,7 +6,9 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::block::{Emitted, Mode, Site, SiteKind, Thunk};
-use crate::decode::{Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, line_mask};
+use crate::decode::{
+    Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, line_mask, returns_flags,
+};
 use crate::emit::{Asm, Mem, NOT_EQUAL, R10, R11, RCX};
 use crate::layout::{JUMP_HOST, JUMP_MASK, KICK, PAGE_MASK, PC_BASE, SPILL_RCX, Space};
 use crate::tuning::Tuning;
@@ -154,6 +156,11 @@ impl Translator {
         let last_offset = last.instr.ip().wrapping_sub(source.linear_page) as i64;
         // For the last instruction, look-ahead knows how control flow goes on.
         let mut after = look(last_offset, LOOK_AHEAD);
+        if last.class == Class::Return
+            && (decoded.len() == 1 || returns_flags(source.page, last_offset as usize))
+        {
+            after = STATUS;
+        }
         for (index, item) in decoded.iter().enumerate().rev() {
             let before = if index + 1 == decoded.len() {
                 after

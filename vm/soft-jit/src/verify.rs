@@ -42,9 +42,7 @@ pub(crate) fn verify(emitted: &Emitted, _mode: Mode) -> Result<(), String> {
             && instr.op0_kind() == OpKind::Register
             && instr.op1_kind() == OpKind::Register
             && [instr.op0_register(), instr.op1_register()].contains(&Register::RDI)
-            && [instr.op0_register(), instr.op1_register()].contains(&Register::R10)
-            && !exchanged
-            || exchanged && instr.mnemonic() != Mnemonic::Xchg;
+            && [instr.op0_register(), instr.op1_register()].contains(&Register::R10);
         match instr.flow_control() {
             FlowControl::Next => {}
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call => {
@@ -177,8 +175,8 @@ fn memory(instr: &Instruction, exchanged: bool) -> Result<(), &'static str> {
     if segment == Register::FS {
         return Err("fs");
     }
-    let through = if exchanged { Register::RDI } else { Register::R10 };
-    if base != through || index != Register::None || displacement != 0 {
+    let through = base == Register::R10 || exchanged && base == Register::RDI;
+    if !through || index != Register::None || displacement != 0 {
         return Err("memory not reached through a check");
     }
     Ok(())
