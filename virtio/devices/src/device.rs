@@ -73,7 +73,7 @@ pub trait Device: Send + 'static {
         Ok(Vec::new())
     }
 
-    /// Takes what [`Device::save`] gave.
+    /// Takes what [`Device::save`] gave; after [`Device::start`], if the driver was ready.
     fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
         let _ = state;
         Ok(())

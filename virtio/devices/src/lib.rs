@@ -26,6 +26,8 @@ mod vsock;
 mod worker;
 
 #[cfg(test)]
+mod small_tests;
+#[cfg(test)]
 mod testing;
 
 pub use block::Block;

@@ -123,7 +123,7 @@ impl Worker {
         result
     }
 
-    /// Takes the queues into use and starts serving.
+    /// Takes the queues into use and starts serving, unless it is held still.
     pub(crate) fn start(&self, queues: Vec<Option<Queue>>, features: u64, config_vector: u16) {
         self.shared.config_vector.store(config_vector, Ordering::SeqCst);
         self.with(|cell| {
@@ -132,12 +132,6 @@ impl Worker {
             cell.running = true;
         });
         self.ensure_thread();
-    }
-
-    /// Takes the queues into use as a snapshot left them; nothing is served before [`Worker::resume`].
-    pub(crate) fn restore(&self, queues: Vec<Option<Queue>>, features: u64, config_vector: u16) {
-        self.quiesce();
-        self.start(queues, features, config_vector);
     }
 
     /// Gives the device back as new.

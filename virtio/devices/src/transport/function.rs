@@ -196,12 +196,13 @@ impl PciFunction for Function {
         if !fits {
             return Err(mismatch("other queues or features"));
         }
-        self.worker.with(|cell| cell.device.restore(&saved.device))?;
+        self.worker.quiesce();
         self.worker.set_needs_reset(saved.needs_reset);
         if registers.has(status::DRIVER_OK) && !saved.needs_reset {
             let queues = self.queues(&registers).map_err(|_| mismatch("impossible queues"))?;
-            self.worker.restore(queues, registers.driver_features, config_vector(&registers));
+            self.worker.start(queues, registers.driver_features, config_vector(&registers));
         }
+        self.worker.with(|cell| cell.device.restore(&saved.device))?;
         *self.locked() = registers;
         Ok(())
     }

@@ -1,0 +1,136 @@
+//! Tests of the devices that need no file of their own: rng, pmem, console, fs.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::{Arc, Mutex};
+
+use backends::{ConsoleBackend, EntropySource};
+use fuse_wire::RequestHandler;
+
+use crate::testing::{Buffer, Guest};
+use crate::{Console, Fs, Pmem, Rng};
+
+struct Counting(u8);
+
+impl EntropySource for Counting {
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        if self.0 == 0 {
+            return Err(std::io::Error::other("none"));
+        }
+        bytes.fill(self.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn random_bytes_fill_the_buffer_up_to_a_limit() {
+    let mut guest = Guest::ready(Rng::new(Box::new(Counting(7))));
+    let used = guest.request(0, &[Buffer::In(10), Buffer::In(20)]);
+    assert_eq!((used.len, used.data), (30, vec![7; 30]));
+    let used = guest.request(0, &[Buffer::In(5000)]);
+    assert_eq!((used.len, &used.data[4095..4097]), (4096, &[7, 0xa5][..]));
+    assert_eq!(guest.request(0, &[Buffer::Out(&[1])]).len, 0);
+    let mut dry = Guest::ready(Rng::new(Box::new(Counting(0))));
+    assert_eq!(dry.request(0, &[Buffer::In(10)]).len, 0);
+}
+
+#[test]
+fn flushes_of_persistent_memory_succeed_and_nothing_else_does() {
+    let mut guest = Guest::ready(Pmem::new(0x40_0000_0000, 0x20_0000));
+    assert_eq!((guest.read32(0x2004), guest.read32(0x2008)), (0x40, 0x20_0000));
+    assert_eq!(guest.request(0, &[Buffer::Out(&[0; 4]), Buffer::In(4)]).data, [0; 4]);
+    assert_eq!(guest.request(0, &[Buffer::Out(&[1, 0, 0, 0]), Buffer::In(4)]).data, [0xff; 4]);
+    assert_eq!(guest.request(0, &[Buffer::Out(&[0; 3]), Buffer::In(4)]).data, [0xff; 4]);
+    assert_eq!(guest.request(0, &[Buffer::Out(&[0; 4])]).len, 0);
+}
+
+#[derive(Default)]
+struct Screen(Mutex<Vec<u8>>);
+
+impl ConsoleBackend for Screen {
+    fn output(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+#[test]
+fn the_console_carries_bytes_both_ways() {
+    let screen = Arc::new(Screen::default());
+    let (console, input) = Console::new(screen.clone()).unwrap();
+    assert_eq!(input.write(b"early "), 6);
+    let mut guest = Guest::ready(console);
+    let text: Vec<u8> = (0..10_000u32).map(|byte| byte as u8).collect();
+    guest.request(1, &[Buffer::Out(&text[..1]), Buffer::Out(&text[1..])]);
+    assert_eq!(*screen.0.lock().unwrap(), text);
+    guest.set_status(0);
+    assert_eq!(input.write(b"typed"), 5);
+    guest.queues.fill_with(Default::default);
+    guest.initialise(crate::testing::VERSION_1);
+    let used = guest.request(0, &[Buffer::In(3)]);
+    assert_eq!((used.len, used.data), (3, b"ear".to_vec()));
+    assert_eq!(guest.request(0, &[Buffer::In(20)]).data[..8], *b"ly typed");
+    guest.add(0, &[Buffer::In(8)]);
+    input.write(b"later");
+    assert_eq!(guest.wait(0).data, b"later\xa5\xa5\xa5");
+}
+
+#[test]
+fn input_that_nobody_reads_is_bounded() {
+    let (_console, input) = Console::new(Arc::new(Screen::default())).unwrap();
+    assert_eq!(input.write(&[0; 100_000]), 65_536);
+    assert_eq!(input.write(&[0; 1]), 0);
+}
+
+#[test]
+fn unread_input_survives_save_and_restore() {
+    let (console, input) = Console::new(Arc::new(Screen::default())).unwrap();
+    let guest = Guest::ready(console);
+    input.write(b"unread");
+    guest.function.quiesce();
+    let saved = guest.function.save().unwrap();
+    let (console, _) = Console::new(Arc::new(Screen::default())).unwrap();
+    let mut next = Guest::with_ram(console, guest.ram.clone());
+    next.function.restore(&saved).unwrap();
+    next.queues = guest.queues.clone();
+    next.function.resume();
+    assert_eq!(next.request(0, &[Buffer::In(6)]).data, b"unread");
+}
+
+/// Answers each request with its bytes plus one; remembers resets.
+#[derive(Default)]
+struct PlusOne(Mutex<u32>);
+
+impl RequestHandler for PlusOne {
+    fn handle(&self, request: &[IoSlice<'_>], reply: &mut [IoSliceMut<'_>]) -> usize {
+        let bytes: Vec<u8> =
+            request.iter().flat_map(|slice| slice.iter().map(|byte| byte.wrapping_add(1))).collect();
+        let len = bytes.len().min(reply[0].len());
+        reply[0][..len].copy_from_slice(&bytes[..len]);
+        len
+    }
+    fn reset(&self) {
+        *self.0.lock().unwrap() += 1;
+    }
+}
+
+#[test]
+fn file_requests_are_carried_whole() {
+    let handler = Arc::new(PlusOne::default());
+    let mut guest = Guest::ready(Fs::new("vivarium", handler.clone()));
+    assert_eq!(guest.read32(0x2000), u32::from_le_bytes(*b"viva"));
+    assert_eq!(guest.read32(0x2024), 1, "request queues");
+    let resets = *handler.0.lock().unwrap();
+    for queue in 0..2 {
+        let used =
+            guest.request(queue, &[Buffer::Out(&[1, 2]), Buffer::Out(&[3]), Buffer::In(2), Buffer::In(5)]);
+        assert_eq!((used.len, used.data), (3, vec![2, 3, 4, 0xa5, 0xa5, 0xa5, 0xa5]));
+        assert_eq!(guest.request(queue, &[Buffer::Out(&[1, 2])]).len, 0);
+    }
+    let large = guest.request(1, &[Buffer::Out(&vec![5; 1 << 20]), Buffer::In(1 << 20)]);
+    assert_eq!((large.len, large.data[(1 << 20) - 1]), (1 << 20, 6));
+    let small = guest.request(1, &[Buffer::Out(&[9]), Buffer::In(100)]);
+    assert_eq!((small.len, &small.data[..2]), (1, &[10, 0xa5][..]), "nothing of the older reply");
+    let too_large = guest.request(1, &[Buffer::Out(&[9]), Buffer::In(2 << 20)]);
+    assert_eq!(too_large.len, 0);
+    guest.set_status(0);
+    assert_eq!(*handler.0.lock().unwrap(), resets + 1);
+}
