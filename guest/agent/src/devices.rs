@@ -61,7 +61,8 @@ impl Devices {
         let device = PathBuf::from("/dev/pmem0");
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
-            if device.exists() {
+            // Its node is there a moment before it can be opened.
+            if File::open(&device).is_ok() {
                 return Ok(device);
             }
             std::thread::sleep(Duration::from_millis(1));

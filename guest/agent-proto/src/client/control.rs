@@ -188,7 +188,9 @@ impl<S: Read + Write> Control<S> {
                 kind::EVENT => {
                     if let Some(Happening::Status(status)) = self.frames.message::<Event>()?.happening {
                         self.status = status.clone();
-                        self.waiting.truncate(MAX_WAITING - 1);
+                        if self.waiting.len() >= MAX_WAITING {
+                            self.waiting.pop_front();
+                        }
                         self.waiting.push_back(status);
                     }
                 }
