@@ -43,7 +43,10 @@ fn build(root: &Path, folder: &Path, target: &str) -> PathBuf {
             cargo.env_remove(&name);
         }
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static");
+    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
     let status = cargo.status().expect("cargo can be started again");
     assert!(status.success(), "the guest's agent could not be built");
     folder.join(target).join("release/viv-agent")

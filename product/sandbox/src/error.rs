@@ -164,7 +164,7 @@ impl Error {
 }
 
 /// An operating-system error as a user would say it, without its number.
-pub fn in_words(error: &io::Error) -> String {
+pub(crate) fn in_words(error: &io::Error) -> String {
     use io::ErrorKind as K;
     match error.kind() {
         K::NotFound => "it does not exist".into(),

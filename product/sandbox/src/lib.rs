@@ -4,12 +4,16 @@
 //! Three processes share this crate (DESIGN §1): a *client* (`viv run`, `viv ls`…) that comes and goes, one *shim* for
 //! each running sandbox, and the confined *vmm* below it. Nothing here prints: the command line does that.
 
+pub mod assemble;
+pub mod assets;
+pub mod build_vm;
 pub mod client;
 pub mod control;
 pub mod engine;
 mod error;
 mod files;
 pub mod folder;
+pub mod images;
 pub mod launch;
 pub mod logs;
 pub mod naming;
@@ -19,6 +23,7 @@ pub mod plan;
 pub mod shim;
 pub mod spec;
 mod steward;
+pub mod vmm;
 pub mod workspace;
 
 pub use error::{Error, Result};

@@ -449,7 +449,7 @@ impl Shim<'_> {
                 self.reason.get_or_insert(why);
             }
         }
-        let mut drain = |from: &dyn Fn() -> Vec<u8>, log: &mut BoundedLog| {
+        let drain = |from: &dyn Fn() -> Vec<u8>, log: &mut BoundedLog| {
             for _ in 0..64 {
                 let bytes = from();
                 if bytes.is_empty() || log.write_all(&bytes).is_err() {

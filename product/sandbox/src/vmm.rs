@@ -4,6 +4,7 @@
 //! confined it can open none.
 
 mod build;
+mod raw;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,6 +47,17 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     Ok(machine.run())
 }
 
+/// What a vmm is confined by on this host, in the words of `viv diagnose`.
+pub fn confinement_here() -> Vec<String> {
+    vec!["no new privileges".into()]
+}
+
+/// Takes everything from this process that running the machine does not need.
+fn confine() -> Result<Vec<String>, String> {
+    rustix::thread::set_no_new_privs(true).map_err(|error| sentence(&error))?;
+    Ok(confinement_here())
+}
+
 fn plan(control: &OwnedFd) -> Result<(Plan, Received), String> {
     match packet::receive::<ToVmm>(control) {
         Ok(Some((ToVmm::Start(plan), descriptors))) => Ok((*plan, Received::new(descriptors))),
@@ -56,13 +68,13 @@ fn plan(control: &OwnedFd) -> Result<(Plan, Received), String> {
 }
 
 /// Hears the shim until it is gone, which ends the machine.
-fn listen(control: &OwnedFd, machine: &MachineHandle, vsock: &build::Vsock) {
+fn listen(control: &OwnedFd, machine: &MachineHandle, vsock: &virtio_devices::VsockHost) {
     loop {
         match packet::receive::<ToVmm>(control) {
             Ok(Some((ToVmm::Connect { port }, descriptors))) => {
                 // A stream that cannot be connected is closed, which is what its other end sees.
                 if let Some(stream) = descriptors.into_iter().next() {
-                    vsock.connect(port, stream);
+                    vsock.connect(stream, port);
                 }
             }
             Ok(Some((ToVmm::Count, _))) => {

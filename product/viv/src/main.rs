@@ -3,8 +3,10 @@
 mod cli;
 mod commands;
 mod failure;
+mod progress;
 mod roles;
 mod session;
+mod setup;
 mod terminal;
 
 use std::process::ExitCode;

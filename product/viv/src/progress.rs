@@ -99,7 +99,8 @@ impl Progress for Lines {
 /// "198/246 MB  31 MB/s  2 s left", or "143/200  configuring docker.io".
 fn words(update: &Update<'_>) -> String {
     let mut parts = Vec::new();
-    let of_total = |done: String, total: String| if update.total > 0 { format!("{done}/{total}") } else { done };
+    let of_total =
+        |done: String, total: String| if update.total > 0 { format!("{done}/{total}") } else { done };
     match update.unit {
         Unit::Bytes => {
             let total = format!("{:.0} MB", megabytes(update.total));
@@ -157,7 +158,15 @@ mod tests {
             left: Some(Duration::from_secs(2)),
         };
         assert_eq!(words(&update), "198/246 MB  31 MB/s  2 s left");
-        update = Update { unit: Unit::Items, detail: "configuring docker.io", done: 143, total: 200, rate: None, left: None, ..update };
+        update = Update {
+            unit: Unit::Items,
+            detail: "configuring docker.io",
+            done: 143,
+            total: 200,
+            rate: None,
+            left: None,
+            ..update
+        };
         assert_eq!(words(&update), "143/200  configuring docker.io");
         assert_eq!(seconds(Duration::from_secs(112)), "1 min 52 s");
     }

@@ -7,12 +7,14 @@ use std::sync::Mutex;
 
 use sandbox::client::{Announcement, SHIM_ROLE};
 use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::images::Images;
 use sandbox::launch::VMM_ROLE;
 use sandbox::logs::BoundedLog;
 use sandbox::places::Places;
 use sandbox::{Error, shim};
 
 use crate::failure::OURS;
+use crate::setup::AGENT;
 
 /// Runs a hidden role, if this process was started for one.
 pub(crate) fn dispatch() -> Option<ExitCode> {
@@ -48,7 +50,10 @@ fn run_shim(id: &str) -> ExitCode {
             UnixStream::pair().map_err(|error| Error::host("cannot make a socket", error))?;
         signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, handler)
             .map_err(|error| Error::host("cannot handle signals", error))?;
-        let machine = || sandbox::assemble::machine(&sandbox, &places);
+        let machine = || {
+            let assets = Images::open(&places, AGENT)?.assets(&sandbox.spec.image)?;
+            sandbox::assemble::machine(&sandbox, &places, &assets)
+        };
         shim::run(&sandbox, lock, machine, || announce(&Announcement::Listening), terminate)
     })();
     match outcome {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::client::{Session, SessionEvent, SessionReader, SessionWriter};
@@ -40,10 +41,19 @@ pub(crate) struct Wanted {
     pub(crate) input: bool,
 }
 
+/// Set when a session has taken over the signals.
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// Whether a session handles the signals of this process.
+pub(crate) fn has_begun() -> bool {
+    BEGUN.load(Ordering::SeqCst)
+}
+
 /// Runs it and returns its exit code as a shell has it.
 pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
     let signals =
         Signals::catch().map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))?;
+    BEGUN.store(true, Ordering::SeqCst);
     let exec = exec_message(&wanted);
     let back = stream
         .try_clone()

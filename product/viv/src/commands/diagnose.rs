@@ -3,11 +3,13 @@
 use sandbox::client;
 use sandbox::engine::{self, Choice};
 use sandbox::folder::Sandboxes;
+use sandbox::images::Images;
 use sandbox::places::Places;
 use serde::Serialize;
 
 use crate::cli::DiagnoseOptions;
 use crate::failure::Failure;
+use crate::setup::AGENT;
 
 /// All that is found, as `--json` has it.
 #[derive(Debug, Serialize)]
@@ -77,10 +79,16 @@ fn find(places: &Places) -> Result<Findings, Failure> {
         confinement: sandbox::vmm::confinement_here(),
         cache: folder(&places.cache),
         state: folder(&places.state),
-        images: sandbox::assets::list(places),
+        images: images(places),
         sandboxes: running,
         damaged: wrong.iter().map(ToString::to_string).collect(),
     })
+}
+
+/// The current base image, if there is one.
+fn images(places: &Places) -> Vec<String> {
+    let images = Images::open(places, AGENT);
+    images.ok().and_then(|images| images.current().ok().flatten()).into_iter().collect()
 }
 
 fn folder(path: &std::path::Path) -> Folder {

@@ -1,0 +1,140 @@
+//! From a sandbox's spec to a running vmm: everything that is opened by a path is opened here, in the shim.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agent_proto::abi::{cmdline, serial};
+use rustix::fs::{Mode, OFlags};
+
+use crate::assets::Assets;
+use crate::engine::{self, Engine};
+use crate::error::{Error, Result};
+use crate::folder::Sandbox;
+use crate::launch::Vmm;
+use crate::places::Places;
+use crate::plan::{Descriptors, Disk, Plan, SharedFolder, Slot, Store};
+use crate::shim::Machine;
+use crate::spec::Spec;
+
+/// Words of every guest's command line. The console is the serial port, early messages and panics come that way too; a
+/// panic ends the machine.
+const COMMAND_LINE: &[&str] = &[
+    "console=ttyS0",
+    "quiet",
+    "loglevel=4",
+    "panic=-1",
+    "reboot=k",
+    "random.trust_cpu=on",
+    "tsc=reliable",
+    "nokaslr",
+];
+
+/// Starts the vmm of a sandbox.
+pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Machine> {
+    let spec = &sandbox.spec;
+    let asked = spec.engine.as_deref().and_then(Engine::from_name);
+    let choice = engine::choose(asked, places)?;
+    tracing::info!(engine = choice.engine.name(), why = %choice.why, "The engine is chosen");
+    let mut descriptors = Descriptors::new();
+    let disk = disk(sandbox, &mut descriptors)?;
+    let shares = shares(spec, &mut descriptors)?;
+    let words = vec![format!("{}={}", cmdline::HOSTNAME, spec.name)];
+    let shape = Shape { engine: choice.engine, cpus: spec.cpus, memory: spec.memory, words };
+    let (vmm, console) = start(shape, assets, vec![disk], shares, descriptors)?;
+    Ok(Machine { vmm, console, engine: choice.engine.name().into() })
+}
+
+/// What a machine is besides its devices.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) engine: Engine,
+    pub(crate) cpus: u32,
+    pub(crate) memory: u64,
+    /// Further words of the command line.
+    pub(crate) words: Vec<String>,
+}
+
+/// Opens what every machine has and starts its vmm. Gives the reading end of its console, too.
+pub(crate) fn start(
+    shape: Shape,
+    assets: &Assets,
+    disks: Vec<Disk>,
+    shares: Vec<SharedFolder>,
+    mut descriptors: Descriptors,
+) -> Result<(Vmm, std::io::PipeReader)> {
+    let mut open = |path: &Path| -> Result<Slot> { Ok(descriptors.add(open_read(path)?)) };
+    let kernel = open(&assets.kernel)?;
+    let initramfs = open(&assets.initramfs)?;
+    let base = assets.base.as_deref().map(open).transpose()?;
+    let (console, console_in) = std::io::pipe().map_err(|error| Error::host("cannot make a pipe", error))?;
+    let console_in = descriptors.add(console_in);
+    let kvm = (shape.engine == Engine::Kvm)
+        .then(|| open_kvm().map(|device| descriptors.add(device)))
+        .transpose()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut command_line: Vec<String> = COMMAND_LINE.iter().map(|word| (*word).to_owned()).collect();
+    command_line.push(format!("{}={}.{:09}", cmdline::TIME, now.as_secs(), now.subsec_nanos()));
+    command_line.extend(shape.words);
+    let plan = Plan {
+        engine: shape.engine,
+        kvm,
+        cpus: shape.cpus,
+        memory: shape.memory,
+        kernel,
+        initramfs,
+        command_line,
+        console: console_in,
+        base,
+        disks,
+        shares,
+    };
+    let vmm = Vmm::start(plan, &descriptors)?;
+    Ok((vmm, console))
+}
+
+fn open_read(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Error::file("cannot open", path, source))
+}
+
+fn open_kvm() -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/kvm", flags, Mode::empty())
+        .map_err(|error| Error::file("cannot open", "/dev/kvm", error))
+}
+
+/// The sandbox's writable disk, made on first use.
+fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
+    let path = sandbox.disk_folder().join("disk.raw");
+    let fail = |source: std::io::Error| Error::file("cannot open the disk", &path, source);
+    let file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    if file.metadata().map_err(fail)?.len() < sandbox.spec.disk {
+        file.set_len(sandbox.spec.disk).map_err(fail)?;
+    }
+    Ok(Disk {
+        serial: serial::DISK.into(),
+        store: Store::Raw { file: descriptors.add(file), read_only: false },
+    })
+}
+
+/// The shared folders, in the order of the spec: their numbers are their names in the guest.
+fn shares(spec: &Spec, descriptors: &mut Descriptors) -> Result<Vec<SharedFolder>> {
+    spec.shares
+        .iter()
+        .map(|share| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(&share.path, flags, Mode::empty()).map_err(|error| {
+                let why = crate::error::in_words(&error.into());
+                let hint = "make it again, or delete the sandbox with viv rm".into();
+                Error::BadWorkspace {
+                    path: share.path.clone(),
+                    why: format!("cannot be shared: {why}"),
+                    hint,
+                }
+            })?;
+            Ok(SharedFolder { folder: descriptors.add(folder), read_only: share.read_only })
+        })
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! What a machine boots from: kernel, initramfs and base image, all from the cache, all made again when they are gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::places::Places;
+
+/// The files of one boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assets {
+    /// The uncompressed kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM disk with the agent.
+    pub initramfs: PathBuf,
+    /// The read-only base; none for a machine that has no root but what its disks say.
+    pub base: Option<PathBuf>,
+}
+
+/// The initramfs for this agent and this kernel, made if it is not in the cache. `modules` is the kernel's folder of
+/// modules, `release` its name.
+pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -> Result<PathBuf> {
+    let mut hash = Sha256::new();
+    // Two lengths, so that no two pairs give the same bytes.
+    hash.update((release.len() as u64).to_le_bytes());
+    hash.update(release);
+    hash.update(agent);
+    let key: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let folder = places.cache.join("initramfs");
+    let path = folder.join(format!("{key}.cpio"));
+    if path.is_file() {
+        return Ok(path);
+    }
+    let failed = |error: initramfs::InitramfsError| Error::SetUp {
+        why: format!("the guest's first files cannot be put together: {}", crate::engine::sentence(&error)),
+        hint: Some(format!("delete {} and run again", places.cache.display())),
+    };
+    let modules = initramfs::Modules::from_dir(modules).map_err(failed)?;
+    let archive = initramfs::build(agent, &modules).map_err(failed)?;
+    fs::create_dir_all(&folder).map_err(|source| Error::file("cannot make the folder", &folder, source))?;
+    files::write_whole(&path, &archive)?;
+    Ok(path)
+}

@@ -1,0 +1,106 @@
+//! The base image of sandboxes: found in the store, or made there with a machine of ours.
+
+use image_builder::{Boot, BuilderVm};
+use store::{BaseImage, Store};
+
+use crate::assets::{self, Assets};
+use crate::build_vm::{self, Job, JobDisk};
+use crate::engine::{self, Engine, sentence};
+use crate::error::{Error, Result};
+use crate::places::Places;
+
+/// The images of this user and what is needed to make and to boot one.
+#[derive(Clone, Debug)]
+pub struct Images<'p> {
+    places: &'p Places,
+    store: Store,
+    /// The guest's agent, a static program.
+    agent: &'static [u8],
+}
+
+impl<'p> Images<'p> {
+    /// Opens the store in the cache.
+    pub fn open(places: &'p Places, agent: &'static [u8]) -> Result<Self> {
+        let store = Store::open(&places.cache).map_err(|error| set_up(&error))?.with_state(&places.state);
+        Ok(Self { places, store, agent })
+    }
+
+    /// The current image's id, if it is ready.
+    pub fn current(&self) -> Result<Option<String>> {
+        Ok(self.store.base().map_err(|error| set_up(&error))?.map(|image| image.key))
+    }
+
+    /// Bytes that a set-up would download.
+    pub fn download_bytes(&self) -> u64 {
+        self.store.download_bytes().unwrap_or(0)
+    }
+
+    /// The current image's id; it is downloaded and made if need be, on this engine.
+    pub fn ensure(&self, engine: Option<Engine>, progress: &dyn fetch::Progress) -> Result<String> {
+        let engine = engine::choose(engine, self.places)?.engine;
+        let vm = OnEngine { images: self, engine };
+        Ok(self.store.ensure_base(&vm, progress).map_err(|error| set_up(&error))?.key)
+    }
+
+    /// What a sandbox with this image boots from.
+    pub fn assets(&self, image: &str) -> Result<Assets> {
+        let gone = || Error::SetUp {
+            why: "the base image of this sandbox is no longer in the cache".into(),
+            hint: Some(
+                "viv run makes the current one; a sandbox made with an older one needs that one back".into(),
+            ),
+        };
+        let BaseImage { kernel, base, .. } = self.store.find(image).ok_or_else(gone)?;
+        let initramfs = assets::initramfs(self.places, self.agent, &kernel.modules, &kernel.release)?;
+        Ok(Assets { kernel: kernel.elf, initramfs, base: Some(base) })
+    }
+}
+
+fn set_up(error: &store::StoreError) -> Error {
+    let hint = match error {
+        store::StoreError::NoSpace { .. } => "free some space, or point XDG_CACHE_HOME to a larger disk",
+        store::StoreError::Fetch(_) => "what was downloaded is kept; run the same again to go on",
+        _ => "run the same again; viv -v says more",
+    };
+    Error::SetUp { why: sentence(error), hint: Some(hint.into()) }
+}
+
+/// Runs the image's build on one engine.
+struct OnEngine<'i> {
+    images: &'i Images<'i>,
+    engine: Engine,
+}
+
+impl BuilderVm for OnEngine<'_> {
+    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> std::result::Result<(), String> {
+        let kernel = boot.kernel;
+        let in_words = |error: Error| error.to_string();
+        let initramfs =
+            assets::initramfs(self.images.places, self.images.agent, &kernel.modules, &kernel.release)
+                .map_err(in_words)?;
+        let base = boot.disks.iter().find(|disk| disk.serial == agent_proto::abi::serial::BASE);
+        let assets =
+            Assets { kernel: kernel.elf.clone(), initramfs, base: base.map(|disk| disk.file.clone()) };
+        let disks: Vec<JobDisk> = boot
+            .disks
+            .iter()
+            .filter(|disk| disk.serial != agent_proto::abi::serial::BASE)
+            .map(|disk| JobDisk {
+                serial: disk.serial.into(),
+                file: disk.file.clone(),
+                read_only: disk.read_only,
+            })
+            .collect();
+        let host =
+            std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
+        let job = Job {
+            assets: &assets,
+            disks: &disks,
+            words: boot.cmdline.split_ascii_whitespace().map(str::to_owned).collect(),
+            engine: self.engine,
+            cpus: boot.cpus.clamp(1, host),
+            memory: u64::from(boot.memory_mib) << 20,
+        };
+        build_vm::run(&job, line).map_err(in_words)
+    }
+}

@@ -1,0 +1,153 @@
+//! From a plan to a machine with its devices.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use agent_proto::abi::{FS_TAG, GUEST_CID, serial, slot};
+use backends::{BlockBackend, ConsoleBackend, EntropySource};
+use hv::Hypervisor;
+use machine::pci::PciDevice;
+use machine::{Machine, MachineBuilder, MachineConfig, layout};
+use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost, pci};
+
+use super::raw::RawDisk;
+use crate::engine::{Engine, sentence};
+use crate::plan::{Plan, Received, Slot, Store};
+
+/// A machine that is ready to run, and the way into its vsock device.
+pub(super) struct Built {
+    pub(super) machine: Machine,
+    pub(super) vsock: VsockHost,
+}
+
+/// Builds the machine of a plan.
+pub(super) fn build(plan: &Plan, mut received: Received) -> Result<Built, String> {
+    let console = Arc::new(PipeConsole::new(file(&mut received, plan.console)?)?);
+    let config = MachineConfig {
+        vcpus: plan.cpus,
+        memory_mib: plan.memory >> 20,
+        kernel: file(&mut received, plan.kernel)?,
+        initramfs: Some(file(&mut received, plan.initramfs)?),
+        cmdline: plan.command_line.join(" "),
+        serial: console.clone(),
+        generation_id: random()?,
+    };
+    let mut builder = MachineBuilder::new(config);
+    let mut plug = |builder: &mut MachineBuilder, at: u8, device: Box<dyn PciDevice>| {
+        builder.device(at, device).map_err(|error| sentence(&error))
+    };
+    if let Some(base) = plan.base {
+        let base = file(&mut received, base)?;
+        let device = base_device(&mut builder, base)?;
+        plug(&mut builder, slot::BASE, device)?;
+    }
+    let (console, _input) = Console::new(console).map_err(|error| sentence(&error))?;
+    plug(&mut builder, slot::CONSOLE, pci(console))?;
+    plug(&mut builder, slot::ENTROPY, pci(Rng::new(Box::new(HostRandom))))?;
+    let (vsock, host) = Vsock::new(GUEST_CID.into()).map_err(|error| sentence(&error))?;
+    plug(&mut builder, slot::VSOCK, pci(vsock))?;
+    let mut extra = slot::EXTRA.into_iter();
+    for disk in &plan.disks {
+        let at = if disk.serial == serial::DISK { Some(slot::DISK) } else { extra.next() };
+        let at = at.ok_or("the machine has no room for so many disks")?;
+        let backend = block(&disk.store, &mut received)?;
+        plug(&mut builder, at, pci(Block::new(backend, &disk.serial)))?;
+    }
+    if !plan.shares.is_empty() {
+        plug(&mut builder, slot::FS, pci(shares(plan, &mut received)?))?;
+    }
+    let engine = engine(plan, &mut received)?;
+    let machine = builder.build(&*engine).map_err(|error| sentence(&error))?;
+    Ok(Built { machine, vsock: host })
+}
+
+fn take(received: &mut Received, slot: Slot) -> Result<OwnedFd, String> {
+    received.take(slot).ok_or_else(|| "a descriptor of the plan is missing".to_owned())
+}
+
+fn file(received: &mut Received, slot: Slot) -> Result<File, String> {
+    take(received, slot).map(File::from)
+}
+
+fn engine(plan: &Plan, received: &mut Received) -> Result<Box<dyn Hypervisor>, String> {
+    match plan.engine {
+        Engine::Kvm => {
+            let device = take(received, plan.kvm.ok_or("there is no descriptor of /dev/kvm")?)?;
+            Ok(Box::new(hv_kvm::KvmEngine::with_device(device)))
+        }
+        Engine::Soft => Err("the software CPU is not in this build".into()),
+    }
+}
+
+/// The base as persistent memory, which all guests read from the host's page cache; as a disk when its length does not
+/// allow that.
+fn base_device(builder: &mut MachineBuilder, base: File) -> Result<Box<dyn PciDevice>, String> {
+    let length = base.metadata().map_err(|error| sentence(&error))?.len();
+    if length > 0 && length.is_multiple_of(layout::PMEM_ALIGN) {
+        let range = builder.pmem(base).map_err(|error| sentence(&error))?;
+        return Ok(pci(Pmem::new(range.gpa, range.len)));
+    }
+    let disk = RawDisk::new(base, true).map_err(|error| sentence(&error))?;
+    Ok(pci(Block::new(Box::new(disk), serial::BASE)))
+}
+
+fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>, String> {
+    match store {
+        Store::Raw { file: at, read_only } => {
+            let disk = RawDisk::new(file(received, *at)?, *read_only).map_err(|error| sentence(&error))?;
+            Ok(Box::new(disk))
+        }
+        Store::Layers { .. } => Err("layered disks are not in this build".into()),
+    }
+}
+
+fn shares(plan: &Plan, received: &mut Received) -> Result<Fs, String> {
+    let mut shares = Vec::with_capacity(plan.shares.len());
+    for share in &plan.shares {
+        let folder = take(received, share.folder)?;
+        shares.push(hostfs::Share::new(folder, share.read_only).map_err(|error| sentence(&error))?);
+    }
+    let server = hostfs::HostFs::new(shares, hostfs::Options::default());
+    Ok(Fs::new(FS_TAG, Arc::new(fuse_wire::Server::new(server))))
+}
+
+fn random() -> Result<[u8; 16], String> {
+    let mut bytes = [0u8; 16];
+    HostRandom.fill(&mut bytes).map_err(|error| sentence(&error))?;
+    Ok(bytes)
+}
+
+/// The host kernel's random numbers.
+struct HostRandom;
+
+impl EntropySource for HostRandom {
+    fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())?;
+            rest = rest.get_mut(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// The guest's console as a pipe to the shim. What the pipe has no room for is lost: the guest must not be able to wait
+/// for the host, nor the host to keep all that a guest says.
+struct PipeConsole(File);
+
+impl PipeConsole {
+    fn new(pipe: File) -> Result<Self, String> {
+        let flags = rustix::fs::fcntl_getfl(&pipe).map_err(|error| sentence(&error))?;
+        rustix::fs::fcntl_setfl(&pipe, flags | rustix::fs::OFlags::NONBLOCK)
+            .map_err(|error| sentence(&error))?;
+        Ok(Self(pipe))
+    }
+}
+
+impl ConsoleBackend for PipeConsole {
+    fn output(&self, bytes: &[u8]) {
+        let _ = io::Write::write(&mut &self.0, bytes);
+    }
+}

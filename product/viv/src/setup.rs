@@ -1,0 +1,54 @@
+//! The first run: downloads and the base image, with progress; and what an interruption says.
+
+use std::time::Instant;
+
+use sandbox::engine::{self, Engine};
+use sandbox::images::Images;
+use sandbox::places::Places;
+
+use crate::failure::{Failure, INTERRUPTED};
+use crate::progress;
+
+/// The guest's agent: static, for this architecture, built with this program (`build.rs`).
+pub(crate) static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/agent"));
+
+/// The current base image's id. Makes it when there is none, and tells how far it is.
+pub(crate) fn ensure_image(
+    places: &Places,
+    engine: Option<Engine>,
+    interactive: bool,
+) -> Result<String, Failure> {
+    let images = Images::open(places, AGENT)?;
+    if let Some(image) = images.current()? {
+        return Ok(image);
+    }
+    let begun = Instant::now();
+    let size = images.download_bytes().div_ceil(1_000_000);
+    let cache = places.short(&places.cache);
+    eprintln!("Vivarium sets itself up once (about {size} MB to download, kept in {cache}).");
+    say_what_is_kept_when_interrupted(cache);
+    let progress = progress::for_user(interactive);
+    let image = images.ensure(engine, &*progress)?;
+    drop(progress);
+    let choice = engine::choose(engine, places)?;
+    let because = match choice.engine {
+        Engine::Soft => " No hardware virtualization here: using the software CPU (viv diagnose says why).",
+        Engine::Kvm => "",
+    };
+    eprintln!("Ready in {}.{because}", progress::seconds(begun.elapsed()));
+    Ok(image)
+}
+
+/// From here on Ctrl-C ends with a word about what is kept. Every step of set-up may be killed at any moment, so there is
+/// nothing to tidy up. A session that follows takes the signals over.
+fn say_what_is_kept_when_interrupted(cache: String) {
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT]) else { return };
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() && !crate::session::has_begun() {
+            eprintln!(
+                "\nInterrupted. What was downloaded is kept in {cache}; the same command goes on from there."
+            );
+            std::process::exit(INTERRUPTED.into());
+        }
+    });
+}
