@@ -186,8 +186,14 @@ const TIMER_HZ: u64 = 1_000_000_000;
 impl Apic {
     /// An APIC after reset.
     pub fn new(id: u32) -> Self {
+        Self::with_port(Arc::new(ApicPort::new(id)))
+    }
+
+    /// An APIC after reset over a port that others know already.
+    pub fn with_port(port: Arc<ApicPort>) -> Self {
+        let id = port.id;
         Self {
-            port: Arc::new(ApicPort::new(id)),
+            port,
             base: 0xfee0_0000 | BASE_ENABLE | if id == 0 { BASE_BSP } else { 0 },
             tpr: 0,
             svr: 0xff,
@@ -624,4 +630,15 @@ pub fn nmi_pending(cpu: &Cpu) -> bool {
 /// Sets or clears the waiting NMI.
 pub fn set_nmi_pending(cpu: &Cpu, pending: bool) {
     cpu.apic.port.nmi.store(pending, Ordering::SeqCst);
+}
+
+/// Sets IA32_APIC_BASE as a restored state says.
+pub fn force_base(cpu: &mut Cpu, value: u64) {
+    cpu.apic.base = value;
+    cpu.apic.publish();
+}
+
+/// Sets the task priority as a restored state says.
+pub fn force_cr8(cpu: &mut Cpu, value: u64) {
+    cpu.apic.tpr = (value << 4) as u8;
 }

@@ -329,6 +329,11 @@ impl Cpu {
         self.xsave.0[512] = 7; // XSTATE_BV: every component comes from this image
     }
 
+    /// Gives the interpreter its executable memory; without this it makes its own at first use.
+    pub fn set_stub_memory(&mut self, memory: crate::stub::StubMemory) {
+        self.interp.stubs.arena = Some(memory);
+    }
+
     /// Notes what happened to translations: drops the interpreter's own and tells whoever drains `tlb_events`.
     pub(crate) fn tlb_event(&mut self, event: TlbEvent) {
         self.interp.tlb.apply(event);

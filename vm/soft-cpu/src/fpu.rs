@@ -112,6 +112,7 @@ pub(crate) fn select(insn: &mut Insn) -> Option<Handler> {
         M::Ldmxcsr | M::Vldmxcsr => ldmxcsr,
         M::Stmxcsr | M::Vstmxcsr => stmxcsr,
         M::Crc32 => crc32,
+        M::Wait => wait,
         M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => masked_move,
         M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => byte_mask_move,
         M::Vgatherdps | M::Vgatherdpd | M::Vgatherqps | M::Vgatherqpd | M::Vpgatherdd | M::Vpgatherdq
@@ -173,6 +174,14 @@ fn fxsave(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     let mut image = [0; 416];
     image.copy_from_slice(&cpu.xsave.0[..416]);
     mem::write_bytes(cpu, env, at, &image, insn.stack)
+}
+
+/// WAIT: only what is pending.
+fn wait(cpu: &mut Cpu, _env: &Env<'_>, _insn: &Insn) -> Done {
+    if cpu.cr0 & (cr::CR0_MP | cr::CR0_TS) == cr::CR0_MP | cr::CR0_TS {
+        return Err(Exception::nm());
+    }
+    if x87_pending(cpu) { Err(mf()) } else { Ok(()) }
 }
 
 fn bad_mxcsr(bytes: &[u8]) -> bool {
@@ -417,6 +426,11 @@ fn byte_mask_move(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     }
     for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
         mem::write(cpu, env, at.wrapping_add(index as u64), u64::from(data[index]), 1, false)?;
+    }
+    if mmx {
+        // As every MMX instruction: all registers valid, the top of the stack 0.
+        cpu.xsave.0[4] = 0xff;
+        cpu.xsave.0[3] &= !0x38;
     }
     Ok(())
 }

@@ -33,3 +33,4 @@ pub use exception::{Exception, deliver};
 pub use exec::{Executor, Exit, Interpreter, Step, step};
 pub use paging::{Access, Page, PageFault, translate};
 pub use platform::Platform;
+pub use stub::StubMemory;

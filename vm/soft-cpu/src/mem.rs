@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::apic;
-use crate::cpu::{Cpu, TlbEvent, flag};
+use crate::cpu::{Cpu, TlbEvent, cr, flag};
 use crate::env::Env;
-use crate::exception::Exception;
+use crate::exception::{Exception, vector};
 use crate::paging::{Access, Page, is_canonical, translate};
 use crate::rawmem;
 
@@ -191,13 +191,24 @@ pub(crate) fn non_canonical(stack: bool) -> Exception {
 
 #[inline(always)]
 fn table(cpu: &Cpu) -> usize {
-    if cpu.cpl == 3 {
-        0
-    } else if cpu.rflags & flag::AC == 0 {
-        1
-    } else {
-        2
+    table_of(cpu.cpl, cpu.rflags)
+}
+
+/// #AC of an unaligned access in ring 3 with EFLAGS.AC and CR0.AM.
+#[inline(always)]
+fn check_alignment(cpu: &Cpu, linear: u64, size: u8) -> Result<(), Exception> {
+    if cpu.cpl == 3 && cpu.rflags & flag::AC != 0 {
+        return aligned_or_ac(cpu, linear, size);
     }
+    Ok(())
+}
+
+#[cold]
+fn aligned_or_ac(cpu: &Cpu, linear: u64, size: u8) -> Result<(), Exception> {
+    if cpu.cr0 & cr::CR0_AM != 0 && linear & (u64::from(size) - 1) != 0 {
+        return Err(Exception { vector: vector::AC, error: Some(0), cr2: 0 });
+    }
+    Ok(())
 }
 
 #[cold]
@@ -243,6 +254,7 @@ const fn table_of(cpl: u8, rflags: u64) -> usize {
 /// Reads `size` (1, 2, 4, 8) bytes at a linear address. `stack` selects #SS for a non-canonical one.
 #[inline(always)]
 pub(crate) fn read(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack: bool) -> Result<u64, Exception> {
+    check_alignment(cpu, linear, size)?;
     let offset = linear & 0xfff;
     if offset + u64::from(size) <= 4096 {
         let entry = &cpu.interp.tlb.data[table(cpu)][(linear >> 12) as usize % ENTRIES];
@@ -352,6 +364,7 @@ pub(crate) fn write(
     size: u8,
     stack: bool,
 ) -> Result<(), Exception> {
+    check_alignment(cpu, linear, size)?;
     let offset = linear & 0xfff;
     if offset + u64::from(size) <= 4096 {
         let entry = &cpu.interp.tlb.data[table(cpu)][(linear >> 12) as usize % ENTRIES];
@@ -375,6 +388,7 @@ pub(crate) fn write(
 
 /// Finds where a write (or read-modify-write) of `size` bytes goes; faults as a write does.
 pub(crate) fn target(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack: bool) -> Result<Target, Exception> {
+    check_alignment(cpu, linear, size)?;
     let offset = linear & 0xfff;
     if offset + u64::from(size) > 4096 {
         let access = Access::write(cpu);

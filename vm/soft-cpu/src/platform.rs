@@ -19,7 +19,7 @@ pub struct Platform {
     /// TSC frequency and kvmclock's origin.
     pub clock: Arc<Clock>,
     timer: Arc<Timer>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     counts: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -34,8 +34,8 @@ struct Timer {
 }
 
 impl Platform {
-    /// The platform over these APICs; starts the timer thread.
-    pub fn new(ports: Vec<Arc<ApicPort>>) -> std::io::Result<Self> {
+    /// The platform over these APICs. Starts no thread; see [`Self::start`].
+    pub fn new(ports: Vec<Arc<ApicPort>>) -> Self {
         let clock = Arc::new(Clock::new());
         let timer = Arc::new(Timer {
             ports: ports.clone(),
@@ -45,18 +45,28 @@ impl Platform {
             lock: Mutex::new(()),
             changed: Condvar::new(),
         });
-        let thread = {
-            let timer = timer.clone();
-            std::thread::Builder::new().name("soft-timer".into()).spawn(move || timer.run())?
-        };
-        Ok(Self {
+        Self {
             cpuid: CpuidTable::new(ports.len() as u32, clock.khz()),
             ports,
             clock,
             timer,
-            thread: Some(thread),
+            thread: Mutex::new(None),
             counts: Mutex::new(BTreeMap::new()),
-        })
+        }
+    }
+
+    /// Starts the timer thread, if it does not run yet. Called when the first vCPU is bound, after the process was
+    /// confined.
+    ///
+    /// # Errors
+    /// The host's, when it gives no thread.
+    pub fn start(&self) -> std::io::Result<()> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            let timer = self.timer.clone();
+            *thread = Some(std::thread::Builder::new().name("soft-timer".into()).spawn(move || timer.run())?);
+        }
+        Ok(())
     }
 
     /// Tells the timer thread that a port's deadline moved.
@@ -96,7 +106,8 @@ impl Drop for Platform {
         self.timer.quit.store(true, Ordering::SeqCst);
         drop(self.timer.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.timer.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             let _ = thread.join();
         }
     }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use iced_x86::code_asm::{AsmRegister64, CodeAssembler, CodeLabel, gpr64 as r, xmmword_ptr, qword_ptr, dword_ptr, ptr};
+use iced_x86::code_asm::{AsmRegister64, CodeAssembler, gpr64 as r, xmmword_ptr, qword_ptr, dword_ptr, ptr};
 use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::cpu::flag::STATUS;
@@ -55,7 +55,7 @@ struct Bounce([u8; 576]);
 
 /// The stubs of one vCPU.
 pub(crate) struct Stubs {
-    arena: Option<Arena>,
+    pub(crate) arena: Option<StubMemory>,
     known: HashMap<u128, Option<Stub>>,
     recent: Box<[(u128, Option<Stub>)]>,
 }
@@ -89,7 +89,7 @@ impl Stubs {
     fn make(&mut self, insn: &Insn) -> Option<Stub> {
         let (code, mut stub) = build(insn)?;
         if self.arena.is_none() {
-            self.arena = Arena::new();
+            self.arena = StubMemory::new().ok();
         }
         if !self.arena.as_ref()?.fits(code.len()) {
             // A guest can make any number of encodings: start over rather than grow.
@@ -106,22 +106,28 @@ impl Stubs {
 
 const ARENA_BYTES: usize = 1 << 20;
 
-struct Arena {
+/// Executable memory for one vCPU's stubs. Made before the process is confined: no executable mapping may be made after.
+#[derive(Debug)]
+pub struct StubMemory {
     writable: *mut u8,
     executable: *const u8,
     used: usize,
 }
 
 // SAFETY: the mappings belong to this value alone.
-unsafe impl Send for Arena {}
+unsafe impl Send for StubMemory {}
 
-impl Arena {
-    fn new() -> Option<Self> {
+impl StubMemory {
+    /// Maps it twice, writable and executable.
+    ///
+    /// # Errors
+    /// The host's, when it gives no executable memory.
+    pub fn new() -> std::io::Result<Self> {
         // SAFETY: plain system calls; both mappings are of the same fresh memfd and are checked.
         unsafe {
             let fd = libc::memfd_create(c"vivarium-stubs".as_ptr(), libc::MFD_CLOEXEC);
             if fd < 0 {
-                return None;
+                return Err(std::io::Error::last_os_error());
             }
             let map = |prot| {
                 libc::mmap(std::ptr::null_mut(), ARENA_BYTES, prot, libc::MAP_SHARED, fd, 0)
@@ -129,11 +135,12 @@ impl Arena {
             let sized = libc::ftruncate(fd, ARENA_BYTES as i64) == 0;
             let writable = if sized { map(libc::PROT_READ | libc::PROT_WRITE) } else { libc::MAP_FAILED };
             let executable = if sized { map(libc::PROT_READ | libc::PROT_EXEC) } else { libc::MAP_FAILED };
+            let error = std::io::Error::last_os_error();
             libc::close(fd);
             if writable == libc::MAP_FAILED || executable == libc::MAP_FAILED {
-                return None;
+                return Err(error);
             }
-            Some(Self { writable: writable.cast(), executable: executable.cast_const().cast(), used: 0 })
+            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), used: 0 })
         }
     }
 
@@ -155,7 +162,7 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for StubMemory {
     fn drop(&mut self) {
         // SAFETY: the mappings were made by `new` with this length and nothing points into them any more.
         unsafe {
@@ -330,7 +337,6 @@ fn assemble(
         a.pop(register)?;
     }
     a.ret()?;
-    let _: Option<CodeLabel> = None;
     a.assemble(0x1000)
 }
 
@@ -371,9 +377,6 @@ pub(crate) fn run(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Result<(), Excep
         return Err(Exception::ud());
     };
     fpu::check(cpu, stub.class)?;
-    if insn.iced.mnemonic() == Mnemonic::Wait && cpu.cr0 & (cr::CR0_MP | cr::CR0_TS) == cr::CR0_MP | cr::CR0_TS {
-        return Err(Exception::nm());
-    }
     if stub.waits && fpu::x87_pending(cpu) {
         return Err(fpu::mf());
     }

@@ -336,7 +336,7 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
     let map = Arc::new(RamMap::new(&ram));
     let jit = Jit::new(map.clone(), tuning).unwrap();
     let mut executor = JitVcpu::new(&jit).unwrap();
-    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]).unwrap();
+    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]);
     let mut cpu = new_cpu();
     cpu.cpl = if user { 3 } else { 0 };
     let host = map.lookup(BASE).unwrap().host;

@@ -273,6 +273,9 @@ pub(crate) fn select(insn: &mut Insn) {
     }
     if let Some(run) = integer(mnemonic).or_else(|| flow_handler(mnemonic)).or_else(|| system(mnemonic)) {
         insn.run = run;
+        if mnemonic == Mnemonic::Imul && insn.iced.op_count() == 1 {
+            insn.run = int::mul::<true>;
+        }
         select_sub(insn, mnemonic);
     } else if let Some((run, sub)) = conditional(mnemonic) {
         (insn.run, insn.sub) = (run, sub);

@@ -40,7 +40,7 @@ impl Guest {
         map_pages(&ram, CODE & !0xfff, CODE_GPA, 1, 0);
         map_pages(&ram, DATA, DATA_GPA, DATA_BYTES as u64 / 0x1000, 1);
         let mut cpu = Cpu::new(0);
-        let platform = Platform::new(vec![cpu.apic.port.clone()]).expect("a thread for the timer");
+        let platform = Platform::new(vec![cpu.apic.port.clone()]);
         cpu.cr0 = cr::CR0_PE | cr::CR0_MP | cr::CR0_ET | cr::CR0_NE | cr::CR0_WP | cr::CR0_PG;
         cpu.cr3 = TABLES;
         cpu.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE | cr::CR4_FSGSBASE;
