@@ -1,8 +1,10 @@
 //! The run loop of one vCPU: finds or makes blocks, enters them, and does what they leave for Rust.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
+use iced_x86::Decoder;
 use soft_cpu::cpu::{cr, flag, sreg};
 use soft_cpu::{Access, Cpu, Env, Executor, Exit, Step, translate};
 
@@ -29,7 +31,8 @@ struct Counts {
     steps: u64,
     misses: u64,
     lookups: u64,
-    by_mnemonic: Vec<u64>,
+    exits: [u64; 5],
+    by_name: BTreeMap<String, u64>,
 }
 
 /// What to do next.
@@ -130,6 +133,9 @@ impl JitVcpu {
 
     fn step(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
         self.counts.steps += 1;
+        if self.jit.tuning.count {
+            self.count_step(context);
+        }
         // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
         let state = unsafe { &mut *self.cpu };
         match soft_cpu::exec::step(state, &context.env) {
@@ -137,6 +143,22 @@ impl JitVcpu {
             Step::Halt => Some(Exit::Halt),
             Step::Shutdown => Some(Exit::Shutdown),
         }
+    }
+
+    /// Counts the instruction that is about to be interpreted by its name.
+    #[cold]
+    fn count_step(&mut self, context: &RunContext<'_>) {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        let Ok(page) = translate(state, &context.env, state.rip, Access::exec(state)) else { return };
+        if page.host.is_null() {
+            return;
+        }
+        let offset = (state.rip & 0xfff) as usize;
+        // SAFETY: the host page is mapped; guest memory may change meanwhile, which matters only to the count.
+        let bytes = unsafe { std::slice::from_raw_parts(page.host.add(offset).cast_const(), 4096 - offset) };
+        let instr = Decoder::with_ip(64, bytes, 0, 0).decode();
+        *self.counts.by_name.entry(format!("interpreted {:?} cpl{}", instr.code(), state.cpl)).or_insert(0) += 1;
     }
 
     /// The translation of the code at RIP.
@@ -220,6 +242,7 @@ impl JitVcpu {
             ((*head).exit_code, (*head).exit_site, (*head).pc_base)
         };
         if code == EXIT_JUMP {
+            self.counts.exits[0] += 1;
             return None;
         }
         let jit = self.jit.clone();
@@ -257,6 +280,7 @@ impl JitVcpu {
         let mode = block.key.mode;
         match site.kind {
             SiteKind::Chain { patch, target } => {
+                self.counts.exits[1] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
                 if self.jit.tuning.chain
                     && let Some(to) = self.lookup(context, &mut shared, mode)
@@ -267,10 +291,12 @@ impl JitVcpu {
                 None
             }
             SiteKind::Kick(target) => {
+                self.counts.exits[2] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
                 None
             }
             SiteKind::Step(guest) => {
+                self.counts.exits[3] += 1;
                 state.rip = page.wrapping_add(u64::from(guest));
                 drop(shared);
                 self.step(context)
@@ -321,14 +347,20 @@ impl Executor for JitVcpu {
     }
 
     fn counters(&self) -> Vec<(String, u64)> {
-        vec![
+        let mut counters = vec![
+            ("exits by jump".to_owned(), self.counts.exits[0]),
+            ("exits by unlinked jump".to_owned(), self.counts.exits[1]),
+            ("exits by kick".to_owned(), self.counts.exits[2]),
+            ("exits for an instruction".to_owned(), self.counts.exits[3]),
             ("entries into translated code".to_owned(), self.counts.entries),
             ("interpreted instructions".to_owned(), self.counts.steps),
             ("accesses left to the interpreter".to_owned(), self.counts.misses),
             ("block look-ups".to_owned(), self.counts.lookups),
             ("TLB refills".to_owned(), self.tlb.refills),
             ("TLB flushes".to_owned(), self.tlb.flushes),
-        ]
+        ];
+        counters.extend(self.counts.by_name.iter().map(|(name, count)| (name.clone(), *count)));
+        counters
     }
 
     fn invalidate(&mut self, cpu: &mut Cpu) {

@@ -20,6 +20,8 @@ pub struct Tuning {
     pub extend: bool,
     /// Every emitted block is read again by the verifier; a block it refuses is a defect and stops the VM.
     pub verify: bool,
+    /// Interpreted instructions are counted by name (slow).
+    pub count: bool,
     /// Code cache size in bytes, rounded up to whole units.
     pub cache_bytes: usize,
 }
@@ -35,6 +37,7 @@ impl Default for Tuning {
             inline_system: true,
             extend: true,
             verify: cfg!(debug_assertions),
+            count: false,
             cache_bytes: 128 << 20,
         }
     }
@@ -52,6 +55,7 @@ impl Tuning {
             inline_system: false,
             extend: false,
             verify: true,
+            count: false,
             cache_bytes: 128 << 20,
         }
     }
@@ -70,6 +74,7 @@ impl Tuning {
                 "no-inline-system" => tuning.inline_system = false,
                 "no-extend" => tuning.extend = false,
                 "verify" => tuning.verify = true,
+                "count" => tuning.count = true,
                 "no-verify" => tuning.verify = false,
                 _ => {
                     if let Some(count) = word.strip_prefix("block=").and_then(|n| n.parse().ok()) {
