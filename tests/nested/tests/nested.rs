@@ -1,0 +1,67 @@
+//! What needs a true KVM, in a machine that is made for it. A host that cannot make one skips every case, with the
+//! reason, and counts them.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use nested::{Job, Nested, Unavailable};
+
+/// One case: boots a machine of its own.
+type Case = (&'static str, fn(&Nested) -> Result<(), Failed>);
+
+const CASES: &[Case] = &[("contract_suite_on_true_kvm", contract_suite)];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A machine has two busy vCPUs.
+    arguments.test_threads.get_or_insert(1);
+    // Fetched only if a case is to run.
+    let nested: Arc<LazyLock<Result<Nested, Unavailable>>> = Arc::new(LazyLock::new(Nested::prepare));
+    let skip = if arguments.list { None } else { nested.as_ref().as_ref().err().map(ToString::to_string) };
+    let trials = CASES.iter().map(|(name, run)| {
+        let nested = nested.clone();
+        Trial::test(*name, move || match nested.as_ref().as_ref() {
+            Ok(nested) => run(nested),
+            Err(why) => Err(why.to_string().into()),
+        })
+        .with_ignored_flag(skip.is_some())
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    if let Some(why) = skip {
+        println!("{} of {} cases were skipped on this host:", CASES.len(), CASES.len());
+        for (name, _) in CASES {
+            println!("SKIPPED {name}: {why}");
+        }
+    }
+    conclusion.exit_code()
+}
+
+fn contract_suite(nested: &Nested) -> Result<(), Failed> {
+    let program = Path::new(env!("CARGO_BIN_EXE_kvm-contract"));
+    let job = Job {
+        files: &[(program, "/opt/kvm-contract")],
+        script: "/opt/kvm-contract",
+        limit: Duration::from_secs(600),
+        ..Default::default()
+    };
+    let output = nested.run(&job)?;
+    for line in
+        output.text.lines().filter(|line| line.starts_with("SKIPPED") || line.starts_with("test result"))
+    {
+        println!("{line}");
+    }
+    let cases = hv_contract::cases().len();
+    let passed =
+        output.text.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).count();
+    let skipped = output.text.lines().filter(|line| line.starts_with("SKIPPED")).count();
+    if output.text.contains("emulates ring-0 code") {
+        return Err("the machine's KVM is not a true one".into());
+    }
+    if output.status != 0 || passed + skipped != cases || passed * 10 < cases * 9 {
+        return Err(format!("{passed} of {cases} passed, {skipped} skipped:\n{}", output.text).into());
+    }
+    Ok(())
+}
