@@ -1,7 +1,7 @@
 //! From a sandbox's spec to a running vmm: everything that is opened by a path is opened here, in the shim.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -106,17 +106,30 @@ fn open_kvm() -> Result<OwnedFd> {
 
 /// The sandbox's writable disk, made on first use.
 fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
-    let path = sandbox.disk_folder().join("disk.raw");
-    let fail = |source: std::io::Error| Error::file("cannot open the disk", &path, source);
-    let file =
-        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
-    if file.metadata().map_err(fail)?.len() < sandbox.spec.disk {
-        file.set_len(sandbox.spec.disk).map_err(fail)?;
+    let path = sandbox.disk_folder();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|error| Error::file("cannot open", &path, error))?;
+    match disk::create(folder.as_fd(), sandbox.spec.disk) {
+        Ok(()) | Err(disk::DiskError::Exists) => {}
+        Err(error) => return Err(unusable(sandbox, &error)),
     }
-    Ok(Disk {
-        serial: serial::DISK.into(),
-        store: Store::Raw { file: descriptors.add(file), read_only: false },
-    })
+    let disk = disk::open(folder.as_fd()).map_err(|error| unusable(sandbox, &error))?;
+    let fail = |error: rustix::io::Errno| Error::host("cannot hand the disk on", error);
+    let files: Result<Vec<Slot>> = disk
+        .layer_descriptors()
+        .iter()
+        .map(|layer| Ok(descriptors.add(rustix::io::fcntl_dupfd_cloexec(layer, 3).map_err(fail)?)))
+        .collect();
+    let store = Store::Layers { description: disk.description().clone(), files: files? };
+    Ok(Disk { serial: serial::DISK.into(), store })
+}
+
+fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
+    Error::NotStarted {
+        why: format!("its disk cannot be used: {}", engine::sentence(error)),
+        hint: Some(format!("the disk is in {}", sandbox.disk_folder().display())),
+    }
 }
 
 /// The shared folders, in the order of the spec: their numbers are their names in the guest.

@@ -57,11 +57,15 @@ pub enum Store {
     Raw {
         /// The file.
         file: Slot,
+        /// Its length in bytes.
+        length: u64,
         /// Whether writes are refused.
         read_only: bool,
     },
     /// The layered store, oldest layer first; the last one is written to.
     Layers {
+        /// What the disk consists of.
+        description: disk::Description,
         /// The layers' files.
         files: Vec<Slot>,
     },

@@ -4,7 +4,6 @@
 //! confined it can open none.
 
 mod build;
-mod raw;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,10 +33,11 @@ pub fn main() -> ExitCode {
 
 fn run(control: &OwnedFd) -> Result<Exit, String> {
     let (plan, received) = plan(control)?;
+    let descriptors = raise_descriptors();
     let built = build::build(&plan, received)?;
-    let layers = confine()?;
+    let layers = confine(&built.shares, descriptors)?;
     packet::send(control, &FromVmm::Confined { layers }, &[]).map_err(|error| sentence(&error))?;
-    let Built { machine, vsock } = built;
+    let Built { machine, vsock, .. } = built;
     let handle = machine.handle();
     let ear = control.try_clone().map_err(|error| sentence(&error))?;
     std::thread::Builder::new()
@@ -47,15 +47,24 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     Ok(machine.run())
 }
 
-/// What a vmm is confined by on this host, in the words of `viv diagnose`.
-pub fn confinement_here() -> Vec<String> {
-    vec!["no new privileges".into()]
+/// Lets this process hold as many descriptors as the host allows: the file server keeps one for each file that the guest
+/// knows. Returns how many.
+fn raise_descriptors() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit.clone()).ok()?;
+    limit.maximum
 }
 
-/// Takes everything from this process that running the machine does not need.
-fn confine() -> Result<Vec<String>, String> {
-    rustix::thread::set_no_new_privs(true).map_err(|error| sentence(&error))?;
-    Ok(confinement_here())
+/// Takes everything from this process that running the machine does not need. It has one thread yet.
+fn confine(shares: &[(OwnedFd, bool)], most_descriptors: Option<u64>) -> Result<Vec<String>, String> {
+    use confine::{Access, Grants, Role};
+    let access = |read_only: bool| if read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let directories = shares.iter().map(|(folder, read_only)| (folder.as_fd(), access(*read_only))).collect();
+    let grants = Grants { directories, inherited: Vec::new(), most_descriptors };
+    let report = confine::confine(Role::Vmm, &grants).map_err(|error| sentence(&error))?;
+    Ok(report.layers)
 }
 
 fn plan(control: &OwnedFd) -> Result<(Plan, Received), String> {

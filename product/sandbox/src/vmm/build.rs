@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use agent_proto::abi::{FS_TAG, GUEST_CID, serial, slot};
 use backends::{BlockBackend, ConsoleBackend, EntropySource};
+use disk::{Disk, RawFile};
 use hv::Hypervisor;
 use machine::pci::PciDevice;
 use machine::{Machine, MachineBuilder, MachineConfig, layout};
 use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost, pci};
 
-use super::raw::RawDisk;
 use crate::engine::{Engine, sentence};
 use crate::plan::{Plan, Received, Slot, Store};
 
@@ -20,6 +20,8 @@ use crate::plan::{Plan, Received, Slot, Store};
 pub(super) struct Built {
     pub(super) machine: Machine,
     pub(super) vsock: VsockHost,
+    /// The shared folders and whether each may only be read: all of the host's files that the process needs to reach.
+    pub(super) shares: Vec<(OwnedFd, bool)>,
 }
 
 /// Builds the machine of a plan.
@@ -35,7 +37,7 @@ pub(super) fn build(plan: &Plan, mut received: Received) -> Result<Built, String
         generation_id: random()?,
     };
     let mut builder = MachineBuilder::new(config);
-    let mut plug = |builder: &mut MachineBuilder, at: u8, device: Box<dyn PciDevice>| {
+    let plug = |builder: &mut MachineBuilder, at: u8, device: Box<dyn PciDevice>| {
         builder.device(at, device).map_err(|error| sentence(&error))
     };
     if let Some(base) = plan.base {
@@ -55,12 +57,13 @@ pub(super) fn build(plan: &Plan, mut received: Received) -> Result<Built, String
         let backend = block(&disk.store, &mut received)?;
         plug(&mut builder, at, pci(Block::new(backend, &disk.serial)))?;
     }
+    let mut granted = Vec::with_capacity(plan.shares.len());
     if !plan.shares.is_empty() {
-        plug(&mut builder, slot::FS, pci(shares(plan, &mut received)?))?;
+        plug(&mut builder, slot::FS, pci(shares(plan, &mut received, &mut granted)?))?;
     }
     let engine = engine(plan, &mut received)?;
     let machine = builder.build(&*engine).map_err(|error| sentence(&error))?;
-    Ok(Built { machine, vsock: host })
+    Ok(Built { machine, vsock: host, shares: granted })
 }
 
 fn take(received: &mut Received, slot: Slot) -> Result<OwnedFd, String> {
@@ -77,7 +80,7 @@ fn engine(plan: &Plan, received: &mut Received) -> Result<Box<dyn Hypervisor>, S
             let device = take(received, plan.kvm.ok_or("there is no descriptor of /dev/kvm")?)?;
             Ok(Box::new(hv_kvm::KvmEngine::with_device(device)))
         }
-        Engine::Soft => Err("the software CPU is not in this build".into()),
+        Engine::Soft => Ok(Box::new(hv_soft::SoftEngine::new())),
     }
 }
 
@@ -89,24 +92,30 @@ fn base_device(builder: &mut MachineBuilder, base: File) -> Result<Box<dyn PciDe
         let range = builder.pmem(base).map_err(|error| sentence(&error))?;
         return Ok(pci(Pmem::new(range.gpa, range.len)));
     }
-    let disk = RawDisk::new(base, true).map_err(|error| sentence(&error))?;
+    let disk = RawFile::new(base, length, true).map_err(|error| sentence(&error))?;
     Ok(pci(Block::new(Box::new(disk), serial::BASE)))
 }
 
 fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>, String> {
     match store {
-        Store::Raw { file: at, read_only } => {
-            let disk = RawDisk::new(file(received, *at)?, *read_only).map_err(|error| sentence(&error))?;
+        Store::Raw { file: at, length, read_only } => {
+            let disk =
+                RawFile::new(take(received, *at)?, *length, *read_only).map_err(|error| sentence(&error))?;
             Ok(Box::new(disk))
         }
-        Store::Layers { .. } => Err("layered disks are not in this build".into()),
+        Store::Layers { description, files } => {
+            let files = files.iter().map(|at| take(received, *at)).collect::<Result<Vec<_>, _>>()?;
+            let disk = Disk::from_parts(description.clone(), files).map_err(|error| sentence(&error))?;
+            Ok(Box::new(disk))
+        }
     }
 }
 
-fn shares(plan: &Plan, received: &mut Received) -> Result<Fs, String> {
+fn shares(plan: &Plan, received: &mut Received, granted: &mut Vec<(OwnedFd, bool)>) -> Result<Fs, String> {
     let mut shares = Vec::with_capacity(plan.shares.len());
     for share in &plan.shares {
         let folder = take(received, share.folder)?;
+        granted.push((folder.try_clone().map_err(|error| sentence(&error))?, share.read_only));
         shares.push(hostfs::Share::new(folder, share.read_only).map_err(|error| sentence(&error))?);
     }
     let server = hostfs::HostFs::new(shares, hostfs::Options::default());

@@ -18,8 +18,6 @@ struct Findings {
     arch: &'static str,
     kernel: String,
     engine: Choice,
-    /// What the vmm's confinement is made of here.
-    confinement: Vec<String>,
     cache: Folder,
     state: Folder,
     images: Vec<String>,
@@ -76,7 +74,6 @@ fn find(places: &Places) -> Result<Findings, Failure> {
         arch: std::env::consts::ARCH,
         kernel: uname.release().to_string_lossy().into_owned(),
         engine: engine::choose(None, places)?,
-        confinement: sandbox::vmm::confinement_here(),
         cache: folder(&places.cache),
         state: folder(&places.state),
         images: images(places),
@@ -110,7 +107,6 @@ fn text(findings: &Findings, places: &Places) -> String {
         "would help",
         findings.engine.would_help.as_deref().unwrap_or("nothing: this is as fast as it gets"),
     );
-    line("confinement", &findings.confinement.join(", "));
     line("viv", &format!("{} {}, on Linux {}", findings.viv, findings.arch, findings.kernel));
     for (key, folder) in [("cache", &findings.cache), ("state", &findings.state)] {
         let free = folder.free.map_or_else(String::new, |free| format!("   {} free", super::size(free)));
