@@ -1,6 +1,8 @@
 //! Boots a kernel by hand: `boot --engine kvm --kernel vmlinux.elf --initrd x --cmdline … --disk FILE --share DIR`.
 //! A tool for bringing guests up, not the product.
 
+mod agent;
+
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
@@ -38,9 +40,12 @@ struct Arguments {
     /// A folder to share under the tag "vivarium".
     #[arg(long)]
     share: Option<PathBuf>,
-    /// Dials this port of the guest, writes standard input to it and prints what comes back.
+    /// Dials this port of the guest and prints what comes back.
     #[arg(long)]
     dial: Option<u32>,
+    /// Runs this in the guest through its agent, then stops.
+    #[arg(long)]
+    exec: Option<String>,
     /// Stops after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -126,26 +131,26 @@ fn plug(builder: &mut MachineBuilder, arguments: &Arguments) -> anyhow::Result<V
     Ok(host)
 }
 
-/// Joins a connection to a port of the guest with standard input and output.
-fn dial(host: &VsockHost, port: u32) -> anyhow::Result<()> {
-    let (near, far) = UnixStream::pair()?;
-    host.connect(far.into(), port);
-    let mut to = near.try_clone()?;
+/// Prints what a port of the guest sends, dialling again until something does.
+fn dial(host: VsockHost, port: u32) {
     std::thread::spawn(move || {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut to);
-        let _ = to.shutdown(std::net::Shutdown::Write);
+        loop {
+            let Ok((mut near, far)) = UnixStream::pair() else { return };
+            host.connect(far.into(), port);
+            let count = std::io::copy(&mut near, &mut std::io::stderr());
+            eprintln!("[the connection ended: {count:?}]");
+            if !matches!(count, Ok(0)) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
     });
-    std::thread::spawn(move || {
-        let mut near = near;
-        let count = std::io::copy(&mut near, &mut std::io::stdout());
-        eprintln!("the connection ended: {count:?}");
-    });
-    Ok(())
 }
 
 fn engine(name: &str) -> anyhow::Result<Box<dyn Hypervisor>> {
     Ok(match name {
         "kvm" => Box::new(hv_kvm::KvmEngine::new()),
+        "soft" => Box::new(hv_soft::SoftEngine::new()),
         _ => bail!("There is no engine {name}"),
     })
 }
@@ -176,8 +181,16 @@ fn main() -> anyhow::Result<()> {
             handle.stop();
         });
     }
-    if let Some(port) = arguments.dial {
-        dial(&host, port)?;
+    if let Some(command) = arguments.exec {
+        let handle = handle.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = agent::run(&host, &command) {
+                eprintln!("{error:#}");
+            }
+            handle.stop();
+        });
+    } else if let Some(port) = arguments.dial {
+        dial(host, port);
     }
     let exit = machine.run();
     eprintln!("{exit:?} after {:?}", started.elapsed());
