@@ -11,7 +11,7 @@ use crate::Unavailable;
 
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The release that the machine inside is made of.
+/// The release that everything comes from; its QEMU is of version 10.
 const SUITE: &str = "trixie";
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -62,8 +62,10 @@ impl Packages {
             Qemu::Host => Command::new("qemu-system-x86_64"),
             Qemu::Unpacked(folder) => {
                 let libraries = folder.join("usr/lib/x86_64-linux-gnu");
-                let mut command = Command::new(folder.join("usr/bin/qemu-system-x86_64"));
-                command.env("LD_LIBRARY_PATH", &libraries).env("QEMU_MODULE_DIR", libraries.join("qemu"));
+                // Its own loader, as its C library may be newer than the host's.
+                let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+                command.arg("--library-path").arg(&libraries).arg(folder.join("usr/bin/qemu-system-x86_64"));
+                command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
                 for data in ["usr/share/qemu", "usr/share/seabios"] {
                     command.arg("-L").arg(folder.join(data));
                 }
@@ -94,7 +96,7 @@ fn major_version(text: &str) -> Option<u32> {
 }
 
 fn fetch_guest(cache: &Path, guest: &Path) -> Result<(), Unavailable> {
-    let apt = Apt::new(cache, SUITE, &[SUITE], None)?;
+    let apt = Apt::new(cache)?;
     // The package that the metapackage stands for, by its first dependency.
     let about = apt.run("apt-cache", &["show", "--no-all-versions", KERNEL])?;
     let depends = about.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
@@ -103,20 +105,11 @@ fn fetch_guest(cache: &Path, guest: &Path) -> Result<(), Unavailable> {
     apt.unpack(&[kernel, "busybox-static"], guest)
 }
 
-/// Fetches QEMU 10 and those of its libraries that the host lacks, for a host whose Debian release has it.
+/// Fetches QEMU with all of its libraries, the C library included: it does not care what the host is.
 fn fetch_qemu(cache: &Path) -> Result<PathBuf, Unavailable> {
-    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename =
-        release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
-    let (suites, from): (&[&str], _) = match codename {
-        "bookworm" => (&["bookworm", "bookworm-backports"], "bookworm-backports"),
-        "trixie" => (&["trixie"], "trixie"),
-        _ => return Err(Unavailable("QEMU 10 or later is needed (qemu-system-x86_64 on the path)".into())),
-    };
     let folder = cache.join("qemu");
     if !folder.join("complete").exists() {
-        let apt = Apt::new(cache, "qemu", suites, Some("/var/lib/dpkg/status"))?;
-        apt.unpack_with_dependencies("qemu-system-x86", from, &folder)?;
+        Apt::new(cache)?.unpack_with_dependencies("qemu-system-x86", &folder)?;
     }
     Ok(folder)
 }
@@ -141,33 +134,29 @@ struct Apt {
 }
 
 impl Apt {
-    /// `status` names the list of installed packages; without it nothing counts as installed.
-    fn new(cache: &Path, name: &str, suites: &[&str], status: Option<&str>) -> Result<Self, Unavailable> {
+    fn new(cache: &Path) -> Result<Self, Unavailable> {
         if !Path::new(KEYRING).exists() {
-            return Err(Unavailable("Debian's apt and its keyring are needed to fetch a kernel".into()));
+            return Err(Unavailable(
+                "Debian's apt and its keyring are needed to fetch what the machine is made of".into(),
+            ));
         }
-        let folder = cache.join("apt").join(name);
+        let folder = cache.join("apt");
         let io = |error: std::io::Error| Unavailable(format!("{}: {error}", folder.display()));
         for part in ["lists/partial", "archives/partial"] {
             std::fs::create_dir_all(folder.join(part)).map_err(io)?;
         }
-        let sources: String = suites
-            .iter()
-            .map(|suite| format!("deb [signed-by={KEYRING}] {ARCHIVE} {suite} main\n"))
-            .collect();
-        std::fs::write(folder.join("sources.list"), sources).map_err(io)?;
-        let empty = folder.join("status");
-        if status.is_none() {
-            std::fs::write(&empty, "").map_err(io)?;
-        }
+        let source = format!("deb [signed-by={KEYRING}] {ARCHIVE} {SUITE} main\n");
+        std::fs::write(folder.join("sources.list"), source).map_err(io)?;
+        // Nothing counts as installed.
+        std::fs::write(folder.join("status"), "").map_err(io)?;
         let path = |part: &str| folder.join(part).display().to_string();
         let mut options = Vec::new();
         for (key, value) in [
             ("Dir::Etc::sourcelist", path("sources.list")),
-            ("Dir::Etc::sourceparts", "-".into()),
-            ("Dir::Etc::preferencesparts", "-".into()),
+            ("Dir::Etc::sourceparts", "/dev/null".into()),
+            ("Dir::Etc::preferencesparts", "/dev/null".into()),
             ("Dir::State::lists", path("lists")),
-            ("Dir::State::status", status.map_or_else(|| path("status"), str::to_owned)),
+            ("Dir::State::status", path("status")),
             ("Dir::Cache", path("")),
             ("Dir::Cache::archives", path("archives")),
             ("Dir::Log", path("")),
@@ -207,12 +196,12 @@ impl Apt {
         self.unpack_archives(to)
     }
 
-    /// Unpacks a package and what of its dependencies is not installed.
-    fn unpack_with_dependencies(&self, package: &str, from: &str, to: &Path) -> Result<(), Unavailable> {
+    /// Unpacks a package and everything that it depends on.
+    fn unpack_with_dependencies(&self, package: &str, to: &Path) -> Result<(), Unavailable> {
         self.clear()?;
         self.run(
             "apt-get",
-            &["-qq", "-y", "--no-install-recommends", "--download-only", "-t", from, "install", package],
+            &["-qq", "-y", "--no-install-recommends", "--download-only", "install", package],
         )?;
         self.unpack_archives(to)
     }
