@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hv::Hypervisor;
+use libtest_mimic::{Completion, Trial};
 
 /// How long a guest may run before its case fails.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -94,20 +95,18 @@ pub fn main(engine: Arc<dyn Hypervisor>, gap: impl Fn(&str) -> Option<String>) -
     let mut skipped = Vec::new();
     let mut trials = Vec::new();
     for case in cases() {
-        if let Some(why) = absent.clone().or_else(|| gap(case.name)) {
-            skipped.push((case.name, why));
-            trials.push(libtest_mimic::Trial::test(case.name, || Ok(())).with_ignored_flag(true));
-            continue;
+        let reason = absent.clone().or_else(|| gap(case.name));
+        if let Some(why) = &reason {
+            skipped.push((case.name, why.clone()));
         }
         let engine = engine.clone();
-        trials.push(libtest_mimic::Trial::test(case.name, move || match (case.run)(&*engine) {
-            Ok(()) => Ok(()),
-            Err(Failure::Failed(how)) => Err(how.into()),
-            // libtest-mimic has no outcome for this, so that the reason is printed here.
-            Err(Failure::Skipped(why)) => {
-                println!("SKIPPED {}: {why}", case.name);
-                Ok(())
-            }
+        trials.push(Trial::ignorable_test(case.name, move || match &reason {
+            Some(why) => Ok(Completion::ignored_with(why)),
+            None => match (case.run)(&*engine) {
+                Ok(()) => Ok(Completion::Completed),
+                Err(Failure::Skipped(why)) => Ok(Completion::ignored_with(why)),
+                Err(Failure::Failed(how)) => Err(how.into()),
+            },
         }));
     }
     let listing = arguments.list;
