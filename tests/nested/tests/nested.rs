@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nested::{Job, Nested, Unavailable};
 
 /// One case: boots a machine of its own.
-type Case = (&'static str, fn(&Nested) -> Result<(), Failed>);
+type Case = (&'static str, fn(&Nested) -> Result<Completion, Failed>);
 
 const CASES: &[Case] = &[("contract_suite_on_true_kvm", contract_suite)];
 
@@ -18,28 +18,19 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // A machine has two busy vCPUs.
     arguments.test_threads.get_or_insert(1);
-    // Fetched only if a case is to run.
+    // Fetched when the first case runs.
     let nested: Arc<LazyLock<Result<Nested, Unavailable>>> = Arc::new(LazyLock::new(Nested::prepare));
-    let skip = if arguments.list { None } else { nested.as_ref().as_ref().err().map(ToString::to_string) };
     let trials = CASES.iter().map(|(name, run)| {
         let nested = nested.clone();
-        Trial::test(*name, move || match nested.as_ref().as_ref() {
+        Trial::ignorable_test(*name, move || match nested.as_ref().as_ref() {
             Ok(nested) => run(nested),
-            Err(why) => Err(why.to_string().into()),
+            Err(why) => Ok(Completion::ignored_with(why)),
         })
-        .with_ignored_flag(skip.is_some())
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if let Some(why) = skip {
-        println!("{} of {} cases were skipped on this host:", CASES.len(), CASES.len());
-        for (name, _) in CASES {
-            println!("SKIPPED {name}: {why}");
-        }
-    }
-    conclusion.exit_code()
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn contract_suite(nested: &Nested) -> Result<(), Failed> {
+fn contract_suite(nested: &Nested) -> Result<Completion, Failed> {
     let program = Path::new(env!("CARGO_BIN_EXE_kvm-contract"));
     let job = Job {
         files: &[(program, "/opt/kvm-contract")],
@@ -63,5 +54,5 @@ fn contract_suite(nested: &Nested) -> Result<(), Failed> {
     if output.status != 0 || passed + skipped != cases || passed * 10 < cases * 9 {
         return Err(format!("{passed} of {cases} passed, {skipped} skipped:\n{}", output.text).into());
     }
-    Ok(())
+    Ok(Completion::Completed)
 }
