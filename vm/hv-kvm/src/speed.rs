@@ -18,6 +18,8 @@ pub const EMULATED_NS: f64 = 50.0;
 
 /// Rounds of the two-instruction loop that is timed.
 const ROUNDS: u32 = 8_000;
+/// Most runs of it.
+const REPEATS: u32 = 6;
 const DONE_PORT: u16 = 0xf4;
 
 /// What [`measure_ring0`] found.
@@ -47,6 +49,7 @@ pub fn measure_ring0(deadline: Duration) -> Result<Speed, CreateVmError> {
 struct Timer {
     stop: StopToken,
     done: AtomicBool,
+    late: AtomicBool,
 }
 
 impl CpuIo for Timer {
@@ -66,6 +69,7 @@ impl CpuIo for Timer {
 }
 
 fn measure_on(engine: &dyn Hypervisor, deadline: Duration) -> Result<Speed, CreateVmError> {
+    let start = Instant::now();
     let refused = |what: &'static str| move |source: std::io::Error| CreateVmError::Host { what, source };
     let ram = GuestRam::new(vec![RangeSpec { gpa: 0, len: 0x1_0000, file: None }])
         .map_err(|error| refused("memory")(std::io::Error::other(error)))?;
@@ -74,16 +78,19 @@ fn measure_on(engine: &dyn Hypervisor, deadline: Duration) -> Result<Speed, Crea
     let binder =
         binders.into_iter().next().ok_or_else(|| refused("a vCPU")(std::io::ErrorKind::NotFound.into()))?;
 
-    let timer = Timer { stop: StopToken::new(), done: AtomicBool::new(false) };
+    let timer = Timer { stop: StopToken::new(), done: AtomicBool::new(false), late: AtomicBool::new(false) };
     let (finished, wait) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let timer = &timer;
         let vm = &vm;
         scope.spawn(move || {
-            // Repeated, because a kick that comes before the vCPU is bound is lost.
-            while wait.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // Repeated, because a kick that comes before the vCPU is bound is lost, and between two runs is taken back.
+            let mut left = deadline.saturating_sub(start.elapsed());
+            while wait.recv_timeout(left) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                timer.late.store(true, Ordering::SeqCst);
                 timer.stop.request();
                 vm.kick(0);
+                left = Duration::from_millis(5);
             }
         });
         let measured = time_rounds(binder, timer);
@@ -107,6 +114,9 @@ fn time_rounds(binder: Box<dyn hv::VcpuBinder>, timer: &Timer) -> Result<Speed, 
         }
         vcpu.set_state(&StateElement::Gpr(gpr)).map_err(state)?;
         timer.done.store(false, Ordering::SeqCst);
+        if timer.late.load(Ordering::SeqCst) {
+            timer.stop.request();
+        }
         let start = Instant::now();
         let halt = vcpu.run(timer, &timer.stop);
         let took = start.elapsed();
@@ -117,8 +127,24 @@ fn time_rounds(binder: Box<dyn hv::VcpuBinder>, timer: &Timer) -> Result<Speed, 
         return Ok(Speed { ns_per_instr: per_instruction(warm, ROUNDS / 20), completed });
     }
     timer.stop.reset();
-    let (took, completed) = run(ROUNDS)?;
-    Ok(Speed { ns_per_instr: per_instruction(took, ROUNDS), completed })
+    // The fastest of several: a busy host takes the CPU away for longer than a run lasts.
+    let mut best = Speed { ns_per_instr: f64::INFINITY, completed: false };
+    for _ in 0..REPEATS {
+        let (took, completed) = run(ROUNDS)?;
+        let speed = Speed { ns_per_instr: per_instruction(took, ROUNDS), completed };
+        if speed.completed && speed.ns_per_instr < best.ns_per_instr {
+            best = speed;
+        }
+        // Cut off: later runs would be, too.
+        if !completed {
+            return Ok(if best.completed { best } else { speed });
+        }
+        if !best.is_emulated() {
+            break;
+        }
+        timer.stop.reset();
+    }
+    Ok(best)
 }
 
 fn per_instruction(took: Duration, rounds: u32) -> f64 {
