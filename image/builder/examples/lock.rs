@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The newest version of a package that starts with `series`.
 fn npm(client: &Client, name: &str, series: &str) -> Result<NpmPackage, Box<dyn Error>> {
     let registry = image_builder::npm_registry();
-    let document: serde_json::Value = serde_json::from_slice(&client.get(&format!("{registry}/{name}"), 64 << 20)?)?;
+    let document: serde_json::Value =
+        serde_json::from_slice(&client.get(&format!("{registry}/{name}"), 64 << 20)?)?;
     let versions = document["versions"].as_object().ok_or("no versions")?;
     let version = versions
         .keys()
@@ -34,5 +35,11 @@ fn npm(client: &Client, name: &str, series: &str) -> Result<NpmPackage, Box<dyn 
     let path = format!("{name}/-/{name}-{version}.tgz");
     let tarball = client.get(&format!("{registry}/{path}"), 256 << 20)?;
     let sha512 = Digest::from_integrity(integrity)?;
-    Ok(NpmPackage { name: name.to_owned(), version: version.clone(), size: tarball.len() as u64, sha512, path })
+    Ok(NpmPackage {
+        name: name.to_owned(),
+        version: version.clone(),
+        size: tarball.len() as u64,
+        sha512,
+        path,
+    })
 }

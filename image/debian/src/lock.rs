@@ -137,8 +137,10 @@ impl Lock {
             let words: Vec<&str> = line.split(' ').collect();
             match (&mut lock, words.as_slice()) {
                 (None, [.., arch]) if line.starts_with(HEADER) => {
-                    let arch = [Arch::X86_64, Arch::Aarch64].into_iter().find(|known| known.to_string() == *arch);
-                    lock = Some(Self { arch: arch.ok_or_else(error)?, packages: Vec::new(), npm: Vec::new() });
+                    let arch =
+                        [Arch::X86_64, Arch::Aarch64].into_iter().find(|known| known.to_string() == *arch);
+                    lock =
+                        Some(Self { arch: arch.ok_or_else(error)?, packages: Vec::new(), npm: Vec::new() });
                 }
                 (Some(lock), ["deb", rest @ ..]) => lock.packages.push(parse_deb(rest).ok_or_else(error)?),
                 (Some(lock), ["npm", rest @ ..]) => lock.npm.push(parse_npm(rest).ok_or_else(error)?),
@@ -163,7 +165,10 @@ impl Lock {
 
 impl std::fmt::Display for Lock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "# Made by `cargo run -p image-builder --example lock`; see image/debian/lock/README.md.")?;
+        writeln!(
+            f,
+            "# Made by `cargo run -p image-builder --example lock`; see image/debian/lock/README.md."
+        )?;
         writeln!(f, "{HEADER} {}", self.arch)?;
         for p in &self.packages {
             let mut line = String::new();

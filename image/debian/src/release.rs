@@ -39,7 +39,9 @@ pub enum ReleaseError {
         found: String,
     },
     /// Its time is over: somebody may be holding newer versions back.
-    #[error("the release file of {suite} was valid until {until}; the mirror is out of date, or this machine's clock is wrong")]
+    #[error(
+        "the release file of {suite} was valid until {until}; the mirror is out of date, or this machine's clock is wrong"
+    )]
     Expired {
         /// The suite.
         suite: String,
@@ -47,7 +49,9 @@ pub enum ReleaseError {
         until: String,
     },
     /// It was made in the future.
-    #[error("the release file of {suite} is dated {date}, which is in the future; is this machine's clock right?")]
+    #[error(
+        "the release file of {suite} is dated {date}, which is in the future; is this machine's clock right?"
+    )]
     NotYet {
         /// The suite.
         suite: String,
@@ -80,7 +84,9 @@ impl Keyring {
     /// If one is no key.
     pub fn from_armored<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, ReleaseError> {
         let key = |text| {
-            SignedPublicKey::from_string(text).map(|(key, _)| key).map_err(|error| ReleaseError::Key(error.to_string()))
+            SignedPublicKey::from_string(text)
+                .map(|(key, _)| key)
+                .map_err(|error| ReleaseError::Key(error.to_string()))
         };
         Ok(Self { keys: texts.into_iter().map(key).collect::<Result<_, _>>()? })
     }
@@ -103,9 +109,16 @@ impl Keyring {
             if !key.details.revocation_signatures.is_empty() {
                 return false;
             }
-            let own = key.details.users.iter().flat_map(|user| &user.signatures).chain(&key.details.direct_signatures);
+            let own = key
+                .details
+                .users
+                .iter()
+                .flat_map(|user| &user.signatures)
+                .chain(&key.details.direct_signatures);
             let own: Vec<&Signature> = own.filter(|own| own.verify_by(&key.primary_key)).collect();
-            if made_in_time(signature, &key.primary_key, &own) && signature.verify(&key.primary_key, text).is_ok() {
+            if made_in_time(signature, &key.primary_key, &own)
+                && signature.verify(&key.primary_key, text).is_ok()
+            {
                 return true;
             }
             key.public_subkeys.iter().any(|subkey| {
@@ -160,7 +173,12 @@ impl Release {
     ///
     /// # Errors
     /// If the signature, the suite or the dates are not right.
-    pub fn verify(text: &str, codename: &str, keyring: &Keyring, now: SystemTime) -> Result<Self, ReleaseError> {
+    pub fn verify(
+        text: &str,
+        codename: &str,
+        keyring: &Keyring,
+        now: SystemTime,
+    ) -> Result<Self, ReleaseError> {
         let text = keyring.signed_text(text)?;
         let fields = Paragraphs::new(text.as_bytes())
             .next()
@@ -176,10 +194,12 @@ impl Release {
         if made > now + Duration::from_secs(24 * 3600) {
             return Err(ReleaseError::NotYet { suite: found, date });
         }
-        if let Some(until) = field("valid-until") {
-            if parse_date(&until).ok_or(ReleaseError::Field("Valid-Until"))? < now {
-                return Err(ReleaseError::Expired { suite: found, until });
-            }
+        let until = field("valid-until").unwrap_or_default();
+        let over = |until: &str| {
+            parse_date(until).map(|until| until < now).ok_or(ReleaseError::Field("Valid-Until"))
+        };
+        if !until.is_empty() && over(&until)? {
+            return Err(ReleaseError::Expired { suite: found, until });
         }
         let listed = field("sha256").ok_or(ReleaseError::Field("SHA256"))?;
         let files = listed.lines().filter_map(parse_file).collect();
@@ -203,17 +223,25 @@ fn parse_file(line: &str) -> Option<(String, (Digest, u64))> {
 
 /// `Sat, 12 Sep 2026 07:55:41 UTC`, the one form Debian's archive writes.
 fn parse_date(text: &str) -> Option<SystemTime> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let rest = text.split_once(',').map_or(text, |(_, rest)| rest);
     let mut words = rest.split_whitespace();
     let day: u64 = words.next()?.parse().ok()?;
     let name = words.next()?;
-    let month = MONTHS.iter().position(|month| *month == name).and_then(|month| u64::try_from(month + 1).ok())?;
+    let month =
+        MONTHS.iter().position(|month| *month == name).and_then(|month| u64::try_from(month + 1).ok())?;
     let year: u64 = words.next()?.parse().ok()?;
     let mut clock = words.next()?.splitn(3, ':').map(|part| part.parse::<u64>().ok());
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
     let in_utc = matches!(words.next()?, "UTC" | "GMT" | "+0000");
-    if !in_utc || !(1970..=9999).contains(&year) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+    if !in_utc
+        || !(1970..=9999).contains(&year)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
         return None;
     }
     // Days since the epoch; the year starts in March so that the leap day is its last.

@@ -70,7 +70,8 @@ impl<'a> Resolver<'a> {
     pub fn resolve(mut self, wanted: &Wanted<'_>) -> Result<Resolution<'a>, ResolveError> {
         let mut queue: Vec<&'a Package> = Vec::new();
         if wanted.essential {
-            let mut essential: Vec<&Package> = self.index.iter().filter(|package| package.essential).collect();
+            let mut essential: Vec<&Package> =
+                self.index.iter().filter(|package| package.essential).collect();
             essential.sort_by(|a, b| a.name.cmp(&b.name));
             for package in essential {
                 self.choose(package, &mut queue);
@@ -137,7 +138,10 @@ impl<'a> Resolver<'a> {
                     other.name != package.name && other.satisfies(excluded)
                 });
                 if let Some(other) = other {
-                    return Err(ResolveError::Conflict { package: package.name.clone(), other: other.name.clone() });
+                    return Err(ResolveError::Conflict {
+                        package: package.name.clone(),
+                        other: other.name.clone(),
+                    });
                 }
             }
         }
@@ -216,7 +220,12 @@ mod tests {
 
     #[test]
     fn dependencies_come_first_and_cycles_end() {
-        let index = index(vec![package("app", "lib, tool"), package("lib", "base"), package("tool", "app"), package("base", "")]);
+        let index = index(vec![
+            package("app", "lib, tool"),
+            package("lib", "base"),
+            package("tool", "app"),
+            package("base", ""),
+        ]);
         let order = names(&index, &Wanted { roots: &["app"], ..Wanted::default() }).unwrap();
         let at = |name: &str| order.iter().position(|n| n == name).unwrap();
         assert_eq!(order.len(), 4);
@@ -225,9 +234,16 @@ mod tests {
 
     #[test]
     fn an_alternative_that_is_chosen_already_is_preferred() {
-        let index = index(vec![package("app", "first | second"), package("first", ""), package("second", "")]);
-        assert_eq!(names(&index, &Wanted { roots: &["app"], ..Wanted::default() }).unwrap(), ["first", "app"]);
-        assert_eq!(names(&index, &Wanted { roots: &["app", "second"], ..Wanted::default() }).unwrap(), ["second", "app"]);
+        let index =
+            index(vec![package("app", "first | second"), package("first", ""), package("second", "")]);
+        assert_eq!(
+            names(&index, &Wanted { roots: &["app"], ..Wanted::default() }).unwrap(),
+            ["first", "app"]
+        );
+        assert_eq!(
+            names(&index, &Wanted { roots: &["app", "second"], ..Wanted::default() }).unwrap(),
+            ["second", "app"]
+        );
     }
 
     #[test]
@@ -237,8 +253,12 @@ mod tests {
             priority: priority.to_owned(),
             ..package(name, "")
         };
-        let index = index(vec![package("base", "awk"), provider("gawk", "optional"), provider("mawk", "required")]);
-        assert_eq!(names(&index, &Wanted { roots: &["base"], ..Wanted::default() }).unwrap(), ["mawk", "base"]);
+        let index =
+            index(vec![package("base", "awk"), provider("gawk", "optional"), provider("mawk", "required")]);
+        assert_eq!(
+            names(&index, &Wanted { roots: &["base"], ..Wanted::default() }).unwrap(),
+            ["mawk", "base"]
+        );
     }
 
     #[test]
@@ -249,7 +269,12 @@ mod tests {
         let conflict = names(&index, &Wanted { roots: &["app", "rival"], ..Wanted::default() });
         assert!(matches!(conflict, Err(ResolveError::Conflict { .. })));
         let missing = names(&index, &Wanted { roots: &["broken"], ..Wanted::default() });
-        assert_eq!(missing.unwrap_err().to_string(), "broken needs nothing (>= 3), which the archive does not have");
-        assert!(names(&index, &Wanted { roots: &["broken"], without: &["nothing"], ..Wanted::default() }).is_ok());
+        assert_eq!(
+            missing.unwrap_err().to_string(),
+            "broken needs nothing (>= 3), which the archive does not have"
+        );
+        assert!(
+            names(&index, &Wanted { roots: &["broken"], without: &["nothing"], ..Wanted::default() }).is_ok()
+        );
     }
 }

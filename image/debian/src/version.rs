@@ -113,8 +113,25 @@ mod tests {
     fn orders_as_dpkg_does() {
         // Each is greater than the one before; checked with dpkg --compare-versions.
         let rising = [
-            "0~~", "0~~a", "0~", "0", "0+b1", "1.0~rc1-1", "1.0-1~deb13u1", "1.0-1", "1.0-1+b1", "1.0-1.1", "1.0a-1",
-            "1.0+dfsg-1", "1.2-1", "1.10-1", "1.10.0-1", "10-1", "1:0.5-1", "1:0.5-2", "2:0",
+            "0~~",
+            "0~~a",
+            "0~",
+            "0",
+            "0+b1",
+            "1.0~rc1-1",
+            "1.0-1~deb13u1",
+            "1.0-1",
+            "1.0-1+b1",
+            "1.0-1.1",
+            "1.0a-1",
+            "1.0+dfsg-1",
+            "1.2-1",
+            "1.10-1",
+            "1.10.0-1",
+            "10-1",
+            "1:0.5-1",
+            "1:0.5-2",
+            "2:0",
         ];
         for pair in rising.windows(2) {
             let [low, high] = pair else { panic!() };

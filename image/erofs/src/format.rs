@@ -165,7 +165,15 @@ mod tests {
             links: 0,
         };
         assert_eq!(inode.bytes().len() as u64, INODE);
-        let sb = SuperBlock { root: 0, inodes: 0, blocks: 0, meta_block: 0, build_time: 0, uuid: [0; 16], label: [0; 16] };
+        let sb = SuperBlock {
+            root: 0,
+            inodes: 0,
+            blocks: 0,
+            meta_block: 0,
+            build_time: 0,
+            uuid: [0; 16],
+            label: [0; 16],
+        };
         assert_eq!(sb.block().len() as u64, BLOCK);
     }
 }

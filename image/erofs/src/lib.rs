@@ -8,6 +8,10 @@
 //! it reaches a file system of the host, so a hostile path can at worst spoil its own image.
 //!
 //! The format: `Documentation/filesystems/erofs.rst` and `fs/erofs/erofs_fs.h` of Linux 6.12.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 mod format;
 mod reader;

@@ -7,7 +7,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::ErofsError;
 use crate::format::{
-    BLOCK, BLOCK_BITS, DIRENT, INODE, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, S_IFDIR, S_IFLNK, S_IFMT, SLOT, SUPER_AT, XATTR_PREFIXES, crc32c,
+    BLOCK, BLOCK_BITS, DIRENT, INODE, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, S_IFDIR, S_IFLNK, S_IFMT, SLOT,
+    SUPER_AT, XATTR_PREFIXES, crc32c,
 };
 
 /// Largest link, directory or attribute area that is read into memory.
@@ -97,7 +98,10 @@ impl<F: Read + Seek> Image<F> {
     /// # Errors
     /// If there is none that can be read.
     pub fn inode(&mut self, nid: u64) -> Result<Found, ErofsError> {
-        let at = nid.checked_mul(SLOT).and_then(|at| at.checked_add(self.meta_at)).ok_or(ErofsError::Image("an inode number"))?;
+        let at = nid
+            .checked_mul(SLOT)
+            .and_then(|at| at.checked_add(self.meta_at))
+            .ok_or(ErofsError::Image("an inode number"))?;
         let raw = read_at(&mut self.file, at, INODE)?;
         let format = u16_at(&raw, 0)?;
         let layout = (format >> 1) & 7;

@@ -97,19 +97,26 @@ impl<R: Read> TarReader<R> {
     ) -> Result<Entry, ErofsError> {
         let record = |name: &str| records.get(name.as_bytes());
         let decimal = |name: &str| {
-            let parse = |text: &Vec<u8>| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
+            let parse =
+                |text: &Vec<u8>| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
             record(name).map(|text| parse(text).ok_or(ErofsError::Tar("a pax number is none"))).transpose()
         };
         let path = record("path").cloned().or(long_name).unwrap_or_else(|| ustar_path(header));
-        let link = record("linkpath").cloned().or(long_link).unwrap_or_else(|| trimmed(field(header, 157, 100)).to_vec());
+        let link = record("linkpath")
+            .cloned()
+            .or(long_link)
+            .unwrap_or_else(|| trimmed(field(header, 157, 100)).to_vec());
         let size = decimal("size")?.unwrap_or(size);
-        let id = |value: u64| u32::try_from(value).map_err(|_| ErofsError::Tar("an owner's number is too large"));
+        let id =
+            |value: u64| u32::try_from(value).map_err(|_| ErofsError::Tar("an owner's number is too large"));
         let (mtime, mtime_nsec) = match record("mtime") {
             Some(text) => pax_time(text).ok_or(ErofsError::Tar("a pax time is none"))?,
             None => (number(field(header, 136, 12)).unwrap_or(0), 0),
         };
         let mode = u16::try_from(number(field(header, 100, 8))? & 0o7777).unwrap_or(0);
-        let xattrs = records.iter().filter_map(|(key, value)| Some((key.strip_prefix(XATTR_KEY)?.to_vec(), value.clone())));
+        let xattrs = records
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(XATTR_KEY)?.to_vec(), value.clone())));
         let meta = Metadata {
             mode,
             uid: id(decimal("uid")?.map_or_else(|| number(field(header, 108, 8)), Ok)?)?,
@@ -258,9 +265,6 @@ fn pax_time(text: &[u8]) -> Option<(u64, u32)> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     Some((seconds.parse().ok()?, digits.parse().ok()?))
 }
-
-
-
 
 #[cfg(test)]
 mod tests;

@@ -105,7 +105,9 @@ impl Tree {
         if matches!(content, Content::Directory(_)) {
             // A directory where a link to one is: the entry means the link's target, as for tar and dpkg.
             let target = match old {
-                Some(old) if matches!(self.node(old)?.content, Content::Symlink(_)) => self.follow(parent, old, path)?,
+                Some(old) if matches!(self.node(old)?.content, Content::Symlink(_)) => {
+                    self.follow(parent, old, path)?
+                }
                 other => other,
             };
             if let Some(target) = target {
@@ -120,9 +122,7 @@ impl Tree {
                 return Ok(target);
             }
         } else if let Some(old) = old {
-            if matches!(self.node(old)?.content, Content::Directory(_)) {
-                return Err(bad(path, "a directory is there already"));
-            }
+            self.refuse_directory(old, path)?;
         }
         let index = self.nodes.len();
         self.nodes.push(Node { content, meta });
@@ -133,22 +133,28 @@ impl Tree {
     /// Gives the node at `target` another name.
     pub(crate) fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), ErofsError> {
         let meta = Metadata::default();
-        let (parent, name) = self.parent_and_name(target, &meta)?.ok_or_else(|| bad(target, "a directory has one name"))?;
-        let index = self.child(parent, &name).ok_or_else(|| bad(target, "a hard link's target is not there"))?;
+        let (parent, name) =
+            self.parent_and_name(target, &meta)?.ok_or_else(|| bad(target, "a directory has one name"))?;
+        let index =
+            self.child(parent, &name).ok_or_else(|| bad(target, "a hard link's target is not there"))?;
         if matches!(self.node(index)?.content, Content::Directory(_)) {
             return Err(bad(target, "a directory has one name"));
         }
-        let (parent, name) = self.parent_and_name(path, &meta)?.ok_or_else(|| bad(path, "the root is a directory"))?;
+        let (parent, name) =
+            self.parent_and_name(path, &meta)?.ok_or_else(|| bad(path, "the root is a directory"))?;
         if let Some(old) = self.child(parent, &name) {
-            if matches!(self.node(old)?.content, Content::Directory(_)) {
-                return Err(bad(path, "a directory is there already"));
-            }
+            self.refuse_directory(old, path)?;
         }
         self.link(parent, name, index)
     }
 
     /// Sets what a regular file holds, once that is known.
-    pub(crate) fn set_regular(&mut self, index: usize, first_block: u32, size: u64) -> Result<(), ErofsError> {
+    pub(crate) fn set_regular(
+        &mut self,
+        index: usize,
+        first_block: u32,
+        size: u64,
+    ) -> Result<(), ErofsError> {
         self.node_mut(index)?.content = Content::Regular { first_block, size };
         Ok(())
     }
@@ -173,6 +179,13 @@ impl Tree {
         self.nodes.get_mut(index).ok_or(ErofsError::Image("a name leads nowhere"))
     }
 
+    fn refuse_directory(&self, node: usize, path: &[u8]) -> Result<(), ErofsError> {
+        match self.node(node)?.content {
+            Content::Directory(_) => Err(bad(path, "a directory is there already")),
+            _ => Ok(()),
+        }
+    }
+
     fn child(&self, directory: usize, name: &[u8]) -> Option<usize> {
         match &self.nodes.get(directory)?.content {
             Content::Directory(entries) => entries.get(name).copied(),
@@ -191,7 +204,11 @@ impl Tree {
     }
 
     /// The directory a path's last name is in, made if need be, and that name; `None` for the root itself.
-    fn parent_and_name(&mut self, path: &[u8], like: &Metadata) -> Result<Option<(usize, Vec<u8>)>, ErofsError> {
+    fn parent_and_name(
+        &mut self,
+        path: &[u8],
+        like: &Metadata,
+    ) -> Result<Option<(usize, Vec<u8>)>, ErofsError> {
         let mut names: Vec<&[u8]> = Vec::new();
         for name in path.split(|byte| *byte == b'/') {
             match name {
@@ -206,7 +223,9 @@ impl Tree {
         let mut at = ROOT;
         for name in parents {
             at = match self.child(at, name) {
-                Some(child) => self.follow(at, child, path)?.ok_or_else(|| bad(path, "a link in it leads nowhere"))?,
+                Some(child) => {
+                    self.follow(at, child, path)?.ok_or_else(|| bad(path, "a link in it leads nowhere"))?
+                }
                 None => {
                     let index = self.nodes.len();
                     let meta = Metadata { mode: 0o755, mtime: like.mtime, ..Metadata::default() };
@@ -241,7 +260,9 @@ impl Tree {
                 if target.starts_with(b"/") {
                     way = vec![ROOT];
                 }
-                for name in target.split(|byte| *byte == b'/').rev().filter(|name| !name.is_empty() && *name != b".") {
+                for name in
+                    target.split(|byte| *byte == b'/').rev().filter(|name| !name.is_empty() && *name != b".")
+                {
                     todo.push_front(name.to_vec());
                 }
                 at = way.last().copied().unwrap_or(ROOT);

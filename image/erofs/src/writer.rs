@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
-use crate::format::{BLOCK, DIRENT, INODE, LAYOUT_INLINE, LAYOUT_PLAIN, RawInode, SLOT, SuperBlock, XATTR_PREFIXES, dirent_type};
+use crate::format::{
+    BLOCK, DIRENT, INODE, LAYOUT_INLINE, LAYOUT_PLAIN, RawInode, SLOT, SuperBlock, XATTR_PREFIXES,
+    dirent_type,
+};
 use crate::tree::{Content, Device, Metadata, ROOT, Tree, bad};
-use crate::{ErofsError, Kind, TarReader};
+use crate::{Entry, ErofsError, Kind};
 
 /// Directories and links up to this size are kept right behind their inode.
 const INLINE_LIMIT: u64 = 2048;
@@ -39,7 +42,15 @@ impl<F: Write + Seek> Writer<F> {
     pub fn new(out: F) -> Result<Self, ErofsError> {
         let mut out = BufWriter::with_capacity(1 << 18, out);
         out.write_all(&[0; 4096])?;
-        Ok(Self { out, at: BLOCK, tree: Tree::new(), build_time: 0, uuid: [0; 16], label: [0; 16], align: BLOCK })
+        Ok(Self {
+            out,
+            at: BLOCK,
+            tree: Tree::new(),
+            build_time: 0,
+            uuid: [0; 16],
+            label: [0; 16],
+            align: BLOCK,
+        })
     }
 
     /// Sets what the superblock says of the image: its identity, a label (16 bytes of it), and when it was made.
@@ -119,28 +130,18 @@ impl<F: Write + Seek> Writer<F> {
         self.tree.exists(path)
     }
 
-    /// Adds what is in a tar archive and `keep` says yes to (it gets each path as the archive has it).
-    /// Returns how many entries were added.
+    /// Adds an entry of a tar archive; `contents` are its bytes, if it is a regular file.
     ///
     /// # Errors
-    /// If the archive is damaged or something in it cannot be in an image.
-    pub fn add_tar(&mut self, archive: impl Read, mut keep: impl FnMut(&[u8]) -> bool) -> Result<u64, ErofsError> {
-        let mut tar = TarReader::new(archive);
-        let mut count = 0;
-        while let Some(entry) = tar.next_entry()? {
-            if !keep(&entry.path) {
-                continue;
-            }
-            match entry.kind {
-                Kind::Directory => self.directory(&entry.path, entry.meta)?,
-                Kind::Regular => self.file(&entry.path, entry.meta, &mut tar).map(drop)?,
-                Kind::Symlink(target) => self.symlink(&entry.path, &target, entry.meta)?,
-                Kind::HardLink(target) => self.hard_link(&entry.path, &target)?,
-                Kind::Device(device) => self.device(&entry.path, device, entry.meta)?,
-            }
-            count += 1;
+    /// If it cannot be in an image, or reading or writing fails.
+    pub fn add_entry(&mut self, entry: Entry, contents: impl Read) -> Result<(), ErofsError> {
+        match entry.kind {
+            Kind::Directory => self.directory(&entry.path, entry.meta),
+            Kind::Regular => self.file(&entry.path, entry.meta, contents).map(drop),
+            Kind::Symlink(target) => self.symlink(&entry.path, &target, entry.meta),
+            Kind::HardLink(target) => self.hard_link(&entry.path, &target),
+            Kind::Device(device) => self.device(&entry.path, device, entry.meta),
         }
-        Ok(count)
     }
 
     /// Writes everything that is still in memory and gives the file back.
@@ -160,7 +161,8 @@ impl<F: Write + Seek> Writer<F> {
         }
         let align = self.align;
         self.pad_to(self.at.next_multiple_of(BLOCK))?;
-        let blocks = u32::try_from(self.at / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
+        let blocks =
+            u32::try_from(self.at / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
         let sb = SuperBlock {
             root: plan.root,
             inodes: plan.count,
@@ -222,7 +224,8 @@ impl<F: Write + Seek> FileWriter<'_, F> {
     pub fn finish(self) -> Result<u64, ErofsError> {
         let size = self.image.at - self.start;
         self.image.pad_to(self.image.at.next_multiple_of(BLOCK))?;
-        let first = u32::try_from(self.start / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
+        let first =
+            u32::try_from(self.start / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
         self.image.tree.set_regular(self.node, if size == 0 { 0 } else { first }, size)?;
         Ok(size)
     }
@@ -265,7 +268,8 @@ struct Slot {
 impl Plan {
     fn new(tree: &Tree, data_end: u64) -> Result<Self, ErofsError> {
         let meta_at = data_end.next_multiple_of(BLOCK);
-        let meta_block = u32::try_from(meta_at / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
+        let meta_block =
+            u32::try_from(meta_at / BLOCK).map_err(|_| ErofsError::TooLarge("16 TiB is the limit"))?;
         let (order, links) = walk(tree)?;
         let mut slots = Vec::with_capacity(order.len());
         let mut nids = vec![0; tree.len()];
@@ -304,8 +308,11 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
+/// Nodes with their parents, in the order of their inodes; and the link counts by node.
+type Walk = (Vec<(usize, usize)>, Vec<u32>);
+
 /// Every node once, parents before children and names in order, with its parent; and how many links each has.
-fn walk(tree: &Tree) -> Result<(Vec<(usize, usize)>, Vec<u32>), ErofsError> {
+fn walk(tree: &Tree) -> Result<Walk, ErofsError> {
     let mut order = Vec::with_capacity(tree.len());
     let mut links = vec![0u32; tree.len()];
     let mut stack = vec![(ROOT, ROOT)];
@@ -323,7 +330,8 @@ fn walk(tree: &Tree) -> Result<(Vec<(usize, usize)>, Vec<u32>), ErofsError> {
         if let Some(entries) = directory {
             let mut own = 2u32;
             for child in entries.values().rev() {
-                own = own.saturating_add(u32::from(matches!(tree.node(*child)?.content, Content::Directory(_))));
+                own = own
+                    .saturating_add(u32::from(matches!(tree.node(*child)?.content, Content::Directory(_))));
                 stack.push((*child, node));
             }
             if let Some(count) = links.get_mut(node) {
@@ -367,7 +375,9 @@ fn encode(
     let node = tree.node(slot.node)?;
     let nid = |node: usize| nids.get(node).copied().ok_or(ErofsError::Image("a name leads nowhere"));
     let data = match &node.content {
-        Content::Directory(entries) => Some(encode_directory(tree, entries, nid(slot.node)?, nid(slot.parent)?, &nid)?),
+        Content::Directory(entries) => {
+            Some(encode_directory(tree, entries, nid(slot.node)?, nid(slot.parent)?, &nid)?)
+        }
         Content::Symlink(target) => Some(target.clone()),
         _ => None,
     };
@@ -420,7 +430,8 @@ const fn device_number(device: Device) -> u32 {
 fn encode_xattrs(meta: &Metadata) -> Result<Vec<u8>, ErofsError> {
     let mut entries = Vec::new();
     for (name, value) in &meta.xattrs {
-        let found = XATTR_PREFIXES.iter().find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)));
+        let found =
+            XATTR_PREFIXES.iter().find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)));
         let Some((number, rest)) = found else { continue }; // a name space the kernel would not show
         let too_long = |_| ErofsError::TooLarge("a file's attribute");
         entries.push(u8::try_from(rest.len()).map_err(too_long)?);
@@ -484,7 +495,9 @@ fn encode_directory(
                 _ => (own, 2),
             };
             out.extend(number.to_le_bytes());
-            out.extend(u16::try_from(name_at).map_err(|_| ErofsError::TooLarge("a directory"))?.to_le_bytes());
+            out.extend(
+                u16::try_from(name_at).map_err(|_| ErofsError::TooLarge("a directory"))?.to_le_bytes(),
+            );
             out.extend([kind, 0]);
             name_at += name.len();
         }

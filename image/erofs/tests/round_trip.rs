@@ -30,7 +30,9 @@ fn sample<F: Write + std::io::Seek>(out: F) -> F {
     image.file(b"bin/ping", Metadata { xattrs, ..meta(0o4755) }, &b"#!ping"[..]).unwrap();
     image.hard_link(b"usr/bin/ping6", b"/bin/ping").unwrap();
     for index in 0..3000 {
-        image.file(format!("many/{index:05}-{}", "n".repeat(index % 200)).as_bytes(), meta(0o600), &b""[..]).unwrap();
+        image
+            .file(format!("many/{index:05}-{}", "n".repeat(index % 200)).as_bytes(), meta(0o600), &b""[..])
+            .unwrap();
     }
     image.symlink(b"long-link", "l/".repeat(2000).as_bytes(), meta(0o777)).unwrap();
     image.device(b"dev/null", Device::Character(1, 3), meta(0o666)).unwrap();
@@ -71,7 +73,10 @@ fn what_was_written_is_read_back() {
     assert_eq!(image.list(&many).unwrap().len(), 3000);
     let long = image.find(b"long-link").unwrap().unwrap();
     assert_eq!(image.link_target(&long).unwrap().len(), 4000);
-    assert_eq!(image.find(b"dev/big").unwrap().unwrap().device, (70_000 & 0xff) | (259 << 8) | ((70_000 & 0xf_ff00) << 12));
+    assert_eq!(
+        image.find(b"dev/big").unwrap().unwrap().device,
+        (70_000 & 0xff) | (259 << 8) | ((70_000 & 0xf_ff00) << 12)
+    );
     assert_eq!(read(&mut image, "patched"), b"head-rest!");
     assert_eq!(image.find(b"nothing/here").unwrap(), None);
 }
@@ -131,7 +136,8 @@ fn fsck_finds_nothing_wrong() {
     sample(File::create(&path).unwrap());
     let extracted = dir.path().join("out");
     let output = Command::new("fsck.erofs").arg("-d1").arg(&path).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     // The tool's own extraction gives another opinion on contents.
     let option = format!("--extract={}", extracted.display());

@@ -227,12 +227,8 @@ fn transfer(
     counted: &mut u64,
 ) -> Result<(), Broken> {
     let on_file = |what| move |source| Broken::File(file_error(what, part)(source));
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(part)
-        .map_err(on_file("create"))?;
+    let mut file =
+        File::options().create(true).truncate(false).write(true).open(part).map_err(on_file("create"))?;
     let have = file.metadata().map_err(on_file("read"))?.len();
     if have >= item.size && item.size > 0 {
         return Ok(()); // complete or wrong: the digest tells
@@ -287,7 +283,8 @@ fn file_is(path: &Path, item: &Item) -> Result<bool, FetchError> {
 }
 
 fn largest_first(items: &[Item]) -> Vec<usize> {
-    let mut order: Vec<(u64, usize)> = items.iter().enumerate().map(|(index, item)| (item.size, index)).collect();
+    let mut order: Vec<(u64, usize)> =
+        items.iter().enumerate().map(|(index, item)| (item.size, index)).collect();
     order.sort_by(|a, b| b.cmp(a));
     order.into_iter().map(|(_, index)| index).collect()
 }

@@ -70,13 +70,17 @@ impl Client {
                 Ok(body) => {
                     let mut bytes = Vec::new();
                     match body.reader.take(limit.saturating_add(1)).read_to_end(&mut bytes) {
-                        Ok(_) if u64::try_from(bytes.len()).is_ok_and(|len| len <= limit) => return Ok(bytes),
+                        Ok(_) if u64::try_from(bytes.len()).is_ok_and(|len| len <= limit) => {
+                            return Ok(bytes);
+                        }
                         Ok(_) => return Err(FetchError::TooLarge { url: url.to_owned(), limit }),
                         Err(error) => error.to_string(),
                     }
                 }
                 Err(Refusal::Gone) => return Err(FetchError::Gone { url: url.to_owned() }),
-                Err(Refusal::Final(reason)) => return Err(FetchError::Network { url: url.to_owned(), reason }),
+                Err(Refusal::Final(reason)) => {
+                    return Err(FetchError::Network { url: url.to_owned(), reason });
+                }
                 Err(Refusal::BadRange) => "the server answered with a range".to_owned(),
                 Err(Refusal::Passing(reason)) => reason,
             };

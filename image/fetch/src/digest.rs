@@ -171,7 +171,8 @@ mod tests {
     #[test]
     fn integrity_is_base64_of_sha512() {
         // echo -n abc | openssl dgst -sha512 -binary | base64 -w0
-        let text = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
+        let text =
+            "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
         let mut hasher = Digest::Sha512([0; 64]).hasher();
         hasher.update(b"abc");
         assert_eq!(Digest::from_integrity(text).unwrap(), hasher.finish());

@@ -5,6 +5,10 @@
 //! nor the mirror, nor an older damaged copy on disk is trusted; only the digest the caller brings is.
 //!
 //! An interrupted download leaves its partial file behind and goes on from there next time.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 mod cache;
 mod client;

@@ -80,8 +80,16 @@ fn respond(mut stream: TcpStream, bytes: &[u8], from: u64, answer: &Answer) -> s
         Answer::Wrong => (200, vec![b'?'; whole]),
         _ => (200, bytes.to_vec()),
     };
-    let range = if status == 206 { format!("Content-Range: bytes {from}-{}/{whole}\r\n", whole - 1) } else { String::new() };
-    write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{range}Connection: close\r\n\r\n", body.len())?;
+    let range = if status == 206 {
+        format!("Content-Range: bytes {from}-{}/{whole}\r\n", whole - 1)
+    } else {
+        String::new()
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{range}Connection: close\r\n\r\n",
+        body.len()
+    )?;
     let end = if let Answer::CutAfter(end) = answer { *end } else { body.len() };
     stream.write_all(&body[..end])
 }
@@ -92,7 +100,9 @@ fn content() -> Vec<u8> {
 
 fn fetch(dir: &Path, item: &Item) -> Result<Outcome, FetchError> {
     let cache = Cache::open(dir).unwrap();
-    cache.fetch_all(&Client::new(), std::slice::from_ref(item), "test", &Silent).map(|mut outcomes| outcomes.remove(0))
+    cache
+        .fetch_all(&Client::new(), std::slice::from_ref(item), "test", &Silent)
+        .map(|mut outcomes| outcomes.remove(0))
 }
 
 fn ready(outcome: Outcome) -> Vec<u8> {
@@ -114,7 +124,10 @@ fn a_file_is_downloaded_once() {
 #[test]
 fn a_broken_transfer_goes_on_where_it_was() {
     let (bytes, dir) = (content(), tempfile::tempdir().unwrap());
-    let server = Server::start(bytes.clone(), Box::new(|n, _| if n == 0 { Answer::CutAfter(100_000) } else { Answer::Range }));
+    let server = Server::start(
+        bytes.clone(),
+        Box::new(|n, _| if n == 0 { Answer::CutAfter(100_000) } else { Answer::Range }),
+    );
     assert_eq!(ready(fetch(dir.path(), &server.item(&bytes)).unwrap()), bytes);
     assert_eq!(server.requests(), [0, 100_000]);
 }
@@ -132,7 +145,10 @@ fn an_interrupted_process_leaves_what_the_next_goes_on_with() {
 #[test]
 fn a_server_without_ranges_will_do() {
     let (bytes, dir) = (content(), tempfile::tempdir().unwrap());
-    let server = Server::start(bytes.clone(), Box::new(|n, _| if n == 0 { Answer::CutAfter(5) } else { Answer::Whole }));
+    let server = Server::start(
+        bytes.clone(),
+        Box::new(|n, _| if n == 0 { Answer::CutAfter(5) } else { Answer::Whole }),
+    );
     assert_eq!(ready(fetch(dir.path(), &server.item(&bytes)).unwrap()), bytes);
 }
 
@@ -154,7 +170,8 @@ fn a_damaged_partial_or_complete_file_is_fetched_again() {
 #[test]
 fn other_bytes_than_promised_are_never_handed_out() {
     let (bytes, dir) = (content(), tempfile::tempdir().unwrap());
-    let once = Server::start(bytes.clone(), Box::new(|n, _| if n == 0 { Answer::Wrong } else { Answer::Range }));
+    let once =
+        Server::start(bytes.clone(), Box::new(|n, _| if n == 0 { Answer::Wrong } else { Answer::Range }));
     assert_eq!(ready(fetch(dir.path(), &once.item(&bytes)).unwrap()), bytes);
 
     let dir = tempfile::tempdir().unwrap();
@@ -180,7 +197,10 @@ fn what_is_gone_is_told_apart_and_other_places_are_tried() {
 #[test]
 fn a_busy_server_is_asked_again_and_a_refusing_one_is_not() {
     let (bytes, dir) = (content(), tempfile::tempdir().unwrap());
-    let busy = Server::start(bytes.clone(), Box::new(|n, _| if n == 0 { Answer::Status(503) } else { Answer::Range }));
+    let busy = Server::start(
+        bytes.clone(),
+        Box::new(|n, _| if n == 0 { Answer::Status(503) } else { Answer::Range }),
+    );
     assert_eq!(ready(fetch(dir.path(), &busy.item(&bytes)).unwrap()), bytes);
     let dir = tempfile::tempdir().unwrap();
     let refusing = Server::start(Vec::new(), Box::new(|_, _| Answer::Status(403)));
@@ -192,7 +212,8 @@ fn a_busy_server_is_asked_again_and_a_refusing_one_is_not() {
 fn many_files_come_in_the_order_they_were_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let files: Vec<Vec<u8>> = (0..20u8).map(|n| vec![n; 1000 * usize::from(n) + 1]).collect();
-    let servers: Vec<Server> = files.iter().map(|bytes| Server::start(bytes.clone(), Box::new(|_, _| Answer::Range))).collect();
+    let servers: Vec<Server> =
+        files.iter().map(|bytes| Server::start(bytes.clone(), Box::new(|_, _| Answer::Range))).collect();
     let items: Vec<Item> = servers.iter().zip(&files).map(|(server, bytes)| server.item(bytes)).collect();
 
     #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Makes the base image with QEMU's software processor; for bringing things up and for comparing with.
 //!
-//! `cargo run --release -p store --example build-image -- AGENT [CACHE]`, where AGENT is the static `viv-agent` and CACHE defaults
-//! to `~/.cache/vivarium`. Prints where kernel, modules and base image are.
+//! `cargo run --release -p store --example build-image -- AGENT [CACHE [LOCK]]`, where AGENT is the static `viv-agent` and CACHE defaults
+//! to `~/.cache/vivarium` and LOCK to the lock file that is shipped. Prints where kernel, modules and base image are.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -14,13 +14,16 @@ use image_builder::{Boot, BuilderVm};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let agent = PathBuf::from(arguments.next().context("use: build-image AGENT [CACHE]")?);
+    let agent = PathBuf::from(arguments.next().context("use: build-image AGENT [CACHE [LOCK]]")?);
     let cache = match arguments.next() {
         Some(cache) => PathBuf::from(cache),
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/vivarium"),
     };
     let started = Instant::now();
-    let store = store::Store::open(&cache)?;
+    let mut store = store::Store::open(&cache)?;
+    if let Some(lock) = arguments.next() {
+        store = store.with_lock(debian::Lock::parse(&std::fs::read_to_string(lock)?)?);
+    }
     let image = store.ensure_base(&Qemu { agent }, &Lines(started))?;
     println!("key      {}", image.key);
     println!("base     {}", image.base.display());
@@ -39,7 +42,13 @@ impl Progress for Lines {
         let (scale, unit) = if update.unit == Unit::Bytes { (1_000_000, "MB") } else { (1, "") };
         let left = update.left.map(|left| format!(", {} s left", left.as_secs())).unwrap_or_default();
         let time = self.0.elapsed().as_secs_f64();
-        eprintln!("{time:7.1} {}: {}/{} {unit} {}{left}", update.step, update.done / scale, update.total / scale, update.detail);
+        eprintln!(
+            "{time:7.1} {}: {}/{} {unit} {}{left}",
+            update.step,
+            update.done / scale,
+            update.total / scale,
+            update.detail
+        );
     }
 
     fn finished(&self, step: &str) {
@@ -63,7 +72,8 @@ impl BuilderVm for Qemu {
 
 impl Qemu {
     fn start(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        let agent = std::fs::read(&self.agent).with_context(|| format!("cannot read {}", self.agent.display()))?;
+        let agent =
+            std::fs::read(&self.agent).with_context(|| format!("cannot read {}", self.agent.display()))?;
         let modules = initramfs::Modules::from_dir(&boot.kernel.modules)?;
         let initrd = boot.kernel.elf.with_file_name("initrd.cpio");
         std::fs::write(&initrd, initramfs::build(&agent, &modules)?)?;
@@ -71,16 +81,33 @@ impl Qemu {
         let cmdline = format!("console=ttyS0 quiet panic=-1 viv.time={now} {}", boot.cmdline);
 
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-nographic", "-no-reboot", "-nodefaults"]);
+        qemu.args([
+            "-M",
+            "q35",
+            "-cpu",
+            "max",
+            "-accel",
+            "tcg,thread=multi",
+            "-nographic",
+            "-no-reboot",
+            "-nodefaults",
+        ]);
         qemu.args(["-serial", "stdio", "-smp", &boot.cpus.to_string(), "-m", &boot.memory_mib.to_string()]);
-        qemu.arg("-kernel").arg(&boot.kernel.bzimage).arg("-initrd").arg(&initrd).arg("-append").arg(&cmdline);
+        qemu.arg("-kernel")
+            .arg(&boot.kernel.bzimage)
+            .arg("-initrd")
+            .arg(&initrd)
+            .arg("-append")
+            .arg(&cmdline);
         for (number, disk) in boot.disks.iter().enumerate() {
             let (file, read_only) = (disk.file.display(), if disk.read_only { "on" } else { "off" });
-            qemu.arg("-drive")
-                .arg(format!("id=d{number},if=none,format=raw,cache=unsafe,discard=unmap,readonly={read_only},file={file}"));
+            qemu.arg("-drive").arg(format!(
+                "id=d{number},if=none,format=raw,cache=unsafe,discard=unmap,readonly={read_only},file={file}"
+            ));
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive=d{number},serial={}", disk.serial));
         }
-        let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+        let mut child =
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
         let output = child.stdout.take().context("QEMU has no output")?;
         for bytes in BufReader::new(output).split(b'\n') {
             let text = bytes?;

@@ -74,6 +74,7 @@ pub struct Store {
     root: PathBuf,
     state: Option<PathBuf>,
     arch: Arch,
+    lock: Option<Lock>,
 }
 
 impl Store {
@@ -84,7 +85,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let images = root.join("images");
         std::fs::create_dir_all(&images).map_err(file_error("create", &images))?;
-        Ok(Self { root: root.to_owned(), state: None, arch: Arch::X86_64 })
+        Ok(Self { root: root.to_owned(), state: None, arch: Arch::X86_64, lock: None })
     }
 
     /// Has replaced package versions recorded in this folder too (`~/.local/state/vivarium`).
@@ -94,12 +95,23 @@ impl Store {
         self
     }
 
+    /// Uses another lock file than the one that is shipped: to try one before it is.
+    #[must_use]
+    pub fn with_lock(mut self, lock: Lock) -> Self {
+        self.lock = Some(lock);
+        self
+    }
+
+    fn lock(&self) -> Result<Lock, StoreError> {
+        self.lock.clone().map_or_else(|| Ok(Lock::shipped(self.arch)?), Ok)
+    }
+
     /// The image for this version's lock file, if it is there and whole.
     ///
     /// # Errors
     /// If there is no lock file for this architecture.
     pub fn base(&self) -> Result<Option<BaseImage>, StoreError> {
-        Ok(self.find(&key(&Lock::shipped(self.arch)?)))
+        Ok(self.find(&key(&self.lock()?)))
     }
 
     /// How many bytes a set-up would download now.
@@ -107,8 +119,12 @@ impl Store {
     /// # Errors
     /// If there is no lock file for this architecture.
     pub fn download_bytes(&self) -> Result<u64, StoreError> {
-        let lock = Lock::shipped(self.arch)?;
-        let sizes = lock.packages.iter().map(|package| package.size).chain(lock.npm.iter().map(|package| package.size));
+        let lock = self.lock()?;
+        let sizes = lock
+            .packages
+            .iter()
+            .map(|package| package.size)
+            .chain(lock.npm.iter().map(|package| package.size));
         Ok(sizes.sum())
     }
 
@@ -140,12 +156,21 @@ impl Store {
         let record = Record::read(&folder)?;
         let base = folder.join("base.erofs");
         let kernel = Kernel::open(&folder, &record.kernel);
-        let whole = std::fs::metadata(&base).is_ok_and(|meta| meta.len() == record.base_bytes) && kernel.elf.is_file();
+        let whole = std::fs::metadata(&base).is_ok_and(|meta| meta.len() == record.base_bytes)
+            && kernel.elf.is_file();
         whole.then(|| BaseImage { key: key.to_owned(), kernel, base, record })
     }
 
+    /// The keys of all images that are there, in no order.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| self.find(name).is_some()).collect()
+    }
+
     fn make(&self, vm: &dyn BuilderVm, progress: &dyn Progress) -> Result<BaseImage, StoreError> {
-        let pinned = Lock::shipped(self.arch)?;
+        let pinned = self.lock()?;
         let key = key(&pinned);
         let client = Client::new();
         let cache = Cache::open(&self.root.join("downloads"))?;
@@ -211,7 +236,8 @@ impl Store {
 
     fn check_space(&self, downloads: u64) -> Result<(), StoreError> {
         let need = downloads.saturating_add(BUILD_BYTES);
-        let stat = rustix::fs::statvfs(&self.root).map_err(|errno| file_error("examine", &self.root)(errno.into()))?;
+        let stat = rustix::fs::statvfs(&self.root)
+            .map_err(|errno| file_error("examine", &self.root)(errno.into()))?;
         let have = stat.f_bavail.saturating_mul(stat.f_frsize);
         if have < need { Err(StoreError::NoSpace { path: self.root.clone(), need, have }) } else { Ok(()) }
     }
@@ -262,7 +288,12 @@ fn download(
     Ok(outcomes.into_iter().map(ready).collect())
 }
 
-fn download_npm(cache: &Cache, client: &Client, lock: &Lock, progress: &dyn Progress) -> Result<Vec<PathBuf>, StoreError> {
+fn download_npm(
+    cache: &Cache,
+    client: &Client,
+    lock: &Lock,
+    progress: &dyn Progress,
+) -> Result<Vec<PathBuf>, StoreError> {
     let outcomes = cache.fetch_all(client, &npm_items(lock), "Node.js and npm", progress)?;
     let ready = |(outcome, package): (Outcome, &debian::NpmPackage)| match outcome {
         Outcome::Ready(path) => Ok(path),
@@ -272,7 +303,11 @@ fn download_npm(cache: &Cache, client: &Client, lock: &Lock, progress: &dyn Prog
 }
 
 fn inputs(lock: &Lock, files: Vec<PathBuf>, npm: Vec<PathBuf>) -> Result<Inputs, StoreError> {
-    let package = |(package, file): (&debian::Locked, PathBuf)| Package { name: package.name.clone(), role: package.role, file };
+    let package = |(package, file): (&debian::Locked, PathBuf)| Package {
+        name: package.name.clone(),
+        role: package.role,
+        file,
+    };
     let tarball = |name: &str| {
         let found = lock.npm.iter().zip(&npm).find(|(package, _)| package.name == name);
         found.map(|(_, file)| file.clone()).ok_or_else(|| StoreError::Gone(name.to_owned()))
@@ -289,7 +324,12 @@ fn inputs(lock: &Lock, files: Vec<PathBuf>, npm: Vec<PathBuf>) -> Result<Inputs,
     })
 }
 
-fn record(key: &str, lock: &Lock, output: &image_builder::Output, replaced: Vec<Replaced>) -> Result<Record, StoreError> {
+fn record(
+    key: &str,
+    lock: &Lock,
+    output: &image_builder::Output,
+    replaced: Vec<Replaced>,
+) -> Result<Record, StoreError> {
     let base_bytes = std::fs::metadata(&output.base).map_err(file_error("read", &output.base))?.len();
     let debian = lock.packages.iter().map(|package| format!("{} {}", package.name, package.version));
     let npm = lock.npm.iter().map(|package| format!("{} {}", package.name, package.version));

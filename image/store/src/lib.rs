@@ -5,6 +5,10 @@
 //! rename; whatever else is found in `images/` is the rest of an interrupted build and is removed by the next one.
 //!
 //! Only one process sets up at a time. Reading needs no lock.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
 
 mod base;
 mod record;

@@ -51,12 +51,17 @@ pub(crate) fn differences(pinned: &Lock, taken: &Lock) -> Vec<Replaced> {
     let version = |lock: &Lock, name: &str| {
         lock.packages.iter().find(|package| package.name == name).map(|package| package.version.clone())
     };
-    let mut names: Vec<&str> = pinned.packages.iter().chain(&taken.packages).map(|package| package.name.as_str()).collect();
+    let mut names: Vec<&str> =
+        pinned.packages.iter().chain(&taken.packages).map(|package| package.name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     names
         .into_iter()
-        .map(|name| Replaced { name: name.to_owned(), pinned: version(pinned, name), taken: version(taken, name) })
+        .map(|name| Replaced {
+            name: name.to_owned(),
+            pinned: version(pinned, name),
+            taken: version(taken, name),
+        })
         .filter(|replaced| replaced.pinned != replaced.taken)
         .collect()
 }
@@ -72,7 +77,10 @@ pub(crate) fn describe(replaced: &[Replaced]) -> String {
     let shown: Vec<String> = replaced.iter().take(SHOWN).map(one).collect();
     let more = replaced.len().saturating_sub(SHOWN);
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    format!("Some pinned package versions have left Debian's archive; taking its current ones: {}{more}", shown.join(", "))
+    format!(
+        "Some pinned package versions have left Debian's archive; taking its current ones: {}{more}",
+        shown.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -96,7 +104,10 @@ mod tests {
 
     #[test]
     fn differences_are_named_in_one_line() {
-        let replaced = differences(&lock(&[("a", "1"), ("b", "1"), ("old", "1")]), &lock(&[("a", "1"), ("b", "2"), ("new", "3")]));
+        let replaced = differences(
+            &lock(&[("a", "1"), ("b", "1"), ("old", "1")]),
+            &lock(&[("a", "1"), ("b", "2"), ("new", "3")]),
+        );
         let line = describe(&replaced);
         assert!(line.ends_with("b 1 → 2, new 3 (new), old (gone)"), "{line}");
         assert_eq!(differences(&lock(&[("a", "1")]), &lock(&[("a", "1")])), []);

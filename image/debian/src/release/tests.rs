@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use pgp::composed::{
-    ArmorOptions, EncryptionCaps, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey, SubkeyParamsBuilder,
+    ArmorOptions, EncryptionCaps, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
+    SubkeyParamsBuilder,
 };
 use pgp::types::Password;
 use rand08::thread_rng;
@@ -42,7 +43,8 @@ fn keyring(key: &SignedSecretKey) -> Keyring {
 }
 
 fn sign(text: &str) -> String {
-    let message = CleartextSignedMessage::sign(thread_rng(), text, &key().primary_key, &Password::empty()).unwrap();
+    let message =
+        CleartextSignedMessage::sign(thread_rng(), text, &key().primary_key, &Password::empty()).unwrap();
     message.to_armored_string(ArmorOptions::default()).unwrap()
 }
 
@@ -102,7 +104,9 @@ fn another_suite_and_other_times_are_refused() {
 fn debians_own_release_is_believed() {
     // The release of Debian 13.7 as the archive had it in November 2026; it has no Valid-Until.
     let text = include_str!("../../tests/data/InRelease-trixie-13.7");
-    let release = Release::verify(text, "trixie", &Keyring::debian().unwrap(), at("Sat, 21 Nov 2026 00:00:00 UTC")).unwrap();
+    let release =
+        Release::verify(text, "trixie", &Keyring::debian().unwrap(), at("Sat, 21 Nov 2026 00:00:00 UTC"))
+            .unwrap();
     assert_eq!(release.file("main/binary-amd64/Packages.xz").unwrap().1, 9_678_380);
     let changed = text.replacen(" 9678380 main/binary-amd64", " 9678381 main/binary-amd64", 1);
     assert!(Release::verify(&changed, "trixie", &Keyring::debian().unwrap(), SystemTime::now()).is_err());
@@ -113,7 +117,13 @@ fn dates_are_what_date_says() {
     // date -u -d '2026-09-12 07:55:41' +%s
     assert_eq!(at("Sat, 12 Sep 2026 07:55:41 UTC"), UNIX_EPOCH + Duration::from_secs(1_789_199_741));
     assert_eq!(at("Thu, 29 Feb 2024 00:00:00 UTC"), UNIX_EPOCH + Duration::from_secs(1_709_164_800));
-    for bad in ["", "Sat, 12 Sep 2026", "Sat, 12 Foo 2026 07:55:41 UTC", "Sat, 12 Sep 2026 07:55:41 CET", "12 Sep 99999999999999 0:0:0 UTC"] {
+    for bad in [
+        "",
+        "Sat, 12 Sep 2026",
+        "Sat, 12 Foo 2026 07:55:41 UTC",
+        "Sat, 12 Sep 2026 07:55:41 CET",
+        "12 Sep 99999999999999 0:0:0 UTC",
+    ] {
         assert!(parse_date(bad).is_none(), "{bad}");
     }
 }

@@ -49,10 +49,14 @@ fn sample() -> Vec<u8> {
 #[test]
 fn reads_what_the_tar_crate_writes() {
     let all = entries(&sample()).unwrap();
-    let names: Vec<String> = all.iter().map(|(entry, _)| String::from_utf8_lossy(&entry.path).into_owned()).collect();
+    let names: Vec<String> =
+        all.iter().map(|(entry, _)| String::from_utf8_lossy(&entry.path).into_owned()).collect();
     assert_eq!(names, ["short", &("d/".repeat(120) + "file"), "link", "hard", "dir/", "pax-\u{e9}", "pipe"]);
     let (short, bytes) = &all[0];
-    assert_eq!((short.meta.mode, short.meta.uid, short.meta.gid, short.meta.mtime), (0o4755, 1000, 50, 1_700_000_000));
+    assert_eq!(
+        (short.meta.mode, short.meta.uid, short.meta.gid, short.meta.mtime),
+        (0o4755, 1000, 50, 1_700_000_000)
+    );
     assert_eq!(bytes, b"hello");
     assert_eq!(all[1].1, [7; 600]);
     assert_eq!(all[2].0.kind, Kind::Symlink("t/".repeat(80).into_bytes()));
