@@ -86,19 +86,15 @@ pub fn run(engine: &dyn Hypervisor, filter: &str) -> Report {
 /// The `main` of an engine's contract test: one test per case, arguments as for any Rust test.
 ///
 /// `gap` names, for each case that this host is known not to be able to pass, the reason; such cases are shown as
-/// ignored, and listed and counted with it at the end. An engine that the host does not have leaves out every case in the same way. Cases run
+/// ignored with it, and counted. An engine that the host does not have leaves out every case in the same way. Cases run
 /// one at a time unless `--test-threads` says otherwise, because they hold several threads each.
 pub fn main(engine: Arc<dyn Hypervisor>, gap: impl Fn(&str) -> Option<String>) -> ! {
     let mut arguments = libtest_mimic::Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let absent = engine.probe().err().map(|error| format!("no {} here: {error}", engine.name()));
-    let mut skipped = Vec::new();
     let mut trials = Vec::new();
     for case in cases() {
         let reason = absent.clone().or_else(|| gap(case.name));
-        if let Some(why) = &reason {
-            skipped.push((case.name, why.clone()));
-        }
         let engine = engine.clone();
         trials.push(Trial::ignorable_test(case.name, move || match &reason {
             Some(why) => Ok(Completion::ignored_with(why)),
@@ -109,13 +105,5 @@ pub fn main(engine: Arc<dyn Hypervisor>, gap: impl Fn(&str) -> Option<String>) -
             },
         }));
     }
-    let listing = arguments.list;
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if !listing && !skipped.is_empty() {
-        println!("{} of {} cases were skipped on this host:", skipped.len(), cases().len());
-        for (name, why) in skipped {
-            println!("SKIPPED {name}: {why}");
-        }
-    }
-    conclusion.exit()
+    libtest_mimic::run(&arguments, trials).exit()
 }

@@ -238,6 +238,32 @@ pub(crate) fn sti_shadow_reaches_hlt(engine: &dyn Hypervisor) -> Outcome {
     same("where the interrupt returned to", returned_to, after_hlt)
 }
 
+pub(crate) fn halt_until_the_timer(engine: &dyn Hypervisor) -> Outcome {
+    let machine = Machine::new(engine, 1)?;
+    machine.execute(|a| {
+        enable_apic(a)?;
+        a.mov(rcx, APIC + 0x300)?;
+        a.mov(dword_ptr(rcx + 0xe0), 0xb)?;
+        a.mov(dword_ptr(rcx + 0x20), 0x50)?;
+        for count in 1..=10 {
+            let mut again = a.create_label();
+            let mut over = a.create_label();
+            a.mov(dword_ptr(rcx + 0x80), 50_000)?;
+            a.set_label(&mut again)?;
+            a.cli()?;
+            a.cmp(qword_ptr(guest::IRQ_COUNTS + 0x50 * 8), count)?;
+            a.jae(over)?;
+            a.sti()?;
+            a.hlt()?;
+            a.jmp(again)?;
+            a.set_label(&mut over)?;
+            a.nop()?;
+        }
+        done(a)
+    })?;
+    same("the count", machine.interrupts(0x50)?, 10)
+}
+
 pub(crate) fn x2apic(engine: &dyn Hypervisor) -> Outcome {
     let machine = Machine::new(engine, 1)?;
     machine.load(HANDLERS + 0x42 * 16, |a| a.jmp(CODE + 0x800))?;

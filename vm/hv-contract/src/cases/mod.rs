@@ -26,7 +26,7 @@ pub(crate) const ALL: &[Case] = list! {
         mmio_across_the_end_of_ram mmio_read_modify_write mmio_strings mmio_from_ring_3 doorbell;
     interrupts:
         msi_and_eoi msi_waits_for_sti task_priority_holds_back nested_priorities self_ipi nmi_by_msi
-        halt_and_wake sti_shadow_reaches_hlt x2apic kick_while_running kick_while_halted stop_before_run;
+        halt_and_wake sti_shadow_reaches_hlt halt_until_the_timer x2apic kick_while_running kick_while_halted stop_before_run;
     memory:
         dirty_log_of_vcpu_writes dirty_log_of_device_writes dirty_log_off read_only_reads
         read_only_drops_writes code_changes_itself device_changes_code;
@@ -48,6 +48,6 @@ pub(crate) const ALL: &[Case] = list! {
         running_guest_moves halted_guest_moves pending_interrupt_moves apic_timer_moves
         sse_registers_move;
     smp:
-        start_of_a_second_cpu locked_add compare_exchange exchange_lock interrupt_between_cpus
-        stores_are_seen_in_order code_changed_by_another_cpu page_change_with_shootdown apic_ids;
+        start_of_a_second_cpu locked_add compare_exchange exchange_lock interrupt_between_cpus halted_cpu_is_woken_by_the_other timers_wake_both_cpus
+        one_runs_while_the_other_was_never_started stores_are_seen_in_order code_changed_by_another_cpu page_change_with_shootdown apic_ids;
 };

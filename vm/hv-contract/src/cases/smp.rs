@@ -303,6 +303,122 @@ pub(crate) fn interrupt_between_cpus(engine: &dyn Hypervisor) -> Outcome {
     same("the counts", (machine.interrupts(0x45)?, machine.interrupts(0x46)?), (20, 20))
 }
 
+pub(crate) fn halted_cpu_is_woken_by_the_other(engine: &dyn Hypervisor) -> Outcome {
+    // Each halts with interrupts off until then, so that no wake-up can come between the check and HLT.
+    let wait = |a: &mut CodeAssembler, vector: u64, count: i32| {
+        let mut again = a.create_label();
+        let mut over = a.create_label();
+        a.set_label(&mut again)?;
+        a.cli()?;
+        a.cmp(qword_ptr(guest::IRQ_COUNTS + vector * 8), count)?;
+        a.jae(over)?;
+        a.sti()?;
+        a.hlt()?;
+        a.jmp(again)?;
+        a.set_label(&mut over)?;
+        a.sti()
+    };
+    let send = |a: &mut CodeAssembler, to: i32, vector: i32| {
+        a.mov(rcx, APIC + 0x300)?;
+        a.mov(dword_ptr(rcx + 0x10), to << 24)?;
+        a.mov(dword_ptr(rcx), vector)
+    };
+    let machine = pair(
+        engine,
+        unprepared,
+        |a| {
+            a.sti()?;
+            meet(a)?;
+            for count in 1..=50 {
+                send(a, 1, 0x45)?;
+                wait(a, 0x46, count)?;
+            }
+            a.cli()
+        },
+        |a| {
+            enable_apic(a)?;
+            a.sti()?;
+            meet(a)?;
+            for count in 1..=50 {
+                wait(a, 0x45, count)?;
+                send(a, 0, 0x46)?;
+            }
+            a.cli()
+        },
+    )?;
+    same("the counts", (machine.interrupts(0x45)?, machine.interrupts(0x46)?), (50, 50))
+}
+
+pub(crate) fn timers_wake_both_cpus(engine: &dyn Hypervisor) -> Outcome {
+    let sleep = |a: &mut CodeAssembler, vector: u64| {
+        for count in 1..=10 {
+            let mut again = a.create_label();
+            let mut over = a.create_label();
+            a.mov(rcx, APIC + 0x300)?;
+            a.mov(dword_ptr(rcx + 0xe0), 0xb)?;
+            a.mov(dword_ptr(rcx + 0x20), vector as i32)?;
+            a.mov(dword_ptr(rcx + 0x80), 100_000)?;
+            a.set_label(&mut again)?;
+            a.cli()?;
+            a.cmp(qword_ptr(guest::IRQ_COUNTS + vector * 8), count)?;
+            a.jae(over)?;
+            a.sti()?;
+            a.hlt()?;
+            a.jmp(again)?;
+            a.set_label(&mut over)?;
+            a.nop()?;
+        }
+        Ok(())
+    };
+    let machine = pair(
+        engine,
+        unprepared,
+        |a| {
+            meet(a)?;
+            sleep(a, 0x50)
+        },
+        |a| {
+            enable_apic(a)?;
+            meet(a)?;
+            sleep(a, 0x51)
+        },
+    )?;
+    same("the counts", (machine.interrupts(0x50)?, machine.interrupts(0x51)?), (10, 10))
+}
+
+pub(crate) fn one_runs_while_the_other_was_never_started(engine: &dyn Hypervisor) -> Outcome {
+    // vCPU 1 has a thread that waits for its start; vCPU 0 halts and is woken by its timer all the same.
+    let machine = Machine::new(engine, 2)?;
+    machine.load(CODE, |a| {
+        enable_apic(a)?;
+        a.mov(rcx, APIC + 0x300)?;
+        a.mov(dword_ptr(rcx + 0xe0), 0xb)?;
+        a.mov(dword_ptr(rcx + 0x20), 0x50)?;
+        a.mov(dword_ptr(rcx + 0x80), 100_000)?;
+        a.sti()?;
+        a.hlt()?;
+        await_interrupt(a, 0x50, 1)?;
+        a.cli()?;
+        done(a)
+    })?;
+    std::thread::scope(|scope| {
+        let (bound, wait) = std::sync::mpsc::channel();
+        let waiting = scope.spawn({
+            let machine = &machine;
+            move || -> Outcome {
+                let mut cpu = machine.bind(1)?;
+                // Nobody waits any more when vCPU 0 has failed already.
+                let _ = bound.send(());
+                same("the halt of the AP", cpu.run()?, hv::Halt::Stopped)
+            }
+        });
+        let _ = wait.recv();
+        let first = machine.boot(0, CODE).and_then(|mut cpu| cpu.finish());
+        machine.stop(1);
+        first.and(waiting.join().unwrap_or_else(|_| Err(Failure::Failed("The AP's thread panicked".into()))))
+    })
+}
+
 pub(crate) fn stores_are_seen_in_order(engine: &dyn Hypervisor) -> Outcome {
     // One writes a value, then a flag; the other waits for the flag and must find the value.
     let machine = pair(
