@@ -28,6 +28,29 @@ pub(crate) trait Doing<T> {
 
 impl<T, E: Display> Doing<T> for Result<T, E> {
     fn doing(self, what: impl Display) -> Outcome<T> {
-        self.map_err(|e| Failure(format!("{what}: {e}")))
+        self.map_err(|e| Failure(format!("{what}: {}", without_number(&e.to_string()))))
+    }
+}
+
+/// An error's text without the number that the standard library puts behind it: people have no use for it.
+pub(crate) fn without_number(text: &str) -> &str {
+    let Some((words, number)) = text.rsplit_once(" (os error ") else { return text };
+    let only_a_number =
+        number.strip_suffix(')').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    if only_a_number { words } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_not_for_people() {
+        let error = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let failure = Err::<(), _>(error).doing("Cannot enter /x").expect_err("it failed");
+        assert_eq!(failure.to_string(), "Cannot enter /x: No such file or directory");
+        for whole in ["plain", "odd (os error x)", "odd (os error 2) more", " (os error )"] {
+            assert_eq!(without_number(whole), whole);
+        }
     }
 }

@@ -19,6 +19,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
 
 use crate::cgroup::Group;
+use crate::fail::without_number;
 use crate::pump::{Ends, Finish, Input, Pump};
 use crate::reaper::{Child, Reaper};
 use crate::spawn::{Ids, Preparation, Step, prepare, what_failed};
@@ -234,7 +235,7 @@ fn launch(
     let mut command = command_line(exec, &user)?;
     command.env_clear().envs(environment(exec, &user));
 
-    let resources = |e: io::Error| refusal(Cause::Resources, e.to_string());
+    let resources = |e: io::Error| refusal(Cause::Resources, without_number(&e.to_string()));
     let (ends, terminal) = match &exec.pty {
         Some(pty) => open_terminal(pty, &user, &mut command).map_err(resources)?,
         None => (open_pipes(exec.stdin, &mut command).map_err(resources)?, None),
@@ -262,16 +263,17 @@ fn change_of_user(user: &User) -> Option<Ids> {
 
 fn explain(error: &io::Error, command: &Command, cwd: &CString, user: &User) -> NotStarted {
     let (step, error) = what_failed(error);
+    let kind = error.kind();
+    let error = error.to_string();
+    let error = without_number(&error);
     let program = command.get_program().to_string_lossy();
     match step {
         Step::Cwd => refusal(Cause::NoDirectory, format!("Cannot enter {}: {error}", cwd.to_string_lossy())),
         Step::User => refusal(Cause::NoSuchUser, format!("Cannot become {}: {error}", user.name)),
-        Step::Group | Step::Session | Step::Descriptor => refusal(Cause::Resources, error.to_string()),
-        Step::Exec => match error.kind() {
+        Step::Group | Step::Session | Step::Descriptor => refusal(Cause::Resources, error),
+        Step::Exec => match kind {
             io::ErrorKind::NotFound => refusal(Cause::NotFound, format!("{program}: command not found")),
-            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
-                refusal(Cause::Resources, error.to_string())
-            }
+            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => refusal(Cause::Resources, error),
             _ => refusal(Cause::NotExecutable, format!("{program}: {error}")),
         },
     }

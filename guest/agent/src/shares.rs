@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 use std::sync::{Mutex, PoisonError};
 
@@ -39,6 +40,7 @@ impl Shares {
                 mounted.device = true;
             }
             bind(share)?;
+            open_the_way(target(share), |path| mounted.shares.iter().any(|s| path.starts_with(target(s))))?;
             mounted.shares.push(share.clone());
         }
         Ok(())
@@ -92,9 +94,39 @@ fn bind(share: &Share) -> Outcome {
     Ok(())
 }
 
+/// Lets everybody pass the guest's own folders above a share: one below `/root` would be out of the user's reach. Folders that belong to
+/// other shares are the host's and stay as they are.
+fn open_the_way(path: &Path, shared: impl Fn(&Path) -> bool) -> Outcome {
+    const SEARCH: u32 = 0o001;
+    for folder in path.ancestors().skip(1).filter(|folder| !shared(folder)) {
+        let doing = || format!("Cannot let the user pass {}", folder.display());
+        let mode = fs::metadata(folder).doing(doing())?.permissions().mode();
+        if mode & SEARCH == 0 {
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode | SEARCH)).doing(doing())?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_is_opened_but_not_through_other_shares() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let deep = dir.path().join("own/shared/inner/target");
+        fs::create_dir_all(&deep).expect("folders");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        let folders =
+            ["own", "own/shared", "own/shared/inner", "own/shared/inner/target"].map(|p| dir.path().join(p));
+        for folder in folders.iter().rev() {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("a mode");
+        }
+        let outside = |path: &Path| path.starts_with(&folders[1]) || !path.starts_with(&folders[0]);
+        open_the_way(&deep, outside).expect("opened");
+        assert_eq!(folders.each_ref().map(|f| mode(f)), [0o701, 0o700, 0o700, 0o700]);
+    }
 
     #[test]
     fn shares_have_plain_names_and_paths() {
