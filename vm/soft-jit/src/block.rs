@@ -19,19 +19,27 @@ pub(crate) struct Key {
     /// Linear address for CPL 0 (it is baked in), 0 for CPL 3 (which is position-independent by page).
     pub(crate) rip: u64,
     pub(crate) mode: Mode,
+    /// For an instruction that goes on in the next page, that page's guest-physical address; else [`ONE_PAGE`].
+    pub(crate) next: u64,
 }
+
+/// [`Key::next`] of blocks that lie in one page.
+pub(crate) const ONE_PAGE: u64 = u64::MAX;
 
 /// Why a site leaves. Offsets are from the linear page of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SiteKind {
     /// A direct jump inside the page, not yet linked: the rel32 at `patch` (offset in the block) may lead to the target.
     Chain { patch: u32, target: u32 },
-    /// The instruction at this offset is for the interpreter.
-    Step(u32),
     /// The kick was seen before a jump to this offset.
     Kick(u32),
     /// A memory access of the instruction at this offset missed the TLB.
-    Miss(u32),
+    Miss {
+        /// Where the instruction is.
+        at: u32,
+        /// It uses x87 or vector registers.
+        vector: bool,
+    },
 }
 
 /// A call in the block's cold part that leads to a thunk.
@@ -54,10 +62,23 @@ pub(crate) struct Emitted {
     pub(crate) thunk_calls: Vec<(u32, Thunk)>,
     /// Lines of the page that the translation depends on.
     pub(crate) lines: u64,
+    /// Lines of the next page that it depends on.
+    pub(crate) next_lines: u64,
     /// The first instruction is for the interpreter: there is no use in entering.
-    pub(crate) step_only: bool,
+    pub(crate) step_only: Option<Vectors>,
+    /// The first instruction goes on in the next page, whose bytes were not given.
+    pub(crate) crossing: bool,
     /// Guest instructions translated.
     pub(crate) instructions: u32,
+}
+
+/// Whether an interpreted instruction may touch x87, SSE or AVX state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vectors {
+    /// It certainly does not.
+    Untouched,
+    /// It may.
+    Used,
 }
 
 /// Shared pieces of code at the start of the cache.
@@ -69,6 +90,12 @@ pub(crate) enum Thunk {
     Site,
     /// From a jump to `r10` that missed.
     JumpMiss,
+    /// The instruction at `r10` is for the interpreter and does not touch vector state.
+    Step,
+    /// The same, and it may.
+    StepVector,
+    /// Called from Rust: brings the guest's x87 and vector state from the registers into `cpu.xsave`.
+    SaveVectors,
     /// Refill of a TLB entry for address `r10`, kind `r11d`; returns, or leaves as from a site.
     Refill,
     /// Where a signal handler sends an interrupted block.
@@ -76,5 +103,14 @@ pub(crate) enum Thunk {
 }
 
 impl Thunk {
-    pub(crate) const ALL: [Self; 5] = [Self::Enter, Self::Site, Self::JumpMiss, Self::Refill, Self::Signal];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Enter,
+        Self::Site,
+        Self::JumpMiss,
+        Self::Step,
+        Self::StepVector,
+        Self::SaveVectors,
+        Self::Refill,
+        Self::Signal,
+    ];
 }

@@ -28,7 +28,7 @@ pub enum CacheError {
 /// Smallest and largest number of units.
 const UNITS: usize = 8;
 /// Bytes in front of the first unit, for thunks.
-const THUNKS: usize = 4096;
+const THUNKS: usize = 16384;
 /// Blocks start at multiples of this.
 const ALIGN: usize = 16;
 
@@ -72,7 +72,7 @@ impl CodeCache {
             cache.thunks[slot].1 = cache.next;
             let at = cache.next;
             cache.next = (at + code.len()).next_multiple_of(64);
-            assert!(cache.next <= THUNKS, "thunks fit in their page");
+            assert!(cache.next <= THUNKS, "thunks fit in their place");
             cache.write(at, &code);
         }
         cache.next = THUNKS;

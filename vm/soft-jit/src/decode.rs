@@ -3,6 +3,8 @@
 //! The allow-list is by feature and, for the base instruction set, by mnemonic: what is not named here is left to the
 //! interpreter, so a new or forgotten instruction is slow, never wrong, and never reaches the host's decoder by accident.
 
+use crate::block::Vectors;
+
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
     Register, RflagsBits,
@@ -47,8 +49,22 @@ pub(crate) enum Class {
     Cli,
     /// `pushfq`
     PushFlags,
-    /// `rdtsc`
+    /// `rdtsc`, `rdtscp`
     ReadTsc,
+    /// `sti`
+    Sti,
+    /// `stac`
+    Stac,
+    /// `clac`
+    Clac,
+    /// `swapgs`
+    SwapGs,
+    /// `mov` from a segment register.
+    ReadSegment,
+    /// `rdfsbase`, `rdgsbase`, 64-bit.
+    ReadBase,
+    /// `wrfsbase`, `wrgsbase`, 64-bit.
+    WriteBase,
     /// Left to the interpreter.
     Step,
 }
@@ -298,6 +314,8 @@ pub(crate) struct Decoded {
     pub(crate) class: Class,
     /// Uses x87 or vector registers.
     pub(crate) vector: bool,
+    /// May touch that state in any way, images of it included.
+    pub(crate) vectors: Vectors,
     /// Status flags read.
     pub(crate) reads: u32,
     /// Status flags that are certainly overwritten.
@@ -309,7 +327,9 @@ pub(crate) fn classify(instr: Instruction) -> Decoded {
     let features = instr.cpuid_features();
     let vector = features.iter().any(|feature| is_vector_feature(*feature));
     let class = class_of(&instr);
-    Decoded { instr, class, vector, reads: instr.rflags_read() & STATUS, kills: kills(&instr) }
+    let untouched = !vector && !instr.is_save_restore_instruction() && !instr.is_invalid();
+    let vectors = if untouched { Vectors::Untouched } else { Vectors::Used };
+    Decoded { instr, class, vector, vectors, reads: instr.rflags_read() & STATUS, kills: kills(&instr) }
 }
 
 fn class_of(instr: &Instruction) -> Class {
@@ -334,7 +354,14 @@ fn class_of(instr: &Instruction) -> Class {
         Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX => return Class::CountBranch,
         Code::Cli => return Class::Cli,
         Code::Pushfq => return Class::PushFlags,
-        Code::Rdtsc => return Class::ReadTsc,
+        Code::Rdtsc | Code::Rdtscp => return Class::ReadTsc,
+        Code::Sti => return Class::Sti,
+        Code::Stac => return Class::Stac,
+        Code::Clac => return Class::Clac,
+        Code::Swapgs => return Class::SwapGs,
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::ReadSegment,
+        Code::Rdfsbase_r64 | Code::Rdgsbase_r64 => return Class::ReadBase,
+        Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => return Class::WriteBase,
         Code::Lea_r16_m | Code::Lea_r32_m | Code::Lea_r64_m => return Class::Lea,
         Code::Mov_AL_moffs8
         | Code::Mov_AX_moffs16
@@ -426,6 +453,18 @@ fn kills(instr: &Instruction) -> u32 {
         _ if instr.is_string_instruction() => 0,
         _ => modified,
     }
+}
+
+/// Decodes the instruction at `offset` of a page that goes on in the next one.
+pub(crate) fn decode_crossing(page: &[u8; 4096], next: &[u8; 4096], offset: usize, linear_page: u64) -> Option<Instruction> {
+    let mut bytes = [0u8; 30];
+    let first = page.get(offset..)?;
+    let first = first.get(..15).unwrap_or(first);
+    bytes.get_mut(..first.len())?.copy_from_slice(first);
+    bytes.get_mut(first.len()..first.len() + 15)?.copy_from_slice(next.get(..15)?);
+    let ip = linear_page.wrapping_add(offset as u64);
+    let instr = Decoder::with_ip(64, &bytes, ip, decoder_options()).decode();
+    (!instr.is_invalid()).then_some(instr)
 }
 
 /// Decodes the instruction at `offset` in a page; `None` if its bytes are not all in the page.
@@ -545,16 +584,12 @@ mod tests {
             &[0x0f, 0xa2],                         // cpuid
             &[0x0f, 0x01, 0xd0],                   // xgetbv
             &[0x0f, 0x01, 0xef],                   // wrpkru
-            &[0xf3, 0x48, 0x0f, 0xae, 0xd8],       // wrgsbase rax
-            &[0x0f, 0x01, 0xf8],                   // swapgs
-            &[0x8c, 0xd8],                         // mov eax, ds
             &[0x8e, 0xd8],                         // mov ds, eax
             &[0x9d],                               // popfq
             &[0xfd],                               // std
             &[0x0f, 0x01, 0xe0],                   // smsw eax
             &[0x0f, 0x00, 0xc0],                   // sldt eax
             &[0xf3, 0x0f, 0xc7, 0xf8],             // rdpid
-            &[0x0f, 0x01, 0xf9],                   // rdtscp
             &[0xf3, 0xa4],                         // rep movsb
             &[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc0], // vaddps zmm (EVEX)
             &[0xc5, 0xf8, 0x77][..0],              // nothing at all

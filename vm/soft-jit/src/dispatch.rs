@@ -8,10 +8,10 @@ use iced_x86::Decoder;
 use soft_cpu::cpu::{cr, flag, sreg};
 use soft_cpu::{Access, Cpu, Env, Executor, Exit, Step, translate};
 
-use crate::block::{Mode, SiteKind};
+use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
 use crate::host;
-use crate::jit::{Jit, vcpu_bit};
-use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, Head, Space, head_of};
+use crate::jit::{Jit, Place, vcpu_bit};
+use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, Space, head_of};
 use crate::shared::{BlockId, VcpuRef, clear_jumps, fill_jump, find_jump};
 use crate::tlb::{self, RunContext, TlbState, space_of};
 
@@ -22,8 +22,13 @@ pub struct JitVcpu {
     stack: host::Stack,
     tlb: TlbState,
     no_vector: bool,
+    /// Addresses whose instruction is known to be for the interpreter. May be out of date, which costs speed only: any
+    /// instruction may be interpreted.
+    hints: Box<[(u64, Vectors)]>,
     counts: Counts,
 }
+
+const HINTS: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -40,7 +45,7 @@ enum Next {
     /// Enter this host address.
     Enter(u64),
     /// Interpret one instruction.
-    Step,
+    Step(Vectors),
 }
 
 impl JitVcpu {
@@ -55,6 +60,7 @@ impl JitVcpu {
             stack: host::Stack::new()?,
             tlb: TlbState::default(),
             no_vector: false,
+            hints: vec![(u64::MAX, Vectors::Used); HINTS].into(),
             counts: Counts::default(),
         })
     }
@@ -113,7 +119,7 @@ impl JitVcpu {
                 state.tlb_events = events;
                 state.tlb_events.clear();
             }
-            let next = if wants_single_step(state) { Next::Step } else { self.find(context) };
+            let next = if wants_single_step(state) { Next::Step(Vectors::Used) } else { self.find(context) };
             match next {
                 Next::Enter(host) => {
                     if self.enter(host)
@@ -122,8 +128,8 @@ impl JitVcpu {
                         return exit;
                     }
                 }
-                Next::Step => {
-                    if let Some(exit) = self.step(context) {
+                Next::Step(vectors) => {
+                    if let Some(exit) = self.step(context, vectors) {
                         return exit;
                     }
                 }
@@ -131,7 +137,22 @@ impl JitVcpu {
         }
     }
 
-    fn step(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
+    /// Brings the guest's vector state into `cpu.xsave`.
+    fn save_vectors(&mut self) {
+        // SAFETY: the head belongs to this executor; the address is the thunk of that name, a System V function without
+        // arguments that needs `gs`, which `run` has set.
+        unsafe {
+            if (*self.head()).vectors_live != 0 {
+                let save: extern "sysv64" fn() = std::mem::transmute(self.jit.save_vectors as *const ());
+                save();
+            }
+        }
+    }
+
+    fn step(&mut self, context: &mut RunContext<'_>, vectors: Vectors) -> Option<Exit> {
+        if vectors == Vectors::Used {
+            self.save_vectors();
+        }
         self.counts.steps += 1;
         if self.jit.tuning.count {
             self.count_step(context);
@@ -173,21 +194,32 @@ impl JitVcpu {
                 clear_jumps(self.cpu, space);
             }
         }
+        if let Some((rip, vectors)) = self.hints.get(state.rip as usize % HINTS)
+            && *rip == state.rip
+        {
+            return Next::Step(*vectors);
+        }
         if let Some(host) = find_jump(self.cpu, space, state.rip) {
             return Next::Enter(host);
         }
         let jit = self.jit.clone();
         let mut shared = jit.lock();
         let Some(id) = self.lookup(context, &mut shared, Mode { space, no_vector }) else {
-            return Next::Step;
+            return Next::Step(Vectors::Used);
         };
-        let Some(block) = shared.block(id) else { return Next::Step };
-        if block.step_only {
-            return Next::Step;
-        }
+        let Some(block) = shared.block(id) else { return Next::Step(Vectors::Used) };
         let host = shared.cache.address(block.at);
         fill_jump(self.cpu, space, state.rip, host);
         tlb::note_code(&mut context.tlb, state.rip);
+        if block.key.next != ONE_PAGE {
+            tlb::note_code(&mut context.tlb, state.rip.wrapping_add(4096));
+        }
+        if let Some(vectors) = block.step_only {
+            if let Some(hint) = self.hints.get_mut(state.rip as usize % HINTS) {
+                *hint = (state.rip, vectors);
+            }
+            return Next::Step(vectors);
+        }
         Next::Enter(host)
     }
 
@@ -207,7 +239,22 @@ impl JitVcpu {
         if page.host.is_null() {
             return None;
         }
-        self.jit.block_for(shared, self.cpu, page.gpa | (state.rip & 0xfff), page.host, state.rip, mode)
+        let mut place =
+            Place { gpa: page.gpa | (state.rip & 0xfff), host: page.host, rip: state.rip, next: None };
+        let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
+        if !shared.block(id)?.crossing {
+            return Some(id);
+        }
+        let linear = (state.rip | 0xfff).wrapping_add(1);
+        if !soft_cpu::paging::is_canonical(linear) {
+            return None;
+        }
+        let page = translate(state, &context.env, linear, Access::exec(state)).ok()?;
+        if page.host.is_null() {
+            return None;
+        }
+        place.next = Some((page.gpa, page.host));
+        self.jit.block_for(shared, self.cpu, &place, mode)
     }
 
     /// Runs translated code from `host` until it leaves; false if another vCPU has stopped all others.
@@ -241,8 +288,19 @@ impl JitVcpu {
             let head = self.head();
             ((*head).exit_code, (*head).exit_site, (*head).pc_base)
         };
+        if code == EXIT_STEP || code == EXIT_STEP_VECTOR {
+            self.counts.exits[3] += 1;
+            let vectors = if code == EXIT_STEP { Vectors::Untouched } else { Vectors::Used };
+            return self.step(context, vectors);
+        }
         if code == EXIT_JUMP {
             self.counts.exits[0] += 1;
+            if self.jit.tuning.count {
+                // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+                let state = unsafe { &*self.cpu };
+                let name = format!("missed jump to {:#x} {:?}", state.rip, space_of(state));
+                *self.counts.by_name.entry(name).or_insert(0) += 1;
+            }
             return None;
         }
         let jit = self.jit.clone();
@@ -270,7 +328,7 @@ impl JitVcpu {
                 };
                 state.rip = page.wrapping_add(u64::from(guest));
                 drop(shared);
-                return self.step(context);
+                return self.step(context, Vectors::Used);
             }
             other => return Some(Exit::Crashed(format!("Translated code left with code {other}"))),
         }
@@ -284,7 +342,7 @@ impl JitVcpu {
                 state.rip = page.wrapping_add(u64::from(target));
                 if self.jit.tuning.chain
                     && let Some(to) = self.lookup(context, &mut shared, mode)
-                    && shared.block(to).is_some_and(|to| !to.step_only)
+                    && shared.block(to).is_some_and(|to| to.key.next == ONE_PAGE && !to.crossing)
                 {
                     shared.link(id, site.ret, patch, to);
                 }
@@ -295,17 +353,11 @@ impl JitVcpu {
                 state.rip = page.wrapping_add(u64::from(target));
                 None
             }
-            SiteKind::Step(guest) => {
-                self.counts.exits[3] += 1;
-                state.rip = page.wrapping_add(u64::from(guest));
-                drop(shared);
-                self.step(context)
-            }
-            SiteKind::Miss(guest) => {
+            SiteKind::Miss { at, vector } => {
                 self.counts.misses += 1;
-                state.rip = page.wrapping_add(u64::from(guest));
+                state.rip = page.wrapping_add(u64::from(at));
                 drop(shared);
-                self.step(context)
+                self.step(context, if vector { Vectors::Used } else { Vectors::Untouched })
             }
         }
     }
@@ -318,9 +370,10 @@ fn wants_single_step(cpu: &Cpu) -> bool {
     !long || cpu.rflags & flag::TF != 0 || cpu.shadow != 0 || cpu.dr7 & 0xff != 0 || !matches!(cpu.cpl, 0 | 3)
 }
 
-/// Whether an x87, SSE or AVX instruction could raise #NM or #UD on the guest where the host would run it.
+/// Whether an x87, SSE or AVX instruction could raise #NM or #UD on the guest where the host would run it, or RDTSC #GP.
 fn vector_may_fault(cpu: &Cpu) -> bool {
-    cpu.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0
+    cpu.cr4 & cr::CR4_TSD != 0
+        || cpu.cr0 & (cr::CR0_EM | cr::CR0_TS) != 0
         || cpu.cr4 & (cr::CR4_OSFXSR | cr::CR4_OSXSAVE | cr::CR4_OSXMMEXCPT)
             != cr::CR4_OSFXSR | cr::CR4_OSXSAVE | cr::CR4_OSXMMEXCPT
         || cpu.xcr0 & 7 != 7
@@ -340,6 +393,7 @@ impl Executor for JitVcpu {
         // SAFETY: the head belongs to this executor.
         unsafe { (*self.head()).context = (&raw mut context) as u64 };
         let exit = self.run_loop(&mut context);
+        self.save_vectors();
         // SAFETY: as above.
         unsafe { (*self.head()).context = 0 };
         self.tlb = context.tlb;

@@ -8,7 +8,7 @@ use guest_memory::WriteObserver;
 use soft_cpu::env::page_flag;
 use soft_cpu::{CodeWatch, Cpu, RamMap};
 
-use crate::block::{Key, Mode, Thunk};
+use crate::block::{Key, Mode, ONE_PAGE, Thunk};
 use crate::cache::{CacheError, CodeCache};
 use crate::layout::head_of;
 use crate::shared::{BlockId, Shared};
@@ -29,6 +29,7 @@ pub struct Jit {
     is_broken: AtomicBool,
     enter: u64,
     pub(crate) signal_thunk: u64,
+    pub(crate) save_vectors: u64,
     pub(crate) code_range: std::ops::Range<u64>,
     pub(crate) totals: Mutex<BTreeMap<String, u64>>,
 }
@@ -44,6 +45,7 @@ impl Jit {
         let cache = CodeCache::new(tuning.cache_bytes)?;
         let enter = cache.address(cache.thunk(Thunk::Enter));
         let signal_thunk = cache.address(cache.thunk(Thunk::Signal));
+        let save_vectors = cache.address(cache.thunk(Thunk::SaveVectors));
         let code_range = cache.range();
         let writers = Writers::new(&ram);
         Ok(Arc::new(Self {
@@ -56,6 +58,7 @@ impl Jit {
             is_broken: AtomicBool::new(false),
             enter,
             signal_thunk,
+            save_vectors,
             code_range,
             totals: Mutex::new(BTreeMap::new()),
         }))
@@ -82,34 +85,29 @@ impl Jit {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
     }
 
-    /// The block for the code at `gpa`, translated if need be. `host` is the host address of its page, `rip` its linear
-    /// address, `me` the calling vCPU.
-    pub(crate) fn block_for(
-        &self,
-        shared: &mut Shared,
-        me: *mut Cpu,
-        gpa: u64,
-        host: *const u8,
-        rip: u64,
-        mode: Mode,
-    ) -> Option<BlockId> {
+    /// The block for the code at a place, translated if need be. `me` is the calling vCPU.
+    pub(crate) fn block_for(&self, shared: &mut Shared, me: *mut Cpu, place: &Place, mode: Mode) -> Option<BlockId> {
         let user = mode.space == crate::layout::Space::User;
-        let key = Key { gpa, rip: if user { 0 } else { rip }, mode };
+        let next = place.next.map_or(ONE_PAGE, |(gpa, _)| gpa);
+        let key = Key { gpa: place.gpa, rip: if user { 0 } else { place.rip }, mode, next };
         if let Some(id) = shared.find(&key) {
             return Some(id);
         }
-        self.protect(shared, me, gpa, host as u64)?;
-        let mut page = [0u8; 4096];
-        // SAFETY: `host` is the page-aligned host address of a page of guest memory (from the page walk). The guest may
-        // change it meanwhile: whatever is read is translated as it was read, and a change is reported to `stored`
-        // because the page is marked.
-        unsafe { std::ptr::copy_nonoverlapping(host, page.as_mut_ptr(), page.len()) };
-        let source = Source { page: &page, linear_page: rip & !0xfff, offset: (gpa & 0xfff) as usize, mode };
+        self.protect_place(shared, me, place)?;
+        let page = copy_page(place.host);
+        let next_page = place.next.map(|(_, host)| copy_page(host));
+        let source = Source {
+            page: &page,
+            next: next_page.as_deref(),
+            linear_page: place.rip & !0xfff,
+            offset: (place.gpa & 0xfff) as usize,
+            mode,
+        };
         let mut emitted = shared.translator.translate(&source);
         if self.tuning.verify
             && let Err(why) = crate::verify::verify(&emitted, mode)
         {
-            self.fail(format!("The verifier refused the block at {rip:#x} (physical {gpa:#x}): {why}"));
+            self.fail(format!("The verifier refused the block at {:#x} (physical {:#x}): {why}", place.rip, place.gpa));
             return None;
         }
         loop {
@@ -120,8 +118,16 @@ impl Jit {
             self.stop_others(shared, me, |shared| shared.reuse_next_unit());
             // The page may have lost its mark with its last block.
             self.unmark(shared);
+            self.protect_place(shared, me, place)?;
+        }
+    }
+
+    fn protect_place(&self, shared: &mut Shared, me: *mut Cpu, place: &Place) -> Option<()> {
+        self.protect(shared, me, place.gpa, place.host as u64)?;
+        if let Some((gpa, host)) = place.next {
             self.protect(shared, me, gpa, host as u64)?;
         }
+        Some(())
     }
 
     /// Marks a page as holding code, so that stores to it are seen.
@@ -205,6 +211,27 @@ impl Jit {
         counters.extend(totals.iter().map(|(name, count)| (name.clone(), *count)));
         counters
     }
+}
+
+/// Where code lies.
+pub(crate) struct Place {
+    /// Guest-physical address of the first byte.
+    pub(crate) gpa: u64,
+    /// Host address of its page.
+    pub(crate) host: *const u8,
+    /// Linear address of the first byte.
+    pub(crate) rip: u64,
+    /// Guest-physical and host address of the next page, for an instruction that goes on there.
+    pub(crate) next: Option<(u64, *const u8)>,
+}
+
+fn copy_page(host: *const u8) -> Box<[u8; 4096]> {
+    let mut page = Box::new([0u8; 4096]);
+    // SAFETY: `host` is the page-aligned host address of a page of guest memory (from the page walk). The guest may change
+    // it meanwhile: whatever is read is translated as it was read, and a change is reported to `stored` because the page
+    // is marked.
+    unsafe { std::ptr::copy_nonoverlapping(host, page.as_mut_ptr(), page.len()) };
+    page
 }
 
 /// The bit of a vCPU in the writers of a page.

@@ -76,14 +76,23 @@ pub(crate) struct Head {
     pub(crate) temp2: u64,
     /// Registers saved by the refill thunk.
     pub(crate) saved: [u64; 16],
-    /// xmm registers saved by the refill thunk.
-    pub(crate) saved_xmm: [[u64; 2]; 16],
+    /// The guest's vector registers while Rust runs.
+    pub(crate) saved_ymm: [[u64; 4]; 16],
+    /// 1 while the guest's x87 state is in the host's registers and its vector state in `saved_ymm` and `guest_mxcsr`; 0
+    /// when all of it is in `cpu.xsave`.
+    pub(crate) vectors_live: u64,
+    /// The guest's MXCSR while Rust runs.
+    pub(crate) guest_mxcsr: u64,
 }
 
 /// Translated code reached a site that wants Rust; `exit_site` tells which.
 pub(crate) const EXIT_SITE: u64 = 1;
 /// A jump missed the jump cache (or saw a kick); `cpu.rip` is the target.
 pub(crate) const EXIT_JUMP: u64 = 2;
+/// The instruction at `cpu.rip` is for the interpreter and does not touch vector state.
+pub(crate) const EXIT_STEP: u64 = 4;
+/// The same, and it may.
+pub(crate) const EXIT_STEP_VECTOR: u64 = 5;
 /// A host signal interrupted translated code; `exit_site` is the host address.
 pub(crate) const EXIT_SIGNAL: u64 = 3;
 
@@ -158,11 +167,20 @@ pub(crate) const fn gpr(register: u8) -> i32 {
 pub(crate) const RIP: i32 = offset_of!(Cpu, rip) as i32;
 pub(crate) const RFLAGS: i32 = offset_of!(Cpu, rflags) as i32;
 pub(crate) const KICK: i32 = offset_of!(Cpu, kick) as i32;
+pub(crate) const IRQ_WINDOW: i32 = offset_of!(Cpu, irq_window) as i32;
+pub(crate) const KERNEL_GS_BASE: i32 = offset_of!(Cpu, kernel_gs_base) as i32;
+pub(crate) const TSC_OFFSET: i32 = offset_of!(Cpu, tsc_offset) as i32;
+pub(crate) const TSC_AUX: i32 = offset_of!(Cpu, tsc_aux) as i32;
 pub(crate) const XSAVE: i32 = offset_of!(Cpu, xsave) as i32;
 
 /// `gs` offset of a segment's base.
 pub(crate) const fn seg_base(segment: usize) -> i32 {
     (offset_of!(Cpu, seg) + segment * size_of::<Segment>() + offset_of!(Segment, base)) as i32
+}
+
+/// `gs` offset of a segment's selector.
+pub(crate) const fn selector(segment: usize) -> i32 {
+    (offset_of!(Cpu, seg) + segment * size_of::<Segment>() + offset_of!(Segment, selector)) as i32
 }
 
 /// `gs` offset of a field of [`Head`].
@@ -193,7 +211,9 @@ head_slots!(
     HOST_MXCSR = host_mxcsr,
     THIS = this,
     SAVED = saved,
-    SAVED_XMM = saved_xmm,
+    SAVED_YMM = saved_ymm,
+    VECTORS_LIVE = vectors_live,
+    GUEST_MXCSR = guest_mxcsr,
 );
 
 /// The tag of entry `index` that no access can match: an access to the page it names looks into another entry, and so does

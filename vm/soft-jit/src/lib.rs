@@ -21,6 +21,7 @@ mod lower;
 #[cfg(test)]
 mod native_tests;
 mod shared;
+mod system;
 mod thunk;
 mod tlb;
 mod translate;

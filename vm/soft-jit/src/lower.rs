@@ -3,10 +3,11 @@
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use soft_cpu::cpu::sreg;
 
+use crate::block::Vectors;
 use crate::decode::{Class, Decoded, LookAhead, is_homed, returns_flags};
 use crate::emit::{ABOVE, GUEST_SP, Mem, R10, R11, RBP, RCX};
 use crate::layout::{
-    BIT_MASK, INDEX_MASK, PAGE_MASK, RFLAGS, SPILL_RCX, Space, TAG_READ, TAG_WRITE, TEMP, TLB_DELTA,
+    BIT_MASK, INDEX_MASK, PAGE_MASK, SPILL_RCX, Space, TAG_READ, TAG_WRITE, TEMP, TLB_DELTA,
     TLB_HOST, gpr, seg_base,
 };
 use crate::translate::{Builder, Cold, Undo, Unsupported};
@@ -101,7 +102,20 @@ impl Builder<'_> {
             Class::CallIndirect => self.lower_call_indirect(instr).map(|()| true),
             Class::Cli => self.lower_cli().map(|()| false),
             Class::PushFlags => self.lower_push_flags().map(|()| false),
-            Class::ReadTsc | Class::Step => Err(Unsupported),
+            Class::ReadTsc => self.lower_read_tsc(instr).map(|()| false),
+            Class::Sti => self.lower_sti().map(|()| false),
+            Class::Stac | Class::Clac => {
+                self.lower_access_control(instr);
+                Ok(true)
+            }
+            Class::SwapGs => {
+                self.lower_swap_gs();
+                Ok(false)
+            }
+            Class::ReadSegment => self.lower_read_segment(instr).map(|()| false),
+            Class::ReadBase => self.lower_read_base(instr).map(|()| false),
+            Class::WriteBase => self.lower_write_base(instr).map(|()| false),
+            Class::Step => Err(Unsupported),
         }
     }
 
@@ -144,7 +158,7 @@ impl Builder<'_> {
     }
 
     /// Loads a guest register used in an address into `temp` if it is homed; returns the host register that holds it.
-    fn address_register(&mut self, register: Register, temp: u8) -> u8 {
+    pub(crate) fn address_register(&mut self, register: Register, temp: u8) -> u8 {
         let guest = number(register);
         match guest {
             4 => GUEST_SP,
@@ -157,7 +171,7 @@ impl Builder<'_> {
     }
 
     /// The linear address of the explicit memory operand into r10; may use r11, keeps flags.
-    fn effective_address(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+    pub(crate) fn effective_address(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
         let segment = match instr.memory_segment() {
             Register::FS => Some(seg_base(sreg::FS)),
             Register::GS => Some(seg_base(sreg::GS)),
@@ -246,7 +260,7 @@ impl Builder<'_> {
             self.asm.pext(RCX, RCX, Mem::Gs(PAGE_MASK));
             let hit = self.asm.jrcxz();
             let from = self.asm.jmp();
-            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, undo: Undo::Rcx });
+            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, vector: self.vectors == Vectors::Used, undo: Undo::Rcx });
             self.asm.link_short(hit);
             self.asm.load(RCX, Mem::Gs(SPILL_RCX));
             self.asm.load(R11, Mem::GsR11x8(space.tlb() + TLB_DELTA));
@@ -257,7 +271,7 @@ impl Builder<'_> {
             self.asm.op_mem(true, &[0x33], R10, Mem::GsR11(tag)); // xor
             self.asm.alu_imm(true, 7, R10, 4096 - size as i32); // cmp
             let from = self.asm.jcc(ABOVE);
-            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, undo: Undo::Xor(tag) });
+            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, vector: self.vectors == Vectors::Used, undo: Undo::Xor(tag) });
             self.asm.op_mem(true, &[0x03], R10, Mem::GsR11(space.tlb() + TLB_HOST)); // add
         }
         Ok(())
@@ -459,7 +473,7 @@ impl Builder<'_> {
     }
 
     /// The guest's stack pointer plus `offset` into r10.
-    fn stack_address(&mut self, offset: i32) {
+    pub(crate) fn stack_address(&mut self, offset: i32) {
         if offset == 0 {
             self.asm.mov(R10, GUEST_SP);
         } else {
@@ -586,41 +600,6 @@ impl Builder<'_> {
             || lone
             || returns_flags(self.source.page, self.at as usize);
         self.jump_r10(live);
-        Ok(())
-    }
-
-    /// CPL 0 only.
-    fn lower_cli(&mut self) -> Result<(), Unsupported> {
-        if self.live {
-            // btr changes CF only, so spare it with a copy through the host stack; rare.
-            self.asm.bytes(&[0x9c]); // pushfq
-        }
-        // and dword gs:[RFLAGS], ~IF
-        self.asm.op_mem(false, &[0x81], 4, Mem::Gs(RFLAGS));
-        self.asm.bytes(&(!0x200u32).to_le_bytes());
-        if self.live {
-            self.asm.bytes(&[0x9d]); // popfq
-        }
-        Ok(())
-    }
-
-    /// CPL 0 only.
-    fn lower_push_flags(&mut self) -> Result<(), Unsupported> {
-        // The status flags are read: the check keeps them.
-        self.live = true;
-        let retry = self.asm.here();
-        self.stack_address(-8);
-        self.check(retry, 8, true)?;
-        self.asm.bytes(&[0x9c, 0x41, 0x5b]); // pushfq; pop r11
-        self.asm.bytes(&[0x9c]); // pushfq, to be restored
-        self.asm.alu_imm(true, 4, R11, 0x8d5);
-        self.asm.store(Mem::Gs(TEMP), R11);
-        self.asm.load(R11, Mem::Gs(RFLAGS));
-        self.asm.alu_imm(true, 4, R11, !(0x8d5 | 0x1_0000));
-        self.asm.op_mem(true, &[0x0b], R11, Mem::Gs(TEMP)); // or
-        self.asm.store(Mem::at(R10, 0), R11);
-        self.asm.bytes(&[0x9d]); // popfq
-        self.asm.lea(GUEST_SP, Mem::at(GUEST_SP, -8));
         Ok(())
     }
 }

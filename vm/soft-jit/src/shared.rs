@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use soft_cpu::Cpu;
 
-use crate::block::{Emitted, Key, Site};
+use crate::block::{Emitted, Key, ONE_PAGE, Site, Vectors};
 use crate::cache::CodeCache;
 use crate::layout::{JumpEntry, Space, empty_key, jump_index, jumps_of};
 use crate::translate::Translator;
@@ -62,12 +62,26 @@ pub(crate) struct Block {
     pub(crate) sites: Box<[Site]>,
     pub(crate) map: Box<[(u32, u16)]>,
     lines: u64,
-    pub(crate) step_only: bool,
+    next_lines: u64,
+    pub(crate) step_only: Option<Vectors>,
+    /// See [`Emitted::crossing`].
+    pub(crate) crossing: bool,
     dead: bool,
     links: Vec<Link>,
 }
 
 impl Block {
+    /// The lines of a page that the block depends on.
+    fn lines_in(&self, page: u64) -> u64 {
+        let first = if self.key.gpa & !0xfff == page { self.lines } else { 0 };
+        let next = if self.key.next != ONE_PAGE && self.key.next & !0xfff == page { self.next_lines } else { 0 };
+        first | next
+    }
+
+    fn pages(&self) -> [Option<u64>; 2] {
+        [Some(self.key.gpa & !0xfff), (self.key.next != ONE_PAGE).then_some(self.key.next & !0xfff)]
+    }
+
     /// The site whose call returns to `offset` in the cache.
     pub(crate) fn site(&self, offset: usize) -> Option<&Site> {
         let ret = offset.checked_sub(self.at)? as u32;
@@ -185,7 +199,9 @@ impl Shared {
             sites: std::mem::take(&mut emitted.sites).into(),
             map: std::mem::take(&mut emitted.map).into(),
             lines: emitted.lines,
+            next_lines: emitted.next_lines,
             step_only: emitted.step_only,
+            crossing: emitted.crossing,
             dead: false,
             links: Vec::new(),
         };
@@ -204,6 +220,11 @@ impl Shared {
         let page = self.pages.entry(key.gpa & !0xfff).or_default();
         page.blocks.push(id);
         page.lines |= emitted.lines;
+        if key.next != ONE_PAGE {
+            let page = self.pages.entry(key.next & !0xfff).or_default();
+            page.blocks.push(id);
+            page.lines |= emitted.next_lines;
+        }
         Some(id)
     }
 
@@ -263,24 +284,39 @@ impl Shared {
         }
         let ids = std::mem::take(&mut page.blocks);
         let (hit, kept): (Vec<_>, Vec<_>) =
-            ids.into_iter().partition(|id| self.block(*id).is_some_and(|block| block.lines & lines != 0));
+            ids.into_iter().partition(|id| self.block(*id).is_some_and(|block| block.lines_in(page_gpa) & lines != 0));
         let user =
             hit.iter().any(|id| self.block(*id).is_some_and(|block| block.key.mode.space == Space::User));
         for id in hit {
             self.kill(id);
+            self.leave_pages(id, Some(page_gpa));
         }
         if user {
             for vcpu in &self.vcpus {
                 clear_jumps(vcpu.0, Space::User);
             }
         }
-        let lines = kept.iter().filter_map(|id| self.block(*id)).fold(0, |lines, block| lines | block.lines);
+        let lines = kept.iter().filter_map(|id| self.block(*id)).fold(0, |lines, block| lines | block.lines_in(page_gpa));
         if kept.is_empty() {
             self.pages.remove(&page_gpa);
             self.freed_pages.push(page_gpa);
         } else if let Some(page) = self.pages.get_mut(&page_gpa) {
             page.blocks = kept;
             page.lines = lines;
+        }
+    }
+
+    /// Takes a block off the lists of its pages, except `keep`, whose list the caller rebuilds.
+    fn leave_pages(&mut self, id: BlockId, keep: Option<u64>) {
+        let Some(pages) = self.block(id).map(Block::pages) else { return };
+        for gpa in pages.into_iter().flatten().filter(|gpa| Some(*gpa) != keep) {
+            if let Some(page) = self.pages.get_mut(&gpa) {
+                page.blocks.retain(|other| *other != id);
+                if page.blocks.is_empty() {
+                    self.pages.remove(&gpa);
+                    self.freed_pages.push(gpa);
+                }
+            }
         }
     }
 
@@ -291,15 +327,7 @@ impl Shared {
         self.stats.evicted_units += u64::from(!ids.is_empty());
         for id in &ids {
             self.kill(*id);
-            let Some(Some(block)) = self.blocks.get(*id as usize) else { continue };
-            let gpa = block.key.gpa & !0xfff;
-            if let Some(page) = self.pages.get_mut(&gpa) {
-                page.blocks.retain(|other| other != id);
-                if page.blocks.is_empty() {
-                    self.pages.remove(&gpa);
-                    self.freed_pages.push(gpa);
-                }
-            }
+            self.leave_pages(*id, None);
             if let Some(slot) = self.blocks.get_mut(*id as usize) {
                 *slot = None;
             }

@@ -3,14 +3,14 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax,
-    rbp, rbx, rcx, rdi, rdx, registers, rsi, rsp, xmmword_ptr,
+    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax, rbp, rbx,
+    rcx, rdi, rdx, registers, rsi, rsp, ymmword_ptr,
 };
 
 use crate::block::Thunk;
 use crate::layout::{
-    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, HOST_MXCSR, HOST_STACK, REFILL,
-    RFLAGS, RIP, RUST_RSP, SAVED, SAVED_XMM, THIS, XSAVE, gpr,
+    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP, EXIT_STEP_VECTOR, GUEST_MXCSR, HOST_MXCSR,
+    HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM, THIS, VECTORS_LIVE, XSAVE, gpr,
 };
 
 /// Components of the extended state that belong to the guest: x87, SSE, AVX.
@@ -31,6 +31,17 @@ pub(crate) fn assemble(thunk: Thunk) -> Result<Vec<u8>, IcedError> {
             a.mov(gs(EXIT_CODE), EXIT_JUMP as i32)?;
             leave(&mut a)?;
         }
+        Thunk::Step => {
+            a.mov(gs(RIP), r10)?;
+            a.mov(gs(EXIT_CODE), EXIT_STEP as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::StepVector => {
+            a.mov(gs(RIP), r10)?;
+            a.mov(gs(EXIT_CODE), EXIT_STEP_VECTOR as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::SaveVectors => save_vectors(&mut a)?,
         Thunk::Signal => {
             a.mov(gs(EXIT_CODE), EXIT_SIGNAL as i32)?;
             leave(&mut a)?;
@@ -70,10 +81,13 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
     }
     a.mov(gs(RUST_RSP), rsp)?;
     a.mov(rsp, gs(HOST_STACK))?;
-    a.mov(eax, COMPONENTS)?;
-    a.xor(edx, edx)?;
-    a.or(byte_ptr(XSAVE + 512).gs(), COMPONENTS)?;
-    a.xrstor64(registers_ptr(XSAVE))?;
+    let mut in_memory = a.create_label();
+    let mut loaded = a.create_label();
+    a.cmp(gs(VECTORS_LIVE), 0)?;
+    a.je(in_memory)?;
+    load_ymm(a)?;
+    a.ldmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
+    a.set_label(&mut loaded)?;
     a.mov(r10, gs(RFLAGS))?;
     a.and(r10d, 0x8d5)?;
     a.or(r10d, 0x202)?;
@@ -82,7 +96,48 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.mov(register, gs(gpr(slot)))?;
     }
     a.popfq()?;
-    a.jmp(gs(ENTRY))
+    a.jmp(gs(ENTRY))?;
+    a.set_label(&mut in_memory)?;
+    a.mov(eax, COMPONENTS)?;
+    a.xor(edx, edx)?;
+    a.or(byte_ptr(XSAVE + 512).gs(), COMPONENTS)?;
+    a.xrstor64(registers_ptr(XSAVE))?;
+    a.jmp(loaded)
+}
+
+fn ymm() -> [iced_x86::code_asm::AsmRegisterYmm; 16] {
+    use registers as r;
+    [
+        r::ymm0, r::ymm1, r::ymm2, r::ymm3, r::ymm4, r::ymm5, r::ymm6, r::ymm7, r::ymm8, r::ymm9, r::ymm10, r::ymm11,
+        r::ymm12, r::ymm13, r::ymm14, r::ymm15,
+    ]
+}
+
+fn save_ymm(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (index, register) in ymm().into_iter().enumerate() {
+        a.vmovups(ymmword_ptr(SAVED_YMM + 32 * index as i32).gs(), register)?;
+    }
+    a.vzeroupper()
+}
+
+fn load_ymm(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (index, register) in ymm().into_iter().enumerate() {
+        a.vmovups(register, ymmword_ptr(SAVED_YMM + 32 * index as i32).gs())?;
+    }
+    Ok(())
+}
+
+/// `extern "sysv64" fn()`: after this `cpu.xsave` holds the guest's state.
+fn save_vectors(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    load_ymm(a)?;
+    a.ldmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
+    a.mov(eax, COMPONENTS)?;
+    a.xor(edx, edx)?;
+    a.xsave64(registers_ptr(XSAVE))?;
+    a.ldmxcsr(dword_ptr(HOST_MXCSR).gs())?;
+    a.vzeroupper()?;
+    a.mov(gs(VECTORS_LIVE), 0)?;
+    a.ret()
 }
 
 fn registers_ptr(offset: i32) -> iced_x86::code_asm::AsmMemoryOperand {
@@ -101,10 +156,10 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.and(r11, !0x8d5)?;
     a.or(r11, r10)?;
     a.mov(gs(RFLAGS), r11)?;
-    a.mov(eax, COMPONENTS)?;
-    a.xor(edx, edx)?;
-    a.xsave64(registers_ptr(XSAVE))?;
+    a.stmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
     a.ldmxcsr(dword_ptr(HOST_MXCSR).gs())?;
+    save_ymm(a)?;
+    a.mov(gs(VECTORS_LIVE), 1)?;
     a.mov(rsp, gs(RUST_RSP))?;
     for register in [r15, r14, r13, r12, rbp, rbx] {
         a.pop(register)?;
@@ -119,27 +174,7 @@ fn refill(a: &mut CodeAssembler) -> Result<(), IcedError> {
     for (index, register) in caller_saved.iter().enumerate() {
         a.mov(gs(SAVED + 8 * index as i32), *register)?;
     }
-    let xmm = [
-        registers::xmm0,
-        registers::xmm1,
-        registers::xmm2,
-        registers::xmm3,
-        registers::xmm4,
-        registers::xmm5,
-        registers::xmm6,
-        registers::xmm7,
-        registers::xmm8,
-        registers::xmm9,
-        registers::xmm10,
-        registers::xmm11,
-        registers::xmm12,
-        registers::xmm13,
-        registers::xmm14,
-        registers::xmm15,
-    ];
-    for (index, register) in xmm.iter().enumerate() {
-        a.movups(xmmword_ptr(SAVED_XMM + 16 * index as i32).gs(), *register)?;
-    }
+    save_ymm(a)?;
     a.pushfq()?;
     a.pop(gs(SAVED + 8 * 15))?;
     // The private stack stays as it is (the return address on top); Rust runs on its own.
@@ -153,9 +188,7 @@ fn refill(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.call(gs(REFILL))?;
     a.mov(rsp, gs(SAVED + 8 * 14))?;
     a.mov(r11, rax)?;
-    for (index, register) in xmm.iter().enumerate() {
-        a.movups(*register, xmmword_ptr(SAVED_XMM + 16 * index as i32).gs())?;
-    }
+    load_ymm(a)?;
     for (index, register) in caller_saved.iter().enumerate() {
         a.mov(*register, gs(SAVED + 8 * index as i32))?;
     }

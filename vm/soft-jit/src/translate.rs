@@ -5,9 +5,9 @@
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
-use crate::block::{Emitted, Mode, Site, SiteKind, Thunk};
+use crate::block::{Emitted, Mode, Site, SiteKind, Thunk, Vectors};
 use crate::decode::{
-    Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, line_mask, returns_flags,
+    Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, decode_crossing, line_mask, returns_flags,
 };
 use crate::emit::{Asm, Mem, NOT_EQUAL, R10, R11, RCX};
 use crate::layout::{JUMP_HOST, JUMP_MASK, KICK, PAGE_MASK, PC_BASE, SPILL_RCX, Space};
@@ -17,6 +17,8 @@ use crate::tuning::Tuning;
 pub(crate) struct Source<'a> {
     /// A copy of the page.
     pub(crate) page: &'a [u8; 4096],
+    /// A copy of the next page, if the one instruction wanted goes on there.
+    pub(crate) next: Option<&'a [u8; 4096]>,
     /// Linear address of the page: exact for CPL 0, an arbitrary page-aligned value for CPL 3.
     pub(crate) linear_page: u64,
     /// Offset of the first instruction.
@@ -26,10 +28,12 @@ pub(crate) struct Source<'a> {
 
 /// Something to be emitted behind the block, where it is not in the way.
 pub(crate) enum Cold {
+    /// The instruction at `at` is for the interpreter.
+    Step { from: u32, at: u32, vectors: Vectors },
     /// `call` of the site thunk.
     Site { from: u32, kind: SiteKind },
     /// A TLB miss: (re)make the address in r10, call the refill, try again at `retry`.
-    Miss { from: u32, retry: u32, kind: u32, offset: u32, undo: Undo },
+    Miss { from: u32, retry: u32, kind: u32, offset: u32, vector: bool, undo: Undo },
     /// A taken branch to another page.
     Far { from: u32, target: u64, live: bool },
     /// A taken backward branch inside the page.
@@ -63,6 +67,10 @@ pub(crate) struct Builder<'a> {
     pub(crate) at: u32,
     /// Whether any status flag is live before the instruction being translated.
     pub(crate) live: bool,
+    /// What the instruction being translated does to vector state.
+    pub(crate) vectors: Vectors,
+    /// The class of the instruction behind it, if it is in the block.
+    pub(crate) following: Option<Class>,
 }
 
 /// The instruction (or a part of it) cannot be translated; the interpreter gets it.
@@ -77,15 +85,17 @@ impl Translator {
     /// Translates the block that starts at `source.offset`.
     pub(crate) fn translate(&mut self, source: &Source<'_>) -> Emitted {
         let decoded = self.decode_block(source);
-        let (live, looked_at) = self.liveness(source, &decoded);
+        let (live, looked_at, looked_at_next) = self.liveness(source, &decoded);
         let mut builder = Builder {
             asm: Asm::default(),
-            out: Emitted { lines: looked_at, ..Emitted::default() },
+            out: Emitted { lines: looked_at, next_lines: looked_at_next, ..Emitted::default() },
             cold: Vec::new(),
             source,
             tools: self,
             at: source.offset as u32,
             live: true,
+            vectors: Vectors::Used,
+            following: None,
         };
         builder.run(&decoded, &live);
         builder.finish()
@@ -95,12 +105,14 @@ impl Translator {
     fn decode_block(&self, source: &Source<'_>) -> Vec<Decoded> {
         let mut decoded = Vec::new();
         let mut offset = source.offset;
+        if let Some(next) = source.next {
+            let instr = decode_crossing(source.page, next, offset, source.linear_page);
+            decoded.extend(instr.map(|instr| self.decode_one(instr, source)));
+            return decoded;
+        }
         while decoded.len() < self.tuning.block_limit && offset < 4096 {
             let Some(instr) = decode_at(source.page, offset, source.linear_page) else { break };
-            let mut item = classify(instr);
-            if (item.vector && source.mode.no_vector) || !self.class_enabled(item.class, source) {
-                item.class = Class::Step;
-            }
+            let item = self.decode_one(instr, source);
             decoded.push(item);
             let ends = match item.class {
                 Class::Copy
@@ -112,6 +124,11 @@ impl Translator {
                 | Class::Leave
                 | Class::Cli
                 | Class::PushFlags
+                | Class::Sti
+                | Class::SwapGs
+                | Class::ReadSegment
+                | Class::ReadBase
+                | Class::WriteBase
                 | Class::ReadTsc => false,
                 Class::Branch => !self.tuning.extend,
                 _ => true,
@@ -124,20 +141,30 @@ impl Translator {
         decoded
     }
 
-    fn class_enabled(&self, class: Class, source: &Source<'_>) -> bool {
-        match class {
-            // CLI and PUSHF depend on IOPL at CPL 3, RDTSC on CR4.TSD.
-            Class::Cli | Class::PushFlags => self.tuning.inline_system && source.mode.space != Space::User,
-            Class::ReadTsc => false,
+    fn decode_one(&self, instr: Instruction, source: &Source<'_>) -> Decoded {
+        let mut item = classify(instr);
+        let kernel = source.mode.space != Space::User;
+        let system = self.tuning.inline_system;
+        let enabled = match item.class {
+            // CLI and PUSHF depend on IOPL at CPL 3; the others are privileged or depend on CR4 there.
+            Class::Cli | Class::PushFlags | Class::Sti | Class::Stac | Class::Clac | Class::SwapGs => system && kernel,
+            Class::ReadBase | Class::WriteBase => system && kernel,
+            Class::ReadSegment => system,
+            // `no_vector` stands for CR4.TSD too.
+            Class::ReadTsc => system && !source.mode.no_vector,
             _ => true,
+        };
+        if (item.vector && source.mode.no_vector) || !enabled {
+            item.class = Class::Step;
         }
+        item
     }
 
     /// Whether status flags are live before each instruction, and the lines that the answer depends on.
-    fn liveness(&mut self, source: &Source<'_>, decoded: &[Decoded]) -> (Vec<u32>, u64) {
+    fn liveness(&mut self, source: &Source<'_>, decoded: &[Decoded]) -> (Vec<u32>, u64, u64) {
         let mut live = vec![STATUS; decoded.len()];
         if !self.tuning.liveness {
-            return (live, 0);
+            return (live, 0, 0);
         }
         let mut lines = 0;
         let mut look = |offset: i64, budget: u32| {
@@ -152,7 +179,10 @@ impl Translator {
             lines |= look.lines;
             live
         };
-        let Some(last) = decoded.last() else { return (live, 0) };
+        if let (Some(next), [only]) = (source.next, decoded) {
+            return self.crossing_liveness(source, next, only);
+        }
+        let Some(last) = decoded.last() else { return (live, 0, 0) };
         let last_offset = last.instr.ip().wrapping_sub(source.linear_page) as i64;
         // For the last instruction, look-ahead knows how control flow goes on.
         let mut after = look(last_offset, LOOK_AHEAD);
@@ -177,7 +207,24 @@ impl Translator {
             }
             after = before;
         }
-        (live, lines)
+        (live, lines, 0)
+    }
+
+    /// The same for the one instruction that goes on in the next page.
+    fn crossing_liveness(&self, source: &Source<'_>, next: &[u8; 4096], only: &Decoded) -> (Vec<u32>, u64, u64) {
+        if only.class != Class::Step && only.instr.flow_control() != iced_x86::FlowControl::Next {
+            return (vec![STATUS], 0, 0);
+        }
+        let linear_page = source.linear_page.wrapping_add(4096);
+        let mut look = LookAhead {
+            page: next,
+            linear_page,
+            dead_at_return: self.tuning.flags_dead_at_return,
+            lines: 0,
+            budget: LOOK_AHEAD,
+        };
+        let after = look.live_at(only.instr.next_ip().wrapping_sub(linear_page) as i64);
+        (vec![(after & !only.kills) | only.reads, after], 0, look.lines)
     }
 }
 
@@ -185,12 +232,14 @@ impl Builder<'_> {
     fn run(&mut self, decoded: &[Decoded], live: &[u32]) {
         let mut ended = false;
         let mut next = self.source.offset;
-        for (item, live) in decoded.iter().zip(live) {
+        for (index, (item, before)) in decoded.iter().zip(live).enumerate() {
             self.at = item.instr.ip().wrapping_sub(self.source.linear_page) as u32;
-            self.live = *live != 0;
+            self.live = *before != 0;
+            self.vectors = item.vectors;
+            self.following = decoded.get(index + 1).map(|item| item.class);
             let here = self.asm.here();
             self.out.map.push((here, self.at as u16));
-            self.out.lines |= line_mask(self.at as usize, item.instr.len());
+            self.note_lines(self.at as usize, item.instr.len());
             let cold = self.cold.len();
             next = self.at as usize + item.instr.len().max(1);
             match self.lower(item) {
@@ -205,36 +254,48 @@ impl Builder<'_> {
                     self.asm.buf.truncate(here as usize);
                     self.out.thunk_calls.retain(|(at, _)| *at < here);
                     self.cold.truncate(cold);
-                    self.out.step_only = self.out.instructions == 0;
-                    self.step_site();
+                    self.out.step_only = (self.out.instructions == 0).then_some(item.vectors);
+                    self.step_here(self.at, item.vectors);
                     ended = true;
                     break;
                 }
             }
         }
-        if !ended {
-            if next < 4096 && decode_at(self.source.page, next, self.source.linear_page).is_some() {
-                if decoded.is_empty() {
-                    self.out.step_only = true;
-                }
-                self.jump_near(next as u32, false);
-            } else if next < 4096 {
-                // The next instruction goes on in the next page.
-                self.at = next as u32;
-                self.out.step_only = decoded.is_empty();
-                self.out.lines |= line_mask(next, 4096 - next);
-                self.step_site();
-            } else {
-                let target = self.source.linear_page.wrapping_add(4096);
-                self.jump_far(target, true);
-            }
+        if ended {
+            return;
+        }
+        if decoded.is_empty() {
+            // The bytes at the end of the page are not a whole instruction.
+            self.out.step_only = Some(Vectors::Used);
+            self.out.crossing = self.source.next.is_none();
+            self.note_lines(next, 4096usize.saturating_sub(next).max(1));
+            self.step_here(next as u32, Vectors::Used);
+        } else if next < 4096 {
+            let live = live.get(decoded.len()).is_none_or(|after| *after != 0);
+            self.jump_near(next as u32, live);
+        } else {
+            let target = self.source.linear_page.wrapping_add(next as u64);
+            let live = live.get(decoded.len()).is_none_or(|after| *after != 0);
+            self.jump_far(target, live);
         }
     }
 
-    /// Leaves for the interpreter at `self.at`.
-    fn step_site(&mut self) {
-        let from = self.asm.jmp();
-        self.cold.push(Cold::Site { from, kind: SiteKind::Step(self.at) });
+    /// Notes that the translation depends on these bytes.
+    fn note_lines(&mut self, offset: usize, len: usize) {
+        if offset < 4096 {
+            self.out.lines |= line_mask(offset, len.min(4096 - offset));
+        }
+        if offset + len > 4096 {
+            self.out.next_lines |= line_mask(offset.saturating_sub(4096), offset + len - 4096.max(offset));
+        }
+    }
+
+    /// Leaves for the interpreter at an offset.
+    fn step_here(&mut self, at: u32, vectors: Vectors) {
+        self.load_linear(R10, self.source.linear_page.wrapping_add(u64::from(at)));
+        let jump = self.asm.jmp();
+        let thunk = if vectors == Vectors::Untouched { Thunk::Step } else { Thunk::StepVector };
+        self.out.thunk_calls.push((jump, thunk));
     }
 
     /// A jump to a linear address that ends the block.
@@ -243,16 +304,26 @@ impl Builder<'_> {
         if offset >= 4096 {
             self.jump_far(target, live);
         } else {
-            let backward = offset <= u64::from(self.at);
-            if backward {
+            if offset <= u64::from(self.at) {
                 self.poll(offset as u32, live);
             }
-            self.jump_near(offset as u32, backward);
+            self.jump_near(offset as u32, live);
         }
     }
 
+    /// Whether the instruction at an offset lies in the page as a whole: only then may a jump be linked to it for good.
+    fn is_whole(&mut self, offset: u32) -> bool {
+        let Some(instr) = decode_at(self.source.page, offset as usize, self.source.linear_page) else { return false };
+        self.out.lines |= line_mask(offset as usize, instr.len().max(1));
+        true
+    }
+
     /// A jump inside the page, to be linked later.
-    fn jump_near(&mut self, target: u32, _backward: bool) {
+    fn jump_near(&mut self, target: u32, live: bool) {
+        if !self.is_whole(target) {
+            self.jump_far(self.source.linear_page.wrapping_add(u64::from(target)), live);
+            return;
+        }
         self.asm.align_patch(1);
         let from = self.asm.jmp();
         self.cold.push(Cold::Site { from, kind: SiteKind::Chain { patch: from, target } });
@@ -301,16 +372,20 @@ impl Builder<'_> {
 
     /// Jumps to the guest address in r10, through the jump cache.
     pub(crate) fn jump_r10(&mut self, live: bool) {
+        self.jump_r10_in(self.source.mode.space, live);
+    }
+
+    /// The same, with the code at the target belonging to this space.
+    pub(crate) fn jump_r10_in(&mut self, space: Space, live: bool) {
         if !self.tools.tuning.jump_cache {
             let at = self.asm.jmp();
             self.out.thunk_calls.push((at, Thunk::JumpMiss));
             return;
         }
         if live {
-            self.jump_r10_keeping_flags();
+            self.jump_r10_keeping_flags(space);
             return;
         }
-        let space = self.source.mode.space;
         self.asm.cmp_byte_gs(KICK, 0);
         let kicked = self.asm.jcc(NOT_EQUAL);
         self.asm.rorx(R11, R10, 8);
@@ -329,8 +404,7 @@ impl Builder<'_> {
     }
 
     /// The same without touching flags.
-    fn jump_r10_keeping_flags(&mut self) {
-        let space = self.source.mode.space;
+    fn jump_r10_keeping_flags(&mut self, space: Space) {
         self.asm.store(Mem::Gs(SPILL_RCX), RCX);
         self.asm.op_mem(false, &[0x0f, 0xb6], RCX, Mem::Gs(KICK));
         let quiet = self.asm.jrcxz();
@@ -361,7 +435,7 @@ impl Builder<'_> {
     /// A conditional jump: `jcc` with this condition, taken to `target`.
     pub(crate) fn branch(&mut self, cond: u8, target: u64, live_at_target: bool) {
         let offset = target.wrapping_sub(self.source.linear_page);
-        if offset >= 4096 {
+        if offset >= 4096 || (offset > u64::from(self.at) && !self.is_whole(offset as u32)) {
             let from = self.asm.jcc(cond);
             self.cold.push(Cold::Far { from, target, live: live_at_target });
         } else if offset <= u64::from(self.at) {
@@ -379,7 +453,7 @@ impl Builder<'_> {
         let mut index = 0;
         while index < self.cold.len() {
             let Some(slot) = self.cold.get_mut(index) else { break };
-            let piece = std::mem::replace(slot, Cold::Site { from: 0, kind: SiteKind::Step(0) });
+            let piece = std::mem::replace(slot, Cold::Site { from: 0, kind: SiteKind::Kick(0) });
             index += 1;
             self.cold_piece(piece);
         }
@@ -393,14 +467,18 @@ impl Builder<'_> {
                 self.asm.link_here(from);
                 self.site_call(Thunk::Site, kind);
             }
-            Cold::Miss { from, retry, kind, offset, undo } => {
+            Cold::Step { from, at, vectors } => {
+                self.asm.link_here(from);
+                self.step_here(at, vectors);
+            }
+            Cold::Miss { from, retry, kind, offset, vector, undo } => {
                 self.asm.link_here(from);
                 match undo {
                     Undo::Xor(tag) => self.asm.op_mem(true, &[0x33], R10, Mem::GsR11(tag)),
                     Undo::Rcx => self.asm.load(RCX, Mem::Gs(SPILL_RCX)),
                 }
                 self.asm.constant(R11, u64::from(kind));
-                self.site_call(Thunk::Refill, SiteKind::Miss(offset));
+                self.site_call(Thunk::Refill, SiteKind::Miss { at: offset, vector });
                 let back = self.asm.jmp();
                 self.asm.link(back, i64::from(retry));
             }
@@ -411,7 +489,7 @@ impl Builder<'_> {
             Cold::Back { from, target, live } => {
                 self.asm.link_here(from);
                 self.poll(target, live);
-                self.jump_near(target, true);
+                self.jump_near(target, live);
             }
         }
     }

@@ -1,0 +1,208 @@
+//! System instructions that are frequent enough to be done in line. All but RDTSC and reads of selectors are made at
+//! CPL 0 only.
+
+use iced_x86::{Code, Instruction, OpKind, Register};
+use soft_cpu::cpu::sreg;
+
+use crate::block::Vectors;
+use crate::decode::Class;
+use crate::emit::{ABOVE, GUEST_SP, Mem, NOT_EQUAL, R10, R11, RAX, RCX, RDX};
+use crate::layout::{
+    IRQ_WINDOW, KERNEL_GS_BASE, RFLAGS, SPILL_RCX, Space, TEMP, TSC_AUX, TSC_OFFSET, gpr, seg_base, selector,
+};
+use crate::translate::{Builder, Cold, Unsupported};
+
+const IF: i32 = 0x200;
+const AC: i32 = 0x4_0000;
+
+impl Builder<'_> {
+    /// CPL 0 only.
+    pub(crate) fn lower_cli(&mut self) -> Result<(), Unsupported> {
+        if self.live {
+            // btr changes CF only, so spare it with a copy through the host stack; rare.
+            self.asm.bytes(&[0x9c]); // pushfq
+        }
+        // and dword gs:[RFLAGS], ~IF
+        self.asm.op_mem(false, &[0x81], 4, Mem::Gs(RFLAGS));
+        self.asm.bytes(&(!0x200u32).to_le_bytes());
+        if self.live {
+            self.asm.bytes(&[0x9d]); // popfq
+        }
+        Ok(())
+    }
+
+    /// CPL 0 only.
+    pub(crate) fn lower_push_flags(&mut self) -> Result<(), Unsupported> {
+        // The status flags are read: the check keeps them.
+        self.live = true;
+        let retry = self.asm.here();
+        self.stack_address(-8);
+        self.check(retry, 8, true)?;
+        self.asm.bytes(&[0x9c, 0x41, 0x5b]); // pushfq; pop r11
+        self.asm.bytes(&[0x9c]); // pushfq, to be restored
+        self.asm.alu_imm(true, 4, R11, 0x8d5);
+        self.asm.store(Mem::Gs(TEMP), R11);
+        self.asm.load(R11, Mem::Gs(RFLAGS));
+        self.asm.alu_imm(true, 4, R11, !(0x8d5 | 0x1_0000));
+        self.asm.op_mem(true, &[0x0b], R11, Mem::Gs(TEMP)); // or
+        self.asm.store(Mem::at(R10, 0), R11);
+        self.asm.bytes(&[0x9d]); // popfq
+        self.asm.lea(GUEST_SP, Mem::at(GUEST_SP, -8));
+        Ok(())
+    }
+
+    /// Sets or clears bits of RFLAGS in memory; the status flags are kept if they are live.
+    fn change_rflags(&mut self, digit: u8, value: i32) {
+        if self.live {
+            self.asm.bytes(&[0x9c]); // pushfq
+        }
+        self.asm.op_mem(false, &[0x81], digit, Mem::Gs(RFLAGS));
+        self.asm.bytes(&value.to_le_bytes());
+        if self.live {
+            self.asm.bytes(&[0x9d]); // popfq
+        }
+    }
+
+    /// In line only if nothing waits for interrupts to be enabled, and if the instruction in the shadow is in the block
+    /// and goes on without Rust (so that `sti; hlt` is left to the interpreter as a pair).
+    pub(crate) fn lower_sti(&mut self) -> Result<(), Unsupported> {
+        let quiet = matches!(
+            self.following,
+            Some(
+                Class::Copy | Class::Nop | Class::Lea | Class::BitString | Class::Push | Class::Pop | Class::Leave
+                    | Class::Return | Class::Jump | Class::Branch
+            )
+        );
+        if !quiet {
+            return Err(Unsupported);
+        }
+        let from = if self.live {
+            self.asm.store(Mem::Gs(SPILL_RCX), RCX);
+            self.asm.op_mem(false, &[0x0f, 0xb6], RCX, Mem::Gs(IRQ_WINDOW));
+            let closed = self.asm.jrcxz();
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+            let from = self.asm.jmp();
+            self.asm.link_short(closed);
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+            from
+        } else {
+            self.asm.cmp_byte_gs(IRQ_WINDOW, 0);
+            self.asm.jcc(NOT_EQUAL)
+        };
+        self.cold.push(Cold::Step { from, at: self.at, vectors: Vectors::Untouched });
+        self.change_rflags(1, IF);
+        Ok(())
+    }
+
+    /// `stac`, `clac`: what follows belongs to another space.
+    pub(crate) fn lower_access_control(&mut self, instr: &Instruction) {
+        let space = if instr.code() == Code::Stac {
+            self.change_rflags(1, AC);
+            Space::KernelAc
+        } else {
+            self.change_rflags(4, !AC);
+            Space::Kernel
+        };
+        self.load_linear(R10, instr.next_ip());
+        self.jump_r10_in(space, self.live);
+    }
+
+    pub(crate) fn lower_swap_gs(&mut self) {
+        self.asm.load(R10, Mem::Gs(seg_base(sreg::GS)));
+        self.asm.load(R11, Mem::Gs(KERNEL_GS_BASE));
+        self.asm.store(Mem::Gs(seg_base(sreg::GS)), R11);
+        self.asm.store(Mem::Gs(KERNEL_GS_BASE), R10);
+    }
+
+    /// The host register of a plain destination, or r10 and the slot to store it to.
+    fn destination(register: Register) -> (u8, Option<i32>) {
+        match register.full_register().number() as u8 {
+            4 => (GUEST_SP, None),
+            guest @ 9..=11 => (R10, Some(gpr(guest))),
+            guest => (guest, None),
+        }
+    }
+
+    pub(crate) fn lower_read_segment(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        let slot = match instr.op1_register() {
+            Register::ES => sreg::ES,
+            Register::CS => sreg::CS,
+            Register::SS => sreg::SS,
+            Register::DS => sreg::DS,
+            Register::FS => sreg::FS,
+            Register::GS => sreg::GS,
+            _ => return Err(Unsupported),
+        };
+        if instr.op0_kind() == OpKind::Memory {
+            let retry = self.asm.here();
+            self.effective_address(instr)?;
+            self.check(retry, 2, true)?;
+            self.asm.op_mem(false, &[0x0f, 0xb7], R11, Mem::Gs(selector(slot)));
+            self.asm.bytes(&[0x66]);
+            self.asm.op_mem(false, &[0x89], R11, Mem::at(R10, 0));
+            return Ok(());
+        }
+        if instr.op0_register().size() < 4 {
+            return Err(Unsupported);
+        }
+        let (host, home) = Self::destination(instr.op0_register());
+        self.asm.op_mem(false, &[0x0f, 0xb7], host, Mem::Gs(selector(slot)));
+        if let Some(home) = home {
+            self.asm.store(Mem::Gs(home), host);
+        }
+        Ok(())
+    }
+
+    fn base_slot(instr: &Instruction) -> i32 {
+        match instr.code() {
+            Code::Rdfsbase_r64 | Code::Wrfsbase_r64 => seg_base(sreg::FS),
+            _ => seg_base(sreg::GS),
+        }
+    }
+
+    pub(crate) fn lower_read_base(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        let (host, home) = Self::destination(instr.op0_register());
+        self.asm.load(host, Mem::Gs(Self::base_slot(instr)));
+        if let Some(home) = home {
+            self.asm.store(Mem::Gs(home), host);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn lower_write_base(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        if self.live {
+            return Err(Unsupported);
+        }
+        let source = self.address_register(instr.op0_register(), R10);
+        self.asm.store(Mem::Gs(TEMP), source);
+        self.asm.constant(R11, 47);
+        self.asm.sarx(true, R10, source, R11);
+        self.asm.lea(R10, Mem::at(R10, 1));
+        self.asm.alu_imm(true, 7, R10, 1);
+        let from = self.asm.jcc(ABOVE);
+        self.cold.push(Cold::Step { from, at: self.at, vectors: Vectors::Untouched });
+        self.asm.load(R10, Mem::Gs(TEMP));
+        self.asm.store(Mem::Gs(Self::base_slot(instr)), R10);
+        Ok(())
+    }
+
+    /// Guest time = host time + offset, without touching flags.
+    pub(crate) fn lower_read_tsc(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        let aux = instr.code() == Code::Rdtscp;
+        if aux {
+            self.asm.bytes(&[0x0f, 0xae, 0xe8]); // lfence
+        }
+        self.asm.bytes(&[0x0f, 0x31]); // rdtsc
+        self.asm.rorx(RDX, RDX, 32);
+        self.asm.lea(RAX, Mem::Sib { base: Some(RAX), index: Some((RDX, 1)), disp: 0 });
+        self.asm.load(R10, Mem::Gs(TSC_OFFSET));
+        self.asm.lea(RAX, Mem::Sib { base: Some(RAX), index: Some((R10, 1)), disp: 0 });
+        self.asm.rorx(RDX, RAX, 32);
+        self.asm.op_reg(false, &[0x89], RAX, RAX);
+        self.asm.op_reg(false, &[0x89], RDX, RDX);
+        if aux {
+            self.asm.op_mem(false, &[0x8b], RCX, Mem::Gs(TSC_AUX));
+        }
+        Ok(())
+    }
+}
