@@ -221,16 +221,22 @@ mod tests {
 
     #[test]
     fn every_table_sums_to_zero_and_is_reached_from_the_root() {
-        let tables = tables(2, ApStartup::Mailbox);
+        for vcpus in 1..20 {
+            check(&tables(vcpus, ApStartup::Mailbox));
+            check(&tables(vcpus, ApStartup::InitSipi));
+        }
+    }
+
+    fn check(tables: &[u8]) {
         assert_eq!(&tables[..8], b"RSD PTR ");
         assert_eq!(sum(&tables[..36]), 0);
         assert!(layout::ACPI_TABLES + tables.len() as u64 <= layout::ACPI_TABLES_END);
-        let xsdt = find(&tables, b"XSDT");
+        let xsdt = find(tables, b"XSDT");
         for signature in [b"DSDT", b"FACP", b"APIC", b"MCFG"] {
-            let table = find(&tables, signature);
+            let table = find(tables, signature);
             assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(signature));
             let at = layout::ACPI_TABLES + (table.as_ptr() as u64 - tables.as_ptr() as u64);
-            let holder = if signature == b"DSDT" { find(&tables, b"FACP") } else { xsdt };
+            let holder = if signature == b"DSDT" { find(tables, b"FACP") } else { xsdt };
             assert!(holder.windows(8).any(|window| window == at.to_le_bytes()), "{at:#x} is linked");
         }
     }

@@ -212,7 +212,9 @@ pub(crate) fn start_state(entry: Entry, is_boot_processor: bool) -> [StateElemen
         cr3: layout::STARTUP_TABLES,
         cr4: 0x20, // PAE
         cr8: 0,
-        efer: 0x500, // LMA, LME
+        // LMA, LME; NXE because an application processor takes over the kernel's page tables, with their NX bits, before
+        // it sets EFER.
+        efer: 0xd00,
         // Enabled; bit 8 marks the boot processor.
         apic_base: 0xfee0_0800 | u64::from(is_boot_processor) << 8,
     };

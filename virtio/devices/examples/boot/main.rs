@@ -178,6 +178,10 @@ fn main() -> anyhow::Result<()> {
         let handle = handle.clone();
         std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_secs(seconds));
+            handle.pause();
+            for vcpu in 0..handle.vcpus() {
+                eprintln!("vCPU {vcpu}: {:x?}", handle.vcpu_state(vcpu));
+            }
             handle.stop();
         });
     }
