@@ -59,7 +59,12 @@ pub fn run(job: &Job<'_>, line: &mut dyn FnMut(&str)) -> Result<()> {
         bytes.clear();
         match console.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
             Ok(0) | Err(_) => break,
-            Ok(_) => line(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n'])),
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let text = text.trim_end_matches(['\r', '\n']);
+                tracing::debug!(console = text);
+                line(text);
+            }
         }
     }
     let mut failure = None;

@@ -65,6 +65,7 @@ impl Vmm {
         let child = Command::new(own_program())
             .arg(VMM_ROLE)
             .env_clear()
+            .envs(crate::hostile::variable())
             .current_dir("/")
             .stdin(Stdio::from(far))
             .stdout(Stdio::null())

@@ -13,6 +13,7 @@ pub mod engine;
 mod error;
 mod files;
 pub mod folder;
+mod hostile;
 pub mod images;
 pub mod launch;
 pub mod logs;

@@ -108,6 +108,8 @@ pub fn run(
         engine: String::new(),
     };
     sandbox.note(&runtime)?;
+    confine::confine(confine::Role::Shim, &confine::Grants::default())
+        .map_err(|error| Error::NotStarted { why: crate::engine::sentence(&error), hint: None })?;
     let outcome = machine().and_then(|machine| {
         runtime.engine.clone_from(&machine.engine);
         let listener = control::listen(sandbox.folder())

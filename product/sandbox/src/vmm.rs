@@ -35,7 +35,11 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     let (plan, received) = plan(control)?;
     let descriptors = raise_descriptors();
     let built = build::build(&plan, received)?;
+    #[cfg(feature = "hostile-hook")]
+    crate::hostile::prepare();
     let layers = confine(&built.shares, descriptors)?;
+    #[cfg(feature = "hostile-hook")]
+    crate::hostile::attempt()?;
     packet::send(control, &FromVmm::Confined { layers }, &[]).map_err(|error| sentence(&error))?;
     let Built { machine, vsock, .. } = built;
     let handle = machine.handle();

@@ -67,6 +67,10 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
             let message = match refusal.cause() {
                 Cause::NotFound => format!("there is no program called \"{program}\" in the sandbox"),
                 Cause::NotExecutable => format!("\"{program}\" cannot be executed"),
+                Cause::NoDirectory => {
+                    let folder = String::from_utf8_lossy(&wanted.cwd);
+                    format!("the folder {folder} is not there in the sandbox, or closed to the user")
+                }
                 _ => refusal.message,
             };
             return Err(Failure::new(message).code(code));
