@@ -31,6 +31,9 @@ struct Arguments {
     vcpus: u32,
     #[arg(long, default_value_t = 512)]
     memory: u64,
+    /// When stopped by --seconds, says where each vCPU was.
+    #[arg(long)]
+    registers: bool,
     /// Stops after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -73,6 +76,12 @@ fn main() -> anyhow::Result<()> {
         let handle = handle.clone();
         std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_secs(seconds));
+            if arguments.registers {
+                handle.pause();
+                for vcpu in 0..arguments.vcpus {
+                    eprintln!("vCPU {vcpu}: {:#x?}", handle.vcpu_state(vcpu));
+                }
+            }
             handle.stop();
         });
     }

@@ -118,7 +118,8 @@ impl Vcpu for SoftVcpu {
                 executor.invalidate(cpu);
             }
             if self.waiting {
-                match lock(&slot.entry).take() {
+                let entry = lock(&slot.entry).take();
+                match entry {
                     Some(entry) => {
                         // The rest of its state is what the machine set (ACPI 6.4 §5.2.12.19: 64-bit mode over an
                         // identity map).

@@ -405,6 +405,7 @@ fn byte_mask_move(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
         if x87_pending(cpu) {
             return Err(mf());
         }
+        enter_mmx(cpu);
         let read = |number: usize| {
             let mut value = [0; 32];
             value[..8].copy_from_slice(&cpu.xsave.0[32 + 16 * (number & 7)..40 + 16 * (number & 7)]);
@@ -427,12 +428,16 @@ fn byte_mask_move(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
         mem::write(cpu, env, at.wrapping_add(index as u64), u64::from(data[index]), 1, false)?;
     }
-    if mmx {
-        // As every MMX instruction: all registers valid, the top of the stack 0.
-        cpu.xsave.0[4] = 0xff;
-        cpu.xsave.0[3] &= !0x38;
-    }
     Ok(())
+}
+
+/// What every MMX instruction does: all registers valid, the top of the stack 0. The image holds the registers from the
+/// top on, so they move.
+fn enter_mmx(cpu: &mut Cpu) {
+    let top = (cpu.xsave.0[3] >> 3 & 7) as usize;
+    cpu.xsave.0[32..160].rotate_right(16 * top);
+    cpu.xsave.0[4] = 0xff;
+    cpu.xsave.0[3] &= !0x38;
 }
 
 /// VGATHER*, VPGATHER*: elements loaded so far stay loaded, with their mask cleared, when one faults.
