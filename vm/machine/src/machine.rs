@@ -205,6 +205,7 @@ impl Machine {
         let Self { control, platform, binders, entry, .. } = self;
         let alive = AtomicU32::new(binders.len() as u32);
         let exit = std::thread::scope(|scope| {
+            let mut threads = Vec::new();
             for (id, binder) in (0..).zip(binders) {
                 let (control, platform, alive) = (&*control, &*platform, &alive);
                 let body = move || {
@@ -215,15 +216,19 @@ impl Machine {
                     });
                     control.end(run_vcpu(id, binder, platform, control, entry));
                 };
-                if let Err(error) =
-                    std::thread::Builder::new().name(format!("vcpu{id}")).spawn_scoped(scope, body)
-                {
-                    alive.fetch_sub(1, Ordering::SeqCst);
-                    control
-                        .end(Exit::Crashed(format!("The thread of vCPU {id} could not be started: {error}")));
+                match std::thread::Builder::new().name(format!("vcpu{id}")).spawn_scoped(scope, body) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => {
+                        alive.fetch_sub(1, Ordering::SeqCst);
+                        let what = format!("The thread of vCPU {id} could not be started: {error}");
+                        control.end(Exit::Crashed(what));
+                    }
                 }
             }
-            control.wait_for_end(|| alive.load(Ordering::SeqCst) == 0)
+            let exit = control.wait_for_end(|| alive.load(Ordering::SeqCst) == 0);
+            // Joined one by one: the scope would pass a panic on, and the machine's end says it already.
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            exit
         });
         platform.pci.functions().for_each(|function| function.shut_down());
         exit

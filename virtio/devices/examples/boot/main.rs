@@ -61,15 +61,15 @@ impl ConsoleBackend for Stdout {
     }
 }
 
-/// A plain file as a disk.
-struct Plain(File);
+/// A plain file as a disk, and whether it is read-only.
+struct Plain(File, bool);
 
 impl BlockBackend for Plain {
     fn len(&self) -> u64 {
         self.0.metadata().map_or(0, |metadata| metadata.len())
     }
     fn read_only(&self) -> bool {
-        false
+        self.1
     }
     fn read(&self, mut offset: u64, buffers: &mut [IoSliceMut<'_>]) -> std::io::Result<()> {
         for buffer in buffers {
@@ -126,7 +126,10 @@ fn plug(builder: &mut MachineBuilder, arguments: &Arguments) -> anyhow::Result<V
             .write(true)
             .open(path)
             .with_context(|| format!("Cannot open {path}"))?;
-        builder.device(slot, virtio_devices::pci(Block::new(Box::new(Plain(file)), serial)))?;
+        builder.device(
+            slot,
+            virtio_devices::pci(Block::new(Box::new(Plain(file, serial == "viv-base")), serial)),
+        )?;
     }
     Ok(host)
 }
