@@ -59,6 +59,8 @@ pub(crate) enum Class {
     Clac,
     /// `swapgs`
     SwapGs,
+    /// `rep movs`, `rep stos` with 64-bit addresses.
+    RepString,
     /// `mov` from a segment register.
     ReadSegment,
     /// `rdfsbase`, `rdgsbase`, 64-bit.
@@ -355,6 +357,19 @@ fn class_of(instr: &Instruction) -> Class {
         Code::Cli => return Class::Cli,
         Code::Pushfq => return Class::PushFlags,
         Code::Rdtsc | Code::Rdtscp => return Class::ReadTsc,
+        Code::Movsb_m8_m8 | Code::Movsw_m16_m16 | Code::Movsd_m32_m32 | Code::Movsq_m64_m64
+            if (instr.has_rep_prefix() || instr.has_repne_prefix())
+                && instr.op0_kind() == OpKind::MemoryESRDI
+                && instr.op1_kind() == OpKind::MemorySegRSI
+                && !matches!(instr.memory_segment(), Register::FS | Register::GS) =>
+        {
+            return Class::RepString;
+        }
+        Code::Stosb_m8_AL | Code::Stosw_m16_AX | Code::Stosd_m32_EAX | Code::Stosq_m64_RAX
+            if (instr.has_rep_prefix() || instr.has_repne_prefix()) && instr.op0_kind() == OpKind::MemoryESRDI =>
+        {
+            return Class::RepString;
+        }
         Code::Sti => return Class::Sti,
         Code::Stac => return Class::Stac,
         Code::Clac => return Class::Clac,
@@ -590,7 +605,6 @@ mod tests {
             &[0x0f, 0x01, 0xe0],                   // smsw eax
             &[0x0f, 0x00, 0xc0],                   // sldt eax
             &[0xf3, 0x0f, 0xc7, 0xf8],             // rdpid
-            &[0xf3, 0xa4],                         // rep movsb
             &[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc0], // vaddps zmm (EVEX)
             &[0xc5, 0xf8, 0x77][..0],              // nothing at all
         ] {

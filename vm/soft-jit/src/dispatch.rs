@@ -412,6 +412,7 @@ impl Executor for JitVcpu {
             ("block look-ups".to_owned(), self.counts.lookups),
             ("TLB refills".to_owned(), self.tlb.refills),
             ("TLB flushes".to_owned(), self.tlb.flushes),
+            ("TLB flushes of all entries".to_owned(), self.tlb.full_flushes),
         ];
         counters.extend(self.counts.by_name.iter().map(|(name, count)| (name.clone(), *count)));
         counters

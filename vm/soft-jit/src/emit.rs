@@ -6,7 +6,8 @@ pub(crate) const RAX: u8 = 0;
 pub(crate) const RCX: u8 = 1;
 pub(crate) const RDX: u8 = 2;
 pub(crate) const RBP: u8 = 5;
-pub(crate) const RSP: u8 = 4;
+pub(crate) const RSI: u8 = 6;
+pub(crate) const RDI: u8 = 7;
 /// Holds the guest's rsp.
 pub(crate) const GUEST_SP: u8 = 9;
 pub(crate) const R10: u8 = 10;
@@ -34,6 +35,7 @@ impl Mem {
 
 /// A condition code (the low four bits of `jcc`).
 pub(crate) type Cond = u8;
+pub(crate) const EQUAL: Cond = 4;
 pub(crate) const NOT_EQUAL: Cond = 5;
 pub(crate) const ABOVE: Cond = 7;
 

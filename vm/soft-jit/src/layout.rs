@@ -72,8 +72,6 @@ pub(crate) struct Head {
     /// 1 while the thread may be in translated code.
     pub(crate) in_guest: AtomicU32,
     pub(crate) pad: u32,
-    /// Slot of the flag-preserving string and system sequences.
-    pub(crate) temp2: u64,
     /// Registers saved by the refill thunk.
     pub(crate) saved: [u64; 16],
     /// The guest's vector registers while Rust runs.
@@ -197,7 +195,6 @@ head_slots!(
     PC_BASE = pc_base,
     SPILL_RCX = spill_rcx,
     TEMP = temp,
-    TEMP2 = temp2,
     RUST_RSP = rust_rsp,
     HOST_STACK = host_stack,
     ENTRY = entry,

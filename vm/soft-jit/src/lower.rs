@@ -112,6 +112,7 @@ impl Builder<'_> {
                 self.lower_swap_gs();
                 Ok(false)
             }
+            Class::RepString => self.lower_rep_string(instr).map(|()| false),
             Class::ReadSegment => self.lower_read_segment(instr).map(|()| false),
             Class::ReadBase => self.lower_read_base(instr).map(|()| false),
             Class::WriteBase => self.lower_write_base(instr).map(|()| false),

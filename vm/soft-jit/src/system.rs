@@ -6,7 +6,7 @@ use soft_cpu::cpu::sreg;
 
 use crate::block::Vectors;
 use crate::decode::Class;
-use crate::emit::{ABOVE, GUEST_SP, Mem, NOT_EQUAL, R10, R11, RAX, RCX, RDX};
+use crate::emit::{ABOVE, EQUAL, GUEST_SP, Mem, NOT_EQUAL, R10, R11, RAX, RCX, RDI, RDX, RSI};
 use crate::layout::{
     IRQ_WINDOW, KERNEL_GS_BASE, RFLAGS, SPILL_RCX, Space, TEMP, TSC_AUX, TSC_OFFSET, gpr, seg_base, selector,
 };
@@ -203,6 +203,70 @@ impl Builder<'_> {
         if aux {
             self.asm.op_mem(false, &[0x8b], RCX, Mem::Gs(TSC_AUX));
         }
+        Ok(())
+    }
+
+    /// `rep movs`, `rep stos` that stay within one page on each side run as such on the host's addresses; others are left
+    /// to the interpreter.
+    pub(crate) fn lower_rep_string(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        if self.live {
+            return Err(Unsupported);
+        }
+        let (moves, shift, opcode): (bool, u8, &[u8]) = match instr.code() {
+            Code::Movsb_m8_m8 => (true, 0u8, &[0xf3, 0xa4][..]),
+            Code::Movsw_m16_m16 => (true, 1, &[0x66, 0xf3, 0xa5]),
+            Code::Movsd_m32_m32 => (true, 2, &[0xf3, 0xa5]),
+            Code::Movsq_m64_m64 => (true, 3, &[0xf3, 0x48, 0xa5]),
+            Code::Stosb_m8_AL => (false, 0, &[0xf3, 0xaa]),
+            Code::Stosw_m16_AX => (false, 1, &[0x66, 0xf3, 0xab]),
+            Code::Stosd_m32_EAX => (false, 2, &[0xf3, 0xab]),
+            Code::Stosq_m64_RAX => (false, 3, &[0xf3, 0x48, 0xab]),
+            _ => return Err(Unsupported),
+        };
+        let size = 1usize << shift;
+        let scale = size as u8;
+        let leave = |builder: &mut Self, from| {
+            builder.cold.push(Cold::Step { from, at: builder.at, vectors: Vectors::Untouched });
+        };
+        // test dword gs:[RFLAGS], DF
+        self.asm.op_mem(false, &[0xf7], 0, Mem::Gs(RFLAGS));
+        self.asm.bytes(&0x400u32.to_le_bytes());
+        let from = self.asm.jcc(NOT_EQUAL);
+        leave(self, from);
+        self.asm.alu_imm(true, 7, RCX, 4096 >> shift);
+        let from = self.asm.jcc(ABOVE);
+        leave(self, from);
+        for side in [RDI, RSI].into_iter().take(if moves { 2 } else { 1 }) {
+            self.asm.mov(R10, side);
+            self.asm.and32(R10, 0xfff);
+            self.asm.lea(R10, Mem::Sib { base: Some(R10), index: Some((RCX, scale)), disp: 0 });
+            self.asm.alu_imm(true, 7, R10, 4096);
+            let from = self.asm.jcc(ABOVE);
+            leave(self, from);
+        }
+        // test rcx, rcx; je done
+        self.asm.op_reg(true, &[0x85], RCX, RCX);
+        let nothing = self.asm.jcc(EQUAL);
+        let retry = self.asm.here();
+        self.asm.mov(R10, RDI);
+        self.check(retry, size, true)?;
+        self.asm.store(Mem::Gs(TEMP), R10);
+        if moves {
+            let retry = self.asm.here();
+            self.asm.mov(R10, RSI);
+            self.check(retry, size, false)?;
+            self.asm.op_reg(true, &[0x87], R10, RSI); // xchg: the guest's rsi is in r10
+        }
+        self.asm.load(R11, Mem::Gs(TEMP));
+        self.asm.op_reg(true, &[0x87], R11, RDI); // xchg: the guest's rdi is in r11
+        self.asm.lea(R10, Mem::Sib { base: Some(R10), index: Some((RCX, scale)), disp: 0 });
+        self.asm.lea(R11, Mem::Sib { base: Some(R11), index: Some((RCX, scale)), disp: 0 });
+        self.asm.bytes(opcode);
+        self.asm.mov(RDI, R11);
+        if moves {
+            self.asm.mov(RSI, R10);
+        }
+        self.asm.link_here(nothing);
         Ok(())
     }
 }

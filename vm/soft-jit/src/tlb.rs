@@ -9,7 +9,7 @@ use soft_cpu::{Access, Cpu, Env, RamMap, TlbEvent, translate};
 
 use crate::layout::{Space, TlbEntry, empty_tag, head_of, tlb_of};
 use crate::lower::KIND_WRITE;
-use crate::shared::clear_jumps;
+use crate::shared::{QuickHash, clear_jumps};
 
 /// Which vCPUs may hold a write tag for each page of RAM.
 #[derive(Debug)]
@@ -32,8 +32,10 @@ impl Writers {
     }
 }
 
+type QuickSet = std::collections::HashSet<u64, std::hash::BuildHasherDefault<QuickHash>>;
+
 /// What a vCPU remembers about its tables.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct TlbState {
     /// The CPL 3 table or the AC table was filled since it was cleared.
     pub(crate) user_used: bool,
@@ -41,23 +43,11 @@ pub(crate) struct TlbState {
     pub(crate) kernel_private: bool,
     /// 1 GiB regions of which pieces of large pages were entered.
     pub(crate) large: Vec<u64>,
-    /// Linear pages (by a hash) from which code was entered in a jump cache.
-    pub(crate) code_pages: [u64; 64],
+    /// Linear pages from which code was entered in a jump cache: of the lower half, of the upper half.
+    code_pages: [QuickSet; 2],
     pub(crate) refills: u64,
     pub(crate) flushes: u64,
-}
-
-impl Default for TlbState {
-    fn default() -> Self {
-        Self {
-            user_used: false,
-            kernel_private: false,
-            large: Vec::new(),
-            code_pages: [0; 64],
-            refills: 0,
-            flushes: 0,
-        }
-    }
+    pub(crate) full_flushes: u64,
 }
 
 /// What the refill thunk's Rust side gets at.
@@ -192,8 +182,9 @@ pub(crate) fn clear_all(cpu: *mut Cpu, tlb: &mut TlbState) {
     tlb.user_used = false;
     tlb.kernel_private = false;
     tlb.large.clear();
-    tlb.code_pages = [0; 64];
+    tlb.code_pages.iter_mut().for_each(QuickSet::clear);
     tlb.flushes += 1;
+    tlb.full_flushes += 1;
 }
 
 /// Drops what a change of address space makes stale.
@@ -202,31 +193,38 @@ fn clear_private(cpu: *mut Cpu, tlb: &mut TlbState) {
         clear_all(cpu, tlb);
         return;
     }
+    clear_user(cpu, tlb);
+}
+
+fn clear_user(cpu: *mut Cpu, tlb: &mut TlbState) {
     if tlb.user_used {
         clear_space(cpu, Space::User);
         clear_space(cpu, Space::KernelAc);
         tlb.user_used = false;
         tlb.flushes += 1;
     }
-    clear_jumps(cpu, Space::User);
+    let [user, _] = &mut tlb.code_pages;
+    if !user.is_empty() {
+        user.clear();
+        clear_jumps(cpu, Space::User);
+    }
 }
 
-fn code_bit(linear: u64) -> (usize, u64) {
-    let page = (linear >> 12) & 0xfff;
-    ((page >> 6) as usize, 1 << (page & 63))
+/// Whether an address is in the upper, the kernel's, half.
+fn is_upper(linear: u64) -> bool {
+    linear >> 63 != 0
 }
 
 /// Notes that code at `linear` is in a jump cache.
 pub(crate) fn note_code(tlb: &mut TlbState, linear: u64) {
-    let (word, bit) = code_bit(linear);
-    if let Some(word) = tlb.code_pages.get_mut(word) {
-        *word |= bit;
+    if let Some(pages) = tlb.code_pages.get_mut(usize::from(is_upper(linear))) {
+        pages.insert(linear >> 12);
     }
 }
 
 fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
     if tlb.large.contains(&(linear >> 30)) {
-        clear_all(cpu, tlb);
+        if is_upper(linear) { clear_all(cpu, tlb) } else { clear_user(cpu, tlb) }
         return;
     }
     for space in Space::ALL {
@@ -239,12 +237,17 @@ fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
             (*entry).write = tag;
         }
     }
-    let (word, bit) = code_bit(linear);
-    if tlb.code_pages.get(word).is_some_and(|word| word & bit != 0) {
-        for space in Space::ALL {
-            clear_jumps(cpu, space);
+    let upper = is_upper(linear);
+    let Some(pages) = tlb.code_pages.get_mut(usize::from(upper)) else { return };
+    if pages.contains(&(linear >> 12)) {
+        pages.clear();
+        if upper {
+            clear_jumps(cpu, Space::Kernel);
+            clear_jumps(cpu, Space::KernelAc);
+        } else {
+            // The kernel may run code of the lower half too, as it does while it starts.
+            Space::ALL.into_iter().for_each(|space| clear_jumps(cpu, space));
         }
-        tlb.code_pages = [0; 64];
     }
 }
 

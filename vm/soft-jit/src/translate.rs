@@ -126,6 +126,7 @@ impl Translator {
                 | Class::PushFlags
                 | Class::Sti
                 | Class::SwapGs
+                | Class::RepString
                 | Class::ReadSegment
                 | Class::ReadBase
                 | Class::WriteBase
@@ -149,7 +150,7 @@ impl Translator {
             // CLI and PUSHF depend on IOPL at CPL 3; the others are privileged or depend on CR4 there.
             Class::Cli | Class::PushFlags | Class::Sti | Class::Stac | Class::Clac | Class::SwapGs => system && kernel,
             Class::ReadBase | Class::WriteBase => system && kernel,
-            Class::ReadSegment => system,
+            Class::ReadSegment | Class::RepString => system,
             // `no_vector` stands for CR4.TSD too.
             Class::ReadTsc => system && !source.mode.no_vector,
             _ => true,

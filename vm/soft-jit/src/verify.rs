@@ -19,6 +19,7 @@ pub(crate) fn verify(emitted: &Emitted, _mode: Mode) -> Result<(), String> {
     let mut branches = Vec::new();
     let mut decoder = Decoder::with_ip(64, code, 0, 0);
     let mut exchanged = false;
+    let mut bounded = false;
     while decoder.can_decode() {
         let instr = decoder.decode();
         let at = instr.ip() as usize;
@@ -31,6 +32,13 @@ pub(crate) fn verify(emitted: &Emitted, _mode: Mode) -> Result<(), String> {
         }
         if let Some(start) = starts.get_mut(at) {
             *start = true;
+        }
+        let counted = std::mem::replace(&mut bounded, bounds_string(&instr));
+        if instr.is_string_instruction() {
+            if !counted || !instr.has_rep_prefix() {
+                return complain("a string instruction out of place");
+            }
+            continue;
         }
         if let Err(what) = permitted(&instr) {
             return complain(what);
@@ -68,6 +76,14 @@ pub(crate) fn verify(emitted: &Emitted, _mode: Mode) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The instruction in front of a permitted `rep movs` or `rep stos`: `lea r11, [r11 + rcx * scale]`.
+fn bounds_string(instr: &Instruction) -> bool {
+    instr.mnemonic() == Mnemonic::Lea
+        && instr.op0_register() == Register::R11
+        && instr.memory_base() == Register::R11
+        && instr.memory_index() == Register::RCX
 }
 
 fn permitted(instr: &Instruction) -> Result<(), &'static str> {
@@ -167,7 +183,7 @@ fn memory(instr: &Instruction, exchanged: bool) -> Result<(), &'static str> {
         if !constant && !table {
             return Err("state outside the tables");
         }
-        if displacement == RFLAGS as u64 && !matches!(instr.mnemonic(), Mnemonic::Mov | Mnemonic::And) {
+        if displacement == RFLAGS as u64 && !matches!(instr.mnemonic(), Mnemonic::Mov | Mnemonic::And | Mnemonic::Or | Mnemonic::Test) {
             return Err("a strange use of the flags' slot");
         }
         return Ok(());
