@@ -119,6 +119,8 @@ fn pair(
     };
     let (first, second) = std::thread::scope(|scope| {
         let ap = scope.spawn(run_ap);
+        // Most times the AP waits for its start by then, as in a machine; the cases hold if it does not.
+        std::thread::sleep(std::time::Duration::from_millis(10));
         let first = machine.boot(0, CODE).and_then(|mut cpu| cpu.finish());
         if first.is_err() {
             machine.stop(1);
