@@ -1,6 +1,7 @@
 //! Attributes: what the guest is shown of a file, and what it may change.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::HostFs;
 use crate::node::Node;
 use crate::owner::{self, Owner};
 use crate::resolve::ITSELF;
-use crate::sys::{self, Stat};
+use crate::sys::{self, OpenFor, Stat};
 
 impl HostFs {
     pub(crate) fn default_owner(&self) -> Owner {
@@ -105,6 +106,22 @@ impl HostFs {
 
     /// Who the node belongs to in the guest.
     pub(crate) fn owner(&self, node: &Arc<Node>, stat: &Stat) -> Owner {
+        self.owner_through(node, stat, || self.any_descriptor(node))
+    }
+
+    /// Notes the owner of what was just found as `name` in `directory`, which spares finding it again.
+    pub(crate) fn note_owner(&self, node: &Arc<Node>, stat: &Stat, directory: BorrowedFd<'_>, name: &CStr) {
+        self.owner_through(node, stat, || {
+            sys::open_entry(directory, name, OpenFor::Reading, false).map(Arc::new)
+        });
+    }
+
+    fn owner_through(
+        &self,
+        node: &Arc<Node>,
+        stat: &Stat,
+        open: impl FnOnce() -> Result<Arc<OwnedFd>>,
+    ) -> Owner {
         if let Some(owner) = self.remembered.get(node.share, node.identity) {
             return owner;
         }
@@ -117,8 +134,7 @@ impl HostFs {
             return owner;
         }
         // A file that the caller may not read has no attribute that it could have set.
-        let stored = self
-            .any_descriptor(node)
+        let stored = open()
             .and_then(|fd| sys::get_xattr(fd.as_fd(), owner::ATTRIBUTE, owner::MAX_LEN))
             .ok()
             .and_then(|text| Owner::parse(&text));
@@ -167,19 +183,23 @@ impl HostFs {
             Owner { uid: cx.uid, gid: cx.gid, mode: (fd.is_some() && host != wanted).then_some(wanted) };
         let mut changed = false;
         if let Some(fd) = fd
-            && stat.mode != host
+            && stat.mode & !KEPT_BIT != host
         {
-            sys::set_mode(fd, host)?;
+            sys::set_mode(fd, host | kept_bit(stat))?;
             changed = true;
         }
         if owner != self.default_owner() {
             self.store_owner(node, fd, owner)?;
             changed = true;
         }
-        match fd {
-            Some(fd) if changed => sys::stat_of(fd),
-            _ => Ok(*stat),
+        let stat = match fd {
+            Some(fd) if changed => sys::stat_of(fd)?,
+            _ => *stat,
+        };
+        if fd.is_some() && self.remembered.get(node.share, node.identity).is_none() {
+            node.state().owner = Some((stat.ctime, owner));
         }
+        Ok(stat)
     }
 
     pub(crate) fn set_attributes(&self, id: NodeId, changes: &SetAttributes) -> Result<Attributes> {

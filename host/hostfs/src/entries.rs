@@ -38,6 +38,7 @@ impl HostFs {
         let directory = self.directory(parent)?;
         let stat = sys::stat_at(directory.as_fd(), name)?;
         let node = self.nodes.enter(parent, name, stat.identity)?;
+        self.note_owner(&node, &stat, directory.as_fd(), name);
         Ok(self.entry(&node, &stat))
     }
 

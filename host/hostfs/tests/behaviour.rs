@@ -28,7 +28,7 @@ fn a_file_is_made_written_and_read_on_both_sides() {
     assert_eq!(client.read(handle, 100, 100).unwrap(), b"");
     client.fsync(handle, 0).unwrap();
     client.fsync(handle, 1).unwrap();
-    client.flush(handle).unwrap();
+    assert_eq!(client.flush(handle), Err(Errno::NOSYS), "nothing is left to flush at a close");
     client.release(handle).unwrap();
     let host = std::fs::metadata(scene.host("new")).unwrap();
     assert_eq!(host.uid(), rustix::process::geteuid().as_raw());
@@ -430,6 +430,22 @@ fn owners_and_modes_are_the_guests_files_the_callers() {
     client.chown(client.lookup(root, b"plain").unwrap().node, 1000, 1000).unwrap();
     let file = std::fs::File::open(scene.host("plain")).unwrap();
     assert!(rustix::fs::fgetxattr(&file, c"user.vivarium.owner", &mut [0u8; 32]).is_err());
+}
+
+#[test]
+fn a_folder_that_hands_its_group_down_goes_on_doing_so() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.host("team")).unwrap();
+    std::fs::set_permissions(scene.host("team"), PermissionsExt::from_mode(0o2775)).unwrap();
+    let client = scene.client();
+    let team = client.lookup(share(&client).node, b"team").unwrap();
+    assert_eq!(team.mode, 0o40775, "the guest is not shown it");
+    let sub = client.mkdir(team.node, b"sub", 0o777).unwrap();
+    client.create(team.node, b"file", 0o666, O_RDWR).unwrap();
+    client.chmod(team.node, 0o755).unwrap();
+    client.chmod(sub.node, 0o700).unwrap();
+    let mode = |path: &str| std::fs::metadata(scene.host(path)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("team"), mode("team/sub"), mode("team/file")), (0o2755, 0o2700, 0o666));
 }
 
 #[test]
