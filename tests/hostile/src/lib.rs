@@ -1,0 +1,141 @@
+//! A `viv` whose vmm tries to break out, and what came of it.
+//!
+//! The program is built with the feature `hostile-hook`, which only a debug build can have, into a folder of its own. Its
+//! vmm confines itself as always and then makes the one attempt that `VIV_HOSTILE` names, as code that a guest took over
+//! would. Nothing is needed of the guest but its image, which must be there.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The attempts, by the names that `confine::hostile` gives them. (That module is not linked here: its feature would
+/// reach every other crate that is built together with this one.)
+pub const ATTEMPTS: &[&str] = &[
+    "open-passwd",
+    "open-ssh-folder",
+    "open-own-memory",
+    "create-in-tmp",
+    "list-root",
+    "socket-inet",
+    "socket-unix",
+    "socket-netlink",
+    "socket-vsock",
+    "execve",
+    "fork",
+    "ptrace",
+    "read-parents-memory",
+    "kill-parent",
+    "tgkill-parent",
+    "unshare",
+    "map-writable-and-executable",
+    "map-executable",
+    "make-executable",
+    "io-uring",
+    "terminal-ioctl",
+    "kvm-create-vm",
+    "device-node",
+];
+
+/// The hostile program and the cache with the image.
+#[derive(Debug)]
+pub struct Hostile {
+    viv: PathBuf,
+    cache: PathBuf,
+}
+
+impl Hostile {
+    /// Builds the program into `target`, and looks for the image that the end-to-end tests keep there (or in the folder
+    /// that `VIV_E2E_CACHE` names).
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn prepare(target: &Path) -> Result<Self, String> {
+        let cache = std::env::var_os("VIV_E2E_CACHE").map_or_else(|| target.join("e2e-cache"), PathBuf::from);
+        let images = cache.join("vivarium/images");
+        if !std::fs::read_dir(&images).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(format!("there is no image in {} (the test e2e makes one)", images.display()));
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let folder = target.join("hostile");
+        let status = Command::new(cargo)
+            .args(["build", "--package", "viv", "--features", "hostile-hook", "--target-dir"])
+            .arg(&folder)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .map_err(|error| format!("cargo: {error}"))?;
+        let viv = folder.join("debug/viv");
+        if status.success() && viv.is_file() {
+            Ok(Self { viv, cache })
+        } else {
+            Err("the hostile viv could not be built".into())
+        }
+    }
+
+    /// Lets a vmm make one attempt; gives the sentence that says how it failed.
+    ///
+    /// # Errors
+    /// The attempt succeeded, or was not made; with everything that was logged.
+    pub fn attempt(&self, name: &str) -> Result<String, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let home = tempfile::Builder::new().prefix("viv-hostile-").tempdir_in("/var/tmp").map_err(text)?;
+        let project = home.path().join("project");
+        std::fs::create_dir(&project).map_err(text)?;
+        let run = |arguments: &[&str]| {
+            Command::new(&self.viv)
+                .args(arguments)
+                .env_clear()
+                .env("HOME", home.path())
+                .env("XDG_CACHE_HOME", &self.cache)
+                .env("PATH", "/usr/bin:/bin")
+                .env("VIV_HOSTILE", name)
+                .current_dir(&project)
+                .stdin(Stdio::null())
+                .output()
+        };
+        let output = run(&["run", "shell", ".", "--cpus", "1", "--memory", "512m", "--", "-c", "true"])
+            .map_err(text)?;
+        let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+        collect_logs(&home.path().join(".local/state"), &mut said);
+        // The folder is deleted with everything in it; what may still run must not be in it.
+        let _ = run(&["rm", "--force", "shell-project"]);
+        judge(name, output.status.success(), &said)
+    }
+}
+
+/// Adds the text of every log beneath a folder.
+fn collect_logs(folder: &Path, said: &mut String) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_logs(&path, said);
+        } else if path.extension().is_some_and(|end| end == "log") {
+            said.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()));
+        }
+    }
+}
+
+/// Finds in the logs how the attempt ended.
+fn judge(name: &str, ran: bool, said: &str) -> Result<String, String> {
+    let tried = said.contains(&format!("hostile: confined, trying {name}"));
+    let refused = said.lines().find(|line| line.contains(&format!("hostile: {name} was refused")));
+    let killed = said.lines().find(|line| line.contains("SIGSYS"));
+    match refused.or(killed) {
+        Some(how) if tried && !ran && !said.contains("BROKE OUT") => Ok(how.to_owned()),
+        _ => Err(format!("{name} was not stopped, or not tried:\n{said}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_stopped_attempt_that_was_made_counts() {
+        let tried = "hostile: confined, trying fork\n";
+        assert!(judge("fork", false, &format!("{tried}ended with signal: 31 (SIGSYS)")).is_ok());
+        assert!(judge("fork", false, &format!("{tried}hostile: fork was refused: no")).is_ok());
+        assert!(judge("fork", false, "ended with signal: 31 (SIGSYS)").is_err());
+        assert!(judge("fork", false, &format!("{tried}hostile: fork BROKE OUT")).is_err());
+        assert!(judge("fork", true, &format!("{tried}hostile: fork was refused: no")).is_err());
+        assert!(judge("fork", false, tried).is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! A vmm that was taken over cannot break out: each attempt in a real sandbox's vmm fails or kills it. Without an image
+//! on this machine every case is skipped, with the reason, and counted.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+
+use hostile::{ATTEMPTS, Hostile};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("/var/tmp"));
+    // Built when the first case runs.
+    let hostile: Arc<LazyLock<Result<Hostile, String>, _>> =
+        Arc::new(LazyLock::new(move || Hostile::prepare(target)));
+    let trials = ATTEMPTS.iter().map(|name| {
+        let hostile = hostile.clone();
+        Trial::ignorable_test(*name, move || match hostile.as_ref().as_ref() {
+            Ok(hostile) => {
+                let how = hostile.attempt(name)?;
+                println!("{how}");
+                Ok(Completion::Completed)
+            }
+            Err(why) if why.starts_with("there is no image") => Ok(Completion::ignored_with(why)),
+            Err(why) => Err(why.clone().into()),
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
