@@ -1,6 +1,8 @@
 //! What needs a true KVM, in a machine that is made for it. A host that cannot make one skips every case, with the
 //! reason, and counts them.
 
+mod viv;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
@@ -12,7 +14,8 @@ use nested::{Job, Nested, Unavailable};
 /// One case: boots a machine of its own.
 type Case = (&'static str, fn(&Nested) -> Result<Completion, Failed>);
 
-const CASES: &[Case] = &[("contract_suite_on_true_kvm", contract_suite)];
+const CASES: &[Case] =
+    &[("contract_suite_on_true_kvm", contract_suite), ("viv_works_on_true_kvm", viv::works_on_true_kvm)];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

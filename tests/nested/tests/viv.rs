@@ -1,0 +1,114 @@
+//! `viv --engine kvm` in a nested machine: the end-to-end cases that show each part of it once, by the program that drives
+//! them everywhere else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use libtest_mimic::{Completion, Failed};
+use nested::{Job, Nested};
+
+/// Boot, exec, terminal, workspace both ways, Docker, stop and start.
+const CASES: &[&str] = &[
+    "sessions::bytes_pass_through_unchanged",
+    "sessions::exit_codes_are_the_commands_own",
+    "sessions::an_interactive_shell_is_a_terminal",
+    "workspace::what_the_guest_writes_is_on_the_host",
+    "workspace::what_the_host_writes_is_in_the_guest",
+    "docker::build_and_run_from_scratch",
+    "many::exec_has_its_own_user_folder_variables_and_input",
+    "many::a_stopped_sandbox_keeps_its_disk",
+];
+
+/// The machine's home is on its disk: its root is in memory.
+const SCRIPT: &str = r#"
+mkdir -p /disk/home /disk/tmp /var; chmod 1777 /disk/tmp
+mount --bind /disk/tmp /tmp; ln -s /disk/tmp /var/tmp
+export HOME=/disk/home VIV_BIN=/opt/viv VIV_E2E_FLAGS="--engine kvm" VIV_E2E_CACHE=/disk/cache
+cd /disk/tmp
+/opt/e2e --exact"#;
+
+/// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
+pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("there is no target folder")?;
+    let cache = std::env::var_os("VIV_E2E_CACHE").map_or_else(|| target.join("e2e-cache"), PathBuf::from);
+    let images = cache.join("vivarium/images");
+    if !std::fs::read_dir(&images).is_ok_and(|mut entries| entries.next().is_some()) {
+        let why = format!("there is no base image in {} (the test e2e makes one)", images.display());
+        return Ok(Completion::ignored_with(why));
+    }
+    let viv = match std::env::var_os("VIV_BIN") {
+        Some(path) => path.into(),
+        None => build(target, &["build", "--release", "--package", "viv"])?.join("release/viv"),
+    };
+    let driver = driver(target)?;
+    let staging = tempfile::tempdir_in(target)?;
+    let place = staging.path().join("cache/vivarium/images");
+    std::fs::create_dir_all(&place)?;
+    // Links where the file system has them: an image is over a gigabyte.
+    let copied = Command::new("cp").arg("-al").arg(images.join(".")).arg(&place).status()?;
+    if !copied.success() {
+        return Err("the image could not be copied".into());
+    }
+    let script = format!("{SCRIPT}{}\n", skipped(&driver)?);
+    let job = Job {
+        files: &[(&viv, "/opt/viv"), (&driver, "/opt/e2e"), (Path::new("/bin/bash"), "/bin/bash")],
+        folder: Some(staging.path()),
+        free_mib: 6144,
+        script: &script,
+        memory_mib: 6144,
+        limit: Duration::from_secs(2400),
+        ..Default::default()
+    };
+    let output = nested.run(&job)?;
+    let passed =
+        output.text.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).count();
+    if output.status != 0 || passed != CASES.len() {
+        return Err(format!("{passed} of {} cases passed:\n{}", CASES.len(), output.text).into());
+    }
+    Ok(Completion::Completed)
+}
+
+fn build(target: &Path, arguments: &[&str]) -> Result<PathBuf, Failed> {
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()?;
+    if status.success() { Ok(target.to_owned()) } else { Err(format!("cargo {arguments:?} failed").into()) }
+}
+
+/// The end-to-end tests' program.
+fn driver(target: &Path) -> Result<PathBuf, Failed> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "test",
+            "--package",
+            "e2e",
+            "--test",
+            "e2e",
+            "--no-run",
+            "--message-format",
+            "json",
+            "--target-dir",
+        ])
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()?;
+    // One JSON object a line; the program's is the only one with a path in "executable".
+    let text = String::from_utf8_lossy(&output.stdout);
+    let path = text.lines().rev().find_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
+    path.map(PathBuf::from).ok_or_else(|| "the end-to-end tests could not be built".into())
+}
+
+/// Arguments that leave out every other case.
+fn skipped(driver: &Path) -> Result<String, Failed> {
+    let output = Command::new(driver).arg("--list").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    if let Some(unknown) = CASES.iter().find(|case| !names.contains(case)) {
+        return Err(format!("there is no case {unknown}").into());
+    }
+    Ok(names.iter().filter(|name| !CASES.contains(name)).map(|name| format!(" --skip {name}")).collect())
+}
