@@ -1,6 +1,7 @@
 //! A device's thread: parked on the bells of its queues, and out of the way between any two chains when someone wants the
 //! device itself (reset, quiesce, save).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -164,7 +165,14 @@ impl Worker {
         let mut thread = locked(&self.thread);
         if thread.is_none() {
             let shared = self.shared.clone();
-            match std::thread::Builder::new().name(self.shared.name.to_owned()).spawn(move || shared.run()) {
+            let body = move || {
+                // A device that panics is broken for its driver; the rest of the machine goes on.
+                if catch_unwind(AssertUnwindSafe(|| shared.run())).is_err() {
+                    tracing::error!(device = shared.name, "The device's thread panicked");
+                    shared.fail();
+                }
+            };
+            match std::thread::Builder::new().name(self.shared.name.to_owned()).spawn(body) {
                 Ok(handle) => *thread = Some(handle),
                 Err(error) => {
                     tracing::error!(device = self.shared.name, %error, "The device's thread could not be started");
@@ -178,10 +186,9 @@ impl Worker {
     pub(crate) fn shut_down(&self) {
         self.shared.over.store(true, Ordering::SeqCst);
         self.shared.control.ring();
-        if let Some(thread) = locked(&self.thread).take()
-            && thread.join().is_err()
-        {
-            tracing::error!(device = self.shared.name, "The device's thread panicked");
+        if let Some(thread) = locked(&self.thread).take() {
+            // Its panics were caught and said.
+            let _ = thread.join();
         }
     }
 }
