@@ -93,6 +93,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
     let devices = Devices::scan();
     devices.load_modules()?;
     listen(agent);
+    log("modules loaded");
 
     let root = root::assemble(&devices, &cmdline, &agent.reaper)?;
     agent.board.change(|status| {
@@ -102,6 +103,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
     if !root.has_disk {
         log("no disk: changes are kept in memory");
     }
+    log("root assembled");
     Devices::link_disks()?;
     cgroup::delegate()?;
     settle(&cmdline)?;

@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, mount_bind, mount_remount};
 use rustix::process::{chdir, chroot};
 
 use crate::cmdline::Cmdline;
+use crate::console::log;
 use crate::devices::Devices;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::mounts::{make_dir, mount_at, move_to};
@@ -47,6 +48,7 @@ pub(crate) fn assemble(devices: &Devices, cmdline: &Cmdline, reaper: &Arc<Reaper
             true
         }
     };
+    log("base and disk mounted");
     for folder in ["upper", "work"] {
         make_dir(format!("{DISK}/{folder}"))?;
     }

@@ -11,6 +11,7 @@ mod cpio;
 mod modinfo;
 mod modules;
 
+pub use modinfo::without_signature;
 pub use modules::{Modules, normal_name};
 
 use cpio::Archive;
@@ -82,7 +83,7 @@ pub fn build(agent: &[u8], modules: &Modules) -> Result<Vec<u8>, InitramfsError>
     }
     archive.file("modules/order", 0o644, order.as_bytes())?;
     for (name, bytes) in &done {
-        archive.file(&format!("modules/{name}.ko"), 0o644, bytes)?;
+        archive.file(&format!("modules/{name}.ko"), 0o644, without_signature(bytes))?;
     }
     archive.file("init", 0o755, agent)?;
     Ok(archive.finish())

@@ -1,4 +1,24 @@
-//! What a kernel module says of itself: the `depends=` line of its `.modinfo` section (ELF64, little-endian).
+//! What a kernel module says of itself: the `depends=` line of its `.modinfo` section (ELF64, little-endian), and the signature behind it.
+
+/// What ends a signed module (kernel/module/signing.c).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+/// Bytes of `struct module_signature` before that; its last four are the signature's length, big-endian.
+const SIGNATURE_INFO: usize = 12;
+
+/// A module without its appended signature.
+///
+/// The guest's kernel does not insist on one, and the guest's root may load what it likes; the module's origin was verified
+/// with the package that it came in. Checking a signature costs the guest about 80 million instructions a module (measured on Debian's
+/// 6.12 kernel), more than all else about loading it.
+pub fn without_signature(module: &[u8]) -> &[u8] {
+    let stripped = || {
+        let (rest, info) = module.strip_suffix(SIGNED)?.split_last_chunk::<SIGNATURE_INFO>()?;
+        let [.., a, b, c, d] = *info;
+        let signature = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+        rest.get(..rest.len().checked_sub(signature)?)
+    };
+    stripped().unwrap_or(module)
+}
 
 /// The modules that this one needs, by name; `None` when the bytes are not a kernel module.
 pub(crate) fn depends(elf: &[u8]) -> Option<Vec<String>> {

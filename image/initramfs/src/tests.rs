@@ -131,3 +131,27 @@ fn what_is_missing_or_broken_is_named() {
     modules.insert("erofs.ko.xz", b"not xz".to_vec());
     assert!(matches!(build(b"", &modules), Err(InitramfsError::Unpack { name, .. }) if name == "erofs"));
 }
+
+#[test]
+fn signatures_are_left_behind() {
+    let plain = module("");
+    let signed = |length: u32| {
+        let tail = [
+            &[1; 100][..],
+            &[0, 0, 2, 0, 0, 0, 0, 0],
+            &length.to_be_bytes(),
+            b"~Module signature appended~\n",
+        ];
+        [&plain[..], &tail.concat()].concat()
+    };
+    assert_eq!(without_signature(&signed(100)), plain);
+    assert_eq!(without_signature(&plain), plain);
+    // A length that cannot be leaves the module as it is: the kernel will say what it thinks of it.
+    assert_eq!(without_signature(&signed(u32::MAX)), signed(u32::MAX));
+    assert_eq!(without_signature(b"~Module signature appended~\n").len(), 28);
+
+    let mut modules = kernel();
+    modules.insert("virtio_blk.ko", signed(100));
+    let archive = build(b"", &modules).expect("all there");
+    assert_eq!(entries(&archive)["modules/virtio_blk.ko"].1, plain);
+}
