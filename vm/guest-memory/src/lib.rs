@@ -4,7 +4,6 @@
 //! private mappings of a file. Devices and engines reach it through `vm-memory`'s volatile slices only. Every write made
 //! through those slices is reported to [`Tracker`], which keeps the dirty log and tells the engine (a software CPU must
 //! drop translations of code that a device overwrote).
-#![allow(unsafe_code, reason = "maps memfds and files into the address space")]
 
 mod backing;
 mod tracker;
