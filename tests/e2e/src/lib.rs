@@ -19,7 +19,7 @@ pub struct World {
     viv: PathBuf,
     cache: PathBuf,
     root: tempfile::TempDir,
-    engine: Option<String>,
+    flags: Vec<String>,
 }
 
 /// Why a case could not be tried here; it is counted and shown.
@@ -72,8 +72,8 @@ pub fn ensure(condition: bool, otherwise: impl Into<String>) -> Case {
 }
 
 impl World {
-    /// Builds `viv` and makes the folders. `VIV_BIN` names a program to test instead, `VIV_E2E_ENGINE` an engine,
-    /// `VIV_E2E_CACHE` another cache.
+    /// Builds `viv` and makes the folders. `VIV_BIN` names a program to test instead, `VIV_E2E_FLAGS` words for
+    /// every `viv run` (such as `--engine kvm`), `VIV_E2E_CACHE` another cache.
     pub fn new(target: &Path) -> Result<Self, String> {
         let viv = match std::env::var_os("VIV_BIN") {
             Some(path) => PathBuf::from(path),
@@ -86,11 +86,13 @@ impl World {
             .prefix("viv-e2e-")
             .tempdir_in("/var/tmp")
             .map_err(|error| error.to_string())?;
+        let flags = std::env::var("VIV_E2E_FLAGS").unwrap_or_default();
+        let flags = flags.split_ascii_whitespace().map(str::to_owned).collect();
         let root_path = root.path().canonicalize().map_err(|error| error.to_string())?;
         for folder in ["home", "work"] {
             std::fs::create_dir(root_path.join(folder)).map_err(|error| error.to_string())?;
         }
-        Ok(Self { viv, cache, root, engine: std::env::var("VIV_E2E_ENGINE").ok() })
+        Ok(Self { viv, cache, root, flags })
     }
 
     /// A new project folder with this name.
@@ -146,9 +148,7 @@ impl World {
     /// `viv run shell FOLDER -- -c SCRIPT` with this input.
     pub fn shell(&self, folder: &Path, script: &str, input: &[u8]) -> Result<Said, Verdict> {
         let mut arguments = vec!["run", "shell", "."];
-        if let Some(engine) = &self.engine {
-            arguments.extend(["--engine", engine]);
-        }
+        arguments.extend(self.flags.iter().map(String::as_str));
         arguments.extend(["--", "-c", script]);
         say(self.viv(folder, arguments), input)
     }
@@ -171,9 +171,7 @@ impl World {
     /// The arguments that start an interactive session.
     pub fn interactive(&self) -> Vec<String> {
         let mut arguments: Vec<String> = ["run", "shell", "."].map(str::to_owned).into();
-        if let Some(engine) = &self.engine {
-            arguments.extend(["--engine".to_owned(), engine.clone()]);
-        }
+        arguments.extend(self.flags.iter().cloned());
         arguments
     }
 
