@@ -258,7 +258,11 @@ fn run(
         _ => {
             // Moves to a new device between two requests, as a snapshot does.
             driver.function.quiesce();
-            let saved = driver.function.save().ok()?;
+            // A file system in use has no saved form.
+            let Ok(saved) = driver.function.save() else {
+                driver.function.resume();
+                return Some(());
+            };
             driver.function.shut_down();
             *host = Host::default();
             driver.function = attach(device(choice, host), &driver.ram, vm);

@@ -134,3 +134,16 @@ fn file_requests_are_carried_whole() {
     guest.set_status(0);
     assert_eq!(*handler.0.lock().unwrap(), resets + 1);
 }
+
+#[test]
+fn a_file_system_in_use_says_that_it_cannot_be_saved() {
+    let mut guest = Guest::ready(Fs::new("vivarium", Arc::new(PlusOne::default())));
+    guest.function.quiesce();
+    let saved = guest.function.save().unwrap();
+    let next = Guest::with_ram(Fs::new("vivarium", Arc::new(PlusOne::default())), guest.ram.clone());
+    next.function.restore(&saved).unwrap();
+    guest.function.resume();
+    guest.request(1, &[Buffer::Out(&[1]), Buffer::In(1)]);
+    guest.function.quiesce();
+    assert!(guest.function.save().is_err());
+}

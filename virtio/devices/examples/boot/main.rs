@@ -46,6 +46,9 @@ struct Arguments {
     /// Runs this in the guest through its agent, then stops.
     #[arg(long)]
     exec: Option<String>,
+    /// Pauses, saves the devices and goes on, every so many milliseconds.
+    #[arg(long)]
+    shake: Option<u64>,
     /// Stops after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -186,6 +189,28 @@ fn main() -> anyhow::Result<()> {
                 eprintln!("vCPU {vcpu}: {:x?}", handle.vcpu_state(vcpu));
             }
             handle.stop();
+        });
+    }
+    if let Some(interval) = arguments.shake {
+        let handle = handle.clone();
+        std::thread::spawn(move || {
+            let mut count = 0;
+            while handle.pause() {
+                match handle.save_devices() {
+                    Ok(states) if count == 0 => eprintln!("{} devices can be saved", states.len()),
+                    Ok(_) => {}
+                    Err(error) => eprintln!("{error}"),
+                }
+                for vcpu in 0..handle.vcpus() {
+                    if !matches!(handle.vcpu_state(vcpu), Some(Ok(_)) | None) {
+                        eprintln!("vCPU {vcpu} cannot be saved");
+                    }
+                }
+                handle.resume();
+                count += 1;
+                std::thread::sleep(std::time::Duration::from_millis(interval));
+            }
+            eprintln!("paused {count} times");
         });
     }
     if let Some(command) = arguments.exec {
