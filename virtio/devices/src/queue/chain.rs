@@ -28,7 +28,7 @@ pub enum ChainError {
     /// The buffers are not all in RAM.
     #[error("A buffer is outside RAM")]
     Outside,
-    /// The buffers are more than [`MAX_CHAIN_BYTES`].
+    /// The buffers are more than 16 MiB together.
     #[error("It has more than {MAX_CHAIN_BYTES} bytes")]
     TooLarge,
 }
