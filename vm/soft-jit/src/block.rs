@@ -68,6 +68,9 @@ pub(crate) struct Emitted {
     pub(crate) step_only: Option<Vectors>,
     /// The first instruction goes on in the next page, whose bytes were not given.
     pub(crate) crossing: bool,
+    /// Linear addresses of routines that are called where flags are read right after the return (Go's `duffzero` keeps
+    /// them for its callers): code there must take flags as live at returns.
+    pub(crate) flag_calls: Vec<u64>,
     /// Guest instructions translated.
     pub(crate) instructions: u32,
 }

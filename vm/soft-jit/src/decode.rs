@@ -366,7 +366,8 @@ fn class_of(instr: &Instruction) -> Class {
             return Class::RepString;
         }
         Code::Stosb_m8_AL | Code::Stosw_m16_AX | Code::Stosd_m32_EAX | Code::Stosq_m64_RAX
-            if (instr.has_rep_prefix() || instr.has_repne_prefix()) && instr.op0_kind() == OpKind::MemoryESRDI =>
+            if (instr.has_rep_prefix() || instr.has_repne_prefix())
+                && instr.op0_kind() == OpKind::MemoryESRDI =>
         {
             return Class::RepString;
         }
@@ -471,7 +472,12 @@ fn kills(instr: &Instruction) -> u32 {
 }
 
 /// Decodes the instruction at `offset` of a page that goes on in the next one.
-pub(crate) fn decode_crossing(page: &[u8; 4096], next: &[u8; 4096], offset: usize, linear_page: u64) -> Option<Instruction> {
+pub(crate) fn decode_crossing(
+    page: &[u8; 4096],
+    next: &[u8; 4096],
+    offset: usize,
+    linear_page: u64,
+) -> Option<Instruction> {
     let mut bytes = [0u8; 30];
     let first = page.get(offset..)?;
     let first = first.get(..15).unwrap_or(first);
@@ -504,6 +510,8 @@ pub(crate) struct LookAhead<'a> {
     pub(crate) page: &'a [u8; 4096],
     pub(crate) linear_page: u64,
     pub(crate) dead_at_return: bool,
+    /// What cannot be known counts as live; otherwise as dead.
+    pub(crate) cautious: bool,
     pub(crate) lines: u64,
     pub(crate) budget: u32,
 }
@@ -517,6 +525,10 @@ impl LookAhead<'_> {
         self.search(offset, STATUS)
     }
 
+    fn unknown(&self, live: u32, wanted: u32) -> u32 {
+        if self.cautious { live | wanted } else { live }
+    }
+
     /// Live flags among `wanted`.
     fn search(&mut self, mut offset: i64, mut wanted: u32) -> u32 {
         let mut live = 0;
@@ -525,7 +537,7 @@ impl LookAhead<'_> {
                 return live;
             }
             if self.budget == 0 || !(0..4096).contains(&offset) {
-                return live | wanted;
+                return self.unknown(live, wanted);
             }
             self.budget -= 1;
             let Some(instr) = decode_at(self.page, offset as usize, self.linear_page) else {
@@ -553,7 +565,7 @@ impl LookAhead<'_> {
                     return live;
                 }
                 FlowControl::Exception => return live,
-                _ => return if self.dead_at_return { live } else { live | wanted },
+                _ => return if self.dead_at_return { live } else { self.unknown(live, wanted) },
             }
             offset += len;
         }
@@ -631,6 +643,7 @@ mod tests {
             page: &page,
             linear_page: 0x1000,
             dead_at_return: true,
+            cautious: true,
             lines: 0,
             budget: LOOK_AHEAD,
         };

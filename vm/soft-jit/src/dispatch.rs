@@ -12,7 +12,7 @@ use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
 use crate::host;
 use crate::jit::{Jit, Place, vcpu_bit};
 use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, Space, head_of};
-use crate::shared::{BlockId, VcpuRef, clear_jumps, fill_jump, find_jump};
+use crate::shared::{BlockId, Shared, VcpuRef, clear_jumps, fill_jump, find_jump};
 use crate::tlb::{self, RunContext, TlbState, space_of};
 
 /// Runs guest code of one vCPU by translation. Lives on the vCPU's thread.
@@ -179,7 +179,11 @@ impl JitVcpu {
         // SAFETY: the host page is mapped; guest memory may change meanwhile, which matters only to the count.
         let bytes = unsafe { std::slice::from_raw_parts(page.host.add(offset).cast_const(), 4096 - offset) };
         let instr = Decoder::with_ip(64, bytes, 0, 0).decode();
-        *self.counts.by_name.entry(format!("interpreted {:?} cpl{}", instr.code(), state.cpl)).or_insert(0) += 1;
+        *self
+            .counts
+            .by_name
+            .entry(format!("interpreted {:?} cpl{}", instr.code(), state.cpl))
+            .or_insert(0) += 1;
     }
 
     /// The translation of the code at RIP.
@@ -223,12 +227,7 @@ impl JitVcpu {
         Next::Enter(host)
     }
 
-    fn lookup(
-        &mut self,
-        context: &RunContext<'_>,
-        shared: &mut crate::shared::Shared,
-        mode: Mode,
-    ) -> Option<BlockId> {
+    fn lookup(&mut self, context: &RunContext<'_>, shared: &mut Shared, mode: Mode) -> Option<BlockId> {
         self.counts.lookups += 1;
         // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
         let state = unsafe { &*self.cpu };
@@ -243,7 +242,7 @@ impl JitVcpu {
             Place { gpa: page.gpa | (state.rip & 0xfff), host: page.host, rip: state.rip, next: None };
         let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
         if !shared.block(id)?.crossing {
-            return Some(id);
+            return self.settle_flag_calls(context, shared, id);
         }
         let linear = (state.rip | 0xfff).wrapping_add(1);
         if !soft_cpu::paging::is_canonical(linear) {
@@ -254,7 +253,38 @@ impl JitVcpu {
             return None;
         }
         place.next = Some((page.gpa, page.host));
-        self.jit.block_for(shared, self.cpu, &place, mode)
+        let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
+        self.settle_flag_calls(context, shared, id)
+    }
+
+    /// Sees to it that routines which the block calls for their effect on flags, or lack of it, keep them at their return.
+    /// `None` = interpret this time: the routine's page is not there yet, or its translations were just dropped.
+    fn settle_flag_calls(
+        &self,
+        context: &RunContext<'_>,
+        shared: &mut Shared,
+        id: BlockId,
+    ) -> Option<BlockId> {
+        if shared.flag_calls.is_empty() {
+            return Some(id);
+        }
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        for target in std::mem::take(&mut shared.flag_calls) {
+            match translate(state, &context.env, target, Access::exec(state)) {
+                Ok(page) => shared.make_strict(page.gpa),
+                Err(_) => shared.discard(id),
+            }
+            // Such routines are short, but may go on in the next page.
+            let end = target.wrapping_add(0x200);
+            if end & !0xfff != target & !0xfff
+                && let Ok(page) = translate(state, &context.env, end, Access::exec(state))
+            {
+                shared.make_strict(page.gpa);
+            }
+        }
+        self.jit.unmark(shared);
+        shared.is_alive(id).then_some(id)
     }
 
     /// Runs translated code from `host` until it leaves; false if another vCPU has stopped all others.

@@ -86,7 +86,13 @@ impl Jit {
     }
 
     /// The block for the code at a place, translated if need be. `me` is the calling vCPU.
-    pub(crate) fn block_for(&self, shared: &mut Shared, me: *mut Cpu, place: &Place, mode: Mode) -> Option<BlockId> {
+    pub(crate) fn block_for(
+        &self,
+        shared: &mut Shared,
+        me: *mut Cpu,
+        place: &Place,
+        mode: Mode,
+    ) -> Option<BlockId> {
         let user = mode.space == crate::layout::Space::User;
         let next = place.next.map_or(ONE_PAGE, |(gpa, _)| gpa);
         let key = Key { gpa: place.gpa, rip: if user { 0 } else { place.rip }, mode, next };
@@ -102,16 +108,21 @@ impl Jit {
             linear_page: place.rip & !0xfff,
             offset: (place.gpa & 0xfff) as usize,
             mode,
+            strict: shared.strict_pages.contains(&(place.gpa & !0xfff)),
         };
         let mut emitted = shared.translator.translate(&source);
         if self.tuning.verify
             && let Err(why) = crate::verify::verify(&emitted, mode)
         {
-            self.fail(format!("The verifier refused the block at {:#x} (physical {:#x}): {why}", place.rip, place.gpa));
+            self.fail(format!(
+                "The verifier refused the block at {:#x} (physical {:#x}): {why}",
+                place.rip, place.gpa
+            ));
             return None;
         }
         loop {
             if let Some(id) = shared.place(key, &mut emitted) {
+                shared.flag_calls = std::mem::take(&mut emitted.flag_calls);
                 self.unmark(shared);
                 return Some(id);
             }

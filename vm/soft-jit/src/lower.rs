@@ -7,10 +7,10 @@ use crate::block::Vectors;
 use crate::decode::{Class, Decoded, LookAhead, is_homed, returns_flags};
 use crate::emit::{ABOVE, GUEST_SP, Mem, R10, R11, RBP, RCX};
 use crate::layout::{
-    BIT_MASK, INDEX_MASK, PAGE_MASK, SPILL_RCX, Space, TAG_READ, TAG_WRITE, TEMP, TLB_DELTA,
-    TLB_HOST, gpr, seg_base,
+    BIT_MASK, INDEX_MASK, PAGE_MASK, SPILL_RCX, Space, TAG_READ, TAG_WRITE, TEMP, TLB_DELTA, TLB_HOST, gpr,
+    seg_base,
 };
-use crate::translate::{Builder, Cold, Undo, Unsupported};
+use crate::translate::{Builder, Cold, FLAG_PEEK, Undo, Unsupported};
 
 /// Set in a refill's kind when the access writes; the low byte is the size.
 pub(crate) const KIND_WRITE: u32 = 0x100;
@@ -96,7 +96,7 @@ impl Builder<'_> {
             Class::Return => self.lower_return(instr).map(|()| true),
             Class::JumpIndirect => {
                 self.load_operand_to_r10(instr)?;
-                self.jump_r10(!self.tools.tuning.flags_dead_at_return);
+                self.jump_r10(!self.dead_at_return());
                 Ok(true)
             }
             Class::CallIndirect => self.lower_call_indirect(instr).map(|()| true),
@@ -129,11 +129,35 @@ impl Builder<'_> {
         let mut look = LookAhead {
             page: self.source.page,
             linear_page: self.source.linear_page,
-            dead_at_return: self.tools.tuning.flags_dead_at_return,
+            dead_at_return: self.dead_at_return(),
+            cautious: true,
             lines: 0,
             budget: 12,
         };
         let live = look.live_at(offset as i64) != 0;
+        self.out.lines |= look.lines;
+        live
+    }
+
+    /// Whether status flags are taken as dead at returns and indirect jumps.
+    fn dead_at_return(&self) -> bool {
+        self.tools.tuning.flags_dead_at_return && !self.source.strict
+    }
+
+    /// Whether the code behind a call certainly reads flags before it writes them.
+    fn reads_flags_after(&mut self, instr: &Instruction) -> bool {
+        if !self.dead_at_return() || !self.tools.tuning.liveness {
+            return false;
+        }
+        let mut look = LookAhead {
+            page: self.source.page,
+            linear_page: self.source.linear_page,
+            dead_at_return: true,
+            cautious: false,
+            lines: 0,
+            budget: FLAG_PEEK,
+        };
+        let live = look.live_at(instr.next_ip().wrapping_sub(self.source.linear_page) as i64) != 0;
         self.out.lines |= look.lines;
         live
     }
@@ -261,7 +285,14 @@ impl Builder<'_> {
             self.asm.pext(RCX, RCX, Mem::Gs(PAGE_MASK));
             let hit = self.asm.jrcxz();
             let from = self.asm.jmp();
-            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, vector: self.vectors == Vectors::Used, undo: Undo::Rcx });
+            self.cold.push(Cold::Miss {
+                from,
+                retry,
+                kind,
+                offset: self.at,
+                vector: self.vectors == Vectors::Used,
+                undo: Undo::Rcx,
+            });
             self.asm.link_short(hit);
             self.asm.load(RCX, Mem::Gs(SPILL_RCX));
             self.asm.load(R11, Mem::GsR11x8(space.tlb() + TLB_DELTA));
@@ -272,7 +303,14 @@ impl Builder<'_> {
             self.asm.op_mem(true, &[0x33], R10, Mem::GsR11(tag)); // xor
             self.asm.alu_imm(true, 7, R10, 4096 - size as i32); // cmp
             let from = self.asm.jcc(ABOVE);
-            self.cold.push(Cold::Miss { from, retry, kind, offset: self.at, vector: self.vectors == Vectors::Used, undo: Undo::Xor(tag) });
+            self.cold.push(Cold::Miss {
+                from,
+                retry,
+                kind,
+                offset: self.at,
+                vector: self.vectors == Vectors::Used,
+                undo: Undo::Xor(tag),
+            });
             self.asm.op_mem(true, &[0x03], R10, Mem::GsR11(space.tlb() + TLB_HOST)); // add
         }
         Ok(())
@@ -557,8 +595,17 @@ impl Builder<'_> {
     fn lower_call(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
         self.push_return_address(instr)?;
         let target = instr.near_branch_target();
+        if self.reads_flags_after(instr) {
+            self.out.flag_calls.push(target);
+        }
         let offset = target.wrapping_sub(self.source.linear_page);
-        let live = if offset < 4096 { self.live_at(target) } else { !self.tools.tuning.flags_dead_at_return };
+        let live = if !self.out.flag_calls.is_empty() {
+            true
+        } else if offset < 4096 {
+            self.live_at(target)
+        } else {
+            !self.dead_at_return()
+        };
         self.jump_to(target, live);
         Ok(())
     }
@@ -584,7 +631,7 @@ impl Builder<'_> {
         self.asm.store(Mem::Gs(TEMP), R10);
         self.push_return_address(instr)?;
         self.asm.load(R10, Mem::Gs(TEMP));
-        self.jump_r10(!self.tools.tuning.flags_dead_at_return);
+        self.jump_r10(!self.dead_at_return());
         Ok(())
     }
 
@@ -597,9 +644,7 @@ impl Builder<'_> {
         self.asm.lea(GUEST_SP, Mem::at(GUEST_SP, 8 + extra));
         // A lone return may be where a routine that answers in the flags jumps to (Linux's return thunk is one).
         let lone = self.at as usize == self.source.offset;
-        let live = !self.tools.tuning.flags_dead_at_return
-            || lone
-            || returns_flags(self.source.page, self.at as usize);
+        let live = !self.dead_at_return() || lone || returns_flags(self.source.page, self.at as usize);
         self.jump_r10(live);
         Ok(())
     }

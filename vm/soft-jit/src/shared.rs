@@ -74,7 +74,8 @@ impl Block {
     /// The lines of a page that the block depends on.
     fn lines_in(&self, page: u64) -> u64 {
         let first = if self.key.gpa & !0xfff == page { self.lines } else { 0 };
-        let next = if self.key.next != ONE_PAGE && self.key.next & !0xfff == page { self.next_lines } else { 0 };
+        let next =
+            if self.key.next != ONE_PAGE && self.key.next & !0xfff == page { self.next_lines } else { 0 };
         first | next
     }
 
@@ -139,6 +140,10 @@ pub(crate) struct Shared {
     units: Vec<Vec<BlockId>>,
     pub(crate) vcpus: Vec<VcpuRef>,
     pub(crate) stats: Stats,
+    /// Pages whose code takes flags as live at returns.
+    pub(crate) strict_pages: std::collections::HashSet<u64, BuildHasherDefault<QuickHash>>,
+    /// See [`Emitted::flag_calls`]; of the block translated last.
+    pub(crate) flag_calls: Vec<u64>,
     /// Pages that lost their last translation; the owner of the page flags clears their mark.
     pub(crate) freed_pages: Vec<u64>,
 }
@@ -156,6 +161,8 @@ impl Shared {
             units,
             vcpus: Vec::new(),
             stats: Stats::default(),
+            strict_pages: std::collections::HashSet::default(),
+            flag_calls: Vec::new(),
             freed_pages: Vec::new(),
         }
     }
@@ -242,6 +249,27 @@ impl Shared {
         }
     }
 
+    /// Makes the code of a page take flags as live at returns, from its next translation on.
+    pub(crate) fn make_strict(&mut self, page: u64) {
+        if self.strict_pages.insert(page) && self.pages.contains_key(&page) {
+            self.stored(page, 4096);
+        }
+    }
+
+    /// Takes a block out of use altogether.
+    pub(crate) fn discard(&mut self, id: BlockId) {
+        self.kill(id);
+        self.leave_pages(id, None);
+        for vcpu in &self.vcpus {
+            clear_jumps(vcpu.0, Space::User);
+        }
+    }
+
+    /// Whether a block is in use.
+    pub(crate) fn is_alive(&self, id: BlockId) -> bool {
+        self.block(id).is_some_and(|block| !block.dead)
+    }
+
     /// Takes a block out of use. Its code stays until its unit is reused: a vCPU may be in it.
     fn kill(&mut self, id: BlockId) {
         let Some(Some(block)) = self.blocks.get_mut(id as usize) else { return };
@@ -283,8 +311,9 @@ impl Shared {
             lines = u64::MAX;
         }
         let ids = std::mem::take(&mut page.blocks);
-        let (hit, kept): (Vec<_>, Vec<_>) =
-            ids.into_iter().partition(|id| self.block(*id).is_some_and(|block| block.lines_in(page_gpa) & lines != 0));
+        let (hit, kept): (Vec<_>, Vec<_>) = ids
+            .into_iter()
+            .partition(|id| self.block(*id).is_some_and(|block| block.lines_in(page_gpa) & lines != 0));
         let user =
             hit.iter().any(|id| self.block(*id).is_some_and(|block| block.key.mode.space == Space::User));
         for id in hit {
@@ -296,7 +325,10 @@ impl Shared {
                 clear_jumps(vcpu.0, Space::User);
             }
         }
-        let lines = kept.iter().filter_map(|id| self.block(*id)).fold(0, |lines, block| lines | block.lines_in(page_gpa));
+        let lines = kept
+            .iter()
+            .filter_map(|id| self.block(*id))
+            .fold(0, |lines, block| lines | block.lines_in(page_gpa));
         if kept.is_empty() {
             self.pages.remove(&page_gpa);
             self.freed_pages.push(page_gpa);

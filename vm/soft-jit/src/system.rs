@@ -69,8 +69,16 @@ impl Builder<'_> {
         let quiet = matches!(
             self.following,
             Some(
-                Class::Copy | Class::Nop | Class::Lea | Class::BitString | Class::Push | Class::Pop | Class::Leave
-                    | Class::Return | Class::Jump | Class::Branch
+                Class::Copy
+                    | Class::Nop
+                    | Class::Lea
+                    | Class::BitString
+                    | Class::Push
+                    | Class::Pop
+                    | Class::Leave
+                    | Class::Return
+                    | Class::Jump
+                    | Class::Branch
             )
         );
         if !quiet {

@@ -3,14 +3,15 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax, rbp, rbx,
-    rcx, rdi, rdx, registers, rsi, rsp, ymmword_ptr,
+    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax,
+    rbp, rbx, rcx, rdi, rdx, registers, rsi, rsp, ymmword_ptr,
 };
 
 use crate::block::Thunk;
 use crate::layout::{
-    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP, EXIT_STEP_VECTOR, GUEST_MXCSR, HOST_MXCSR,
-    HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM, THIS, VECTORS_LIVE, XSAVE, gpr,
+    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP, EXIT_STEP_VECTOR,
+    GUEST_MXCSR, HOST_MXCSR, HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM, THIS, VECTORS_LIVE,
+    XSAVE, gpr,
 };
 
 /// Components of the extended state that belong to the guest: x87, SSE, AVX.
@@ -108,8 +109,22 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn ymm() -> [iced_x86::code_asm::AsmRegisterYmm; 16] {
     use registers as r;
     [
-        r::ymm0, r::ymm1, r::ymm2, r::ymm3, r::ymm4, r::ymm5, r::ymm6, r::ymm7, r::ymm8, r::ymm9, r::ymm10, r::ymm11,
-        r::ymm12, r::ymm13, r::ymm14, r::ymm15,
+        r::ymm0,
+        r::ymm1,
+        r::ymm2,
+        r::ymm3,
+        r::ymm4,
+        r::ymm5,
+        r::ymm6,
+        r::ymm7,
+        r::ymm8,
+        r::ymm9,
+        r::ymm10,
+        r::ymm11,
+        r::ymm12,
+        r::ymm13,
+        r::ymm14,
+        r::ymm15,
     ]
 }
 

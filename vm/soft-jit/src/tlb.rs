@@ -224,7 +224,11 @@ pub(crate) fn note_code(tlb: &mut TlbState, linear: u64) {
 
 fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
     if tlb.large.contains(&(linear >> 30)) {
-        if is_upper(linear) { clear_all(cpu, tlb) } else { clear_user(cpu, tlb) }
+        if is_upper(linear) {
+            clear_all(cpu, tlb)
+        } else {
+            clear_user(cpu, tlb)
+        }
         return;
     }
     for space in Space::ALL {

@@ -7,7 +7,8 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::block::{Emitted, Mode, Site, SiteKind, Thunk, Vectors};
 use crate::decode::{
-    Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, decode_crossing, line_mask, returns_flags,
+    Class, Decoded, LOOK_AHEAD, LookAhead, STATUS, classify, decode_at, decode_crossing, line_mask,
+    returns_flags,
 };
 use crate::emit::{Asm, Mem, NOT_EQUAL, R10, R11, RCX};
 use crate::layout::{JUMP_HOST, JUMP_MASK, KICK, PAGE_MASK, PC_BASE, SPILL_RCX, Space};
@@ -24,7 +25,12 @@ pub(crate) struct Source<'a> {
     /// Offset of the first instruction.
     pub(crate) offset: usize,
     pub(crate) mode: Mode,
+    /// Flags are live at returns.
+    pub(crate) strict: bool,
 }
+
+/// Instructions behind a call in which a reader of flags is looked for.
+pub(crate) const FLAG_PEEK: u32 = 6;
 
 /// Something to be emitted behind the block, where it is not in the way.
 pub(crate) enum Cold {
@@ -148,7 +154,9 @@ impl Translator {
         let system = self.tuning.inline_system;
         let enabled = match item.class {
             // CLI and PUSHF depend on IOPL at CPL 3; the others are privileged or depend on CR4 there.
-            Class::Cli | Class::PushFlags | Class::Sti | Class::Stac | Class::Clac | Class::SwapGs => system && kernel,
+            Class::Cli | Class::PushFlags | Class::Sti | Class::Stac | Class::Clac | Class::SwapGs => {
+                system && kernel
+            }
             Class::ReadBase | Class::WriteBase => system && kernel,
             Class::ReadSegment | Class::RepString => system,
             // `no_vector` stands for CR4.TSD too.
@@ -168,11 +176,13 @@ impl Translator {
             return (live, 0, 0);
         }
         let mut lines = 0;
+        let mut behind_lines = 0;
         let mut look = |offset: i64, budget: u32| {
             let mut look = LookAhead {
                 page: source.page,
                 linear_page: source.linear_page,
-                dead_at_return: self.tuning.flags_dead_at_return,
+                dead_at_return: self.tuning.flags_dead_at_return && !source.strict,
+                cautious: true,
                 lines: 0,
                 budget,
             };
@@ -192,6 +202,18 @@ impl Translator {
         {
             after = STATUS;
         }
+        if last.class == Class::Call && self.tuning.flags_dead_at_return && !source.strict {
+            let mut behind = LookAhead {
+                page: source.page,
+                linear_page: source.linear_page,
+                dead_at_return: true,
+                cautious: false,
+                lines: 0,
+                budget: FLAG_PEEK,
+            };
+            after |= behind.live_at(last.instr.next_ip().wrapping_sub(source.linear_page) as i64);
+            behind_lines = behind.lines;
+        }
         for (index, item) in decoded.iter().enumerate().rev() {
             let before = if index + 1 == decoded.len() {
                 after
@@ -208,11 +230,16 @@ impl Translator {
             }
             after = before;
         }
-        (live, lines, 0)
+        (live, lines | behind_lines, 0)
     }
 
     /// The same for the one instruction that goes on in the next page.
-    fn crossing_liveness(&self, source: &Source<'_>, next: &[u8; 4096], only: &Decoded) -> (Vec<u32>, u64, u64) {
+    fn crossing_liveness(
+        &self,
+        source: &Source<'_>,
+        next: &[u8; 4096],
+        only: &Decoded,
+    ) -> (Vec<u32>, u64, u64) {
         if only.class != Class::Step && only.instr.flow_control() != iced_x86::FlowControl::Next {
             return (vec![STATUS], 0, 0);
         }
@@ -220,7 +247,8 @@ impl Translator {
         let mut look = LookAhead {
             page: next,
             linear_page,
-            dead_at_return: self.tuning.flags_dead_at_return,
+            dead_at_return: self.tuning.flags_dead_at_return && !source.strict,
+            cautious: true,
             lines: 0,
             budget: LOOK_AHEAD,
         };
@@ -314,7 +342,9 @@ impl Builder<'_> {
 
     /// Whether the instruction at an offset lies in the page as a whole: only then may a jump be linked to it for good.
     fn is_whole(&mut self, offset: u32) -> bool {
-        let Some(instr) = decode_at(self.source.page, offset as usize, self.source.linear_page) else { return false };
+        let Some(instr) = decode_at(self.source.page, offset as usize, self.source.linear_page) else {
+            return false;
+        };
         self.out.lines |= line_mask(offset as usize, instr.len().max(1));
         true
     }

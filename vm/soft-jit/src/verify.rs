@@ -183,7 +183,9 @@ fn memory(instr: &Instruction, exchanged: bool) -> Result<(), &'static str> {
         if !constant && !table {
             return Err("state outside the tables");
         }
-        if displacement == RFLAGS as u64 && !matches!(instr.mnemonic(), Mnemonic::Mov | Mnemonic::And | Mnemonic::Or | Mnemonic::Test) {
+        if displacement == RFLAGS as u64
+            && !matches!(instr.mnemonic(), Mnemonic::Mov | Mnemonic::And | Mnemonic::Or | Mnemonic::Test)
+        {
             return Err("a strange use of the flags' slot");
         }
         return Ok(());
