@@ -71,6 +71,14 @@ pub fn ensure(condition: bool, otherwise: impl Into<String>) -> Case {
     if condition { Ok(()) } else { Err(Verdict::Wrong(otherwise.into())) }
 }
 
+/// Where downloads and images are kept: what `VIV_E2E_CACHE` names, else the user's own cache, so that all tests and the
+/// user share one base image.
+pub fn cache_home() -> PathBuf {
+    let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = || named("HOME").unwrap_or_else(|| PathBuf::from("/root")).join(".cache");
+    named("VIV_E2E_CACHE").or_else(|| named("XDG_CACHE_HOME")).unwrap_or_else(own)
+}
+
 impl World {
     /// Builds `viv` and makes the folders. `VIV_BIN` names a program to test instead, `VIV_E2E_FLAGS` words for
     /// every `viv run` (such as `--engine kvm`), `VIV_E2E_CACHE` another cache.
@@ -79,7 +87,7 @@ impl World {
             Some(path) => PathBuf::from(path),
             None => build(target)?,
         };
-        let cache = std::env::var_os("VIV_E2E_CACHE").map_or_else(|| target.join("e2e-cache"), PathBuf::from);
+        let cache = cache_home();
         std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
         // Not below /tmp, which is often small and in memory.
         let root = tempfile::Builder::new()

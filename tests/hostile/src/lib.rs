@@ -49,7 +49,7 @@ impl Hostile {
     /// # Errors
     /// A sentence that says what is missing.
     pub fn prepare(target: &Path) -> Result<Self, String> {
-        let cache = std::env::var_os("VIV_E2E_CACHE").map_or_else(|| target.join("e2e-cache"), PathBuf::from);
+        let cache = e2e::cache_home();
         let images = cache.join("vivarium/images");
         if !std::fs::read_dir(&images).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(format!("there is no image in {} (the test e2e makes one)", images.display()));

@@ -31,7 +31,7 @@ cd /disk/tmp
 /// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
 pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("there is no target folder")?;
-    let cache = std::env::var_os("VIV_E2E_CACHE").map_or_else(|| target.join("e2e-cache"), PathBuf::from);
+    let cache = e2e::cache_home();
     let images = cache.join("vivarium/images");
     if !std::fs::read_dir(&images).is_ok_and(|mut entries| entries.next().is_some()) {
         let why = format!("there is no base image in {} (the test e2e makes one)", images.display());
