@@ -35,7 +35,7 @@ path-exclude=/usr/share/man/*
 path-exclude=/usr/share/info/*
 path-exclude=/usr/share/locale/*
 path-exclude=/usr/share/lintian/*
-path-exclude=/usr/bin/*-lto-dump*
+path-exclude=/usr/bin/*lto-dump*
 END
   # No service starts while packages are installed.
   printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d

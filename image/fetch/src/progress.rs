@@ -88,7 +88,9 @@ impl<'a> Meter<'a> {
         let mut state = self.lock();
         state.done = state.done.saturating_add(units);
         state.free = state.free.saturating_add(units);
-        state.window.1 = state.window.1.saturating_add(units);
+        // Looking at them took a while that says nothing about the network.
+        state.started = Instant::now();
+        state.window = (state.started, state.done);
     }
 
     /// Takes units back: a download that has to start again.
@@ -140,7 +142,7 @@ impl<'a> Meter<'a> {
         // Right at the start the mean is all there is.
         let mean = || {
             let secs = now.duration_since(state.started).as_secs_f64();
-            (secs > 0.3).then(|| state.done.saturating_sub(state.free) as f64 / secs)
+            (secs > 0.7).then(|| state.done.saturating_sub(state.free) as f64 / secs)
         };
         let rate = state.rate.or_else(mean);
         let left = rate
