@@ -22,10 +22,10 @@ const CASES: &[&str] = &[
 
 /// The machine's home is on its disk: its root is in memory.
 const SCRIPT: &str = r#"
-mkdir -p /disk/home /disk/tmp /var; chmod 1777 /disk/tmp
-mount --bind /disk/tmp /tmp; ln -s /disk/tmp /var/tmp
+mkdir -p /disk/home /disk/tmp /var/tmp; chmod 1777 /disk/tmp
+mount --bind /disk/tmp /tmp; mount --bind /disk/tmp /var/tmp
 export HOME=/disk/home VIV_BIN=/opt/viv VIV_E2E_FLAGS="--engine kvm" VIV_E2E_CACHE=/disk/cache
-cd /disk/tmp
+cd /var/tmp
 /opt/e2e --exact"#;
 
 /// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
@@ -51,8 +51,11 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
         return Err("the image could not be copied".into());
     }
     let script = format!("{SCRIPT}{}\n", skipped(&driver)?);
+    // Busybox's setsid has no --ctty; its applets give way to files.
+    let setsid = Path::new("/usr/bin/setsid");
+    let bash = Path::new("/bin/bash");
     let job = Job {
-        files: &[(&viv, "/opt/viv"), (&driver, "/opt/e2e"), (Path::new("/bin/bash"), "/bin/bash")],
+        files: &[(&viv, "/opt/viv"), (&driver, "/opt/e2e"), (bash, "/bin/bash"), (setsid, "/bin/setsid")],
         folder: Some(staging.path()),
         free_mib: 6144,
         script: &script,

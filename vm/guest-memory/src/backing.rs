@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::{DirtyLog, GuestMemory, PAGE_SIZE, Tracker, WriteObserver};
 
@@ -84,18 +82,23 @@ impl GuestRam {
             end = spec.gpa.checked_add(spec.len).ok_or(bad)?;
         }
         let total = specs.iter().filter(|spec| spec.file.is_none()).map(|spec| spec.len).sum();
-        let ram = Arc::new(File::from(ram_memfd(total).map_err(|source| MapError::Host { len: total, source })?));
+        let ram =
+            Arc::new(File::from(ram_memfd(total).map_err(|source| MapError::Host { len: total, source })?));
         let mut offset = 0;
         let mut regions = Vec::new();
         let mut ranges = Vec::new();
         for spec in specs {
-            let builder = MmapRegionBuilder::new_with_bitmap(spec.len as usize, Tracker::new(spec.gpa, spec.len));
+            let builder =
+                MmapRegionBuilder::new_with_bitmap(spec.len as usize, Tracker::new(spec.gpa, spec.len));
             let (builder, kind) = match spec.file {
                 None => {
                     let at = FileOffset::from_arc(ram.clone(), offset);
                     offset += spec.len;
                     let prot = libc_prot::READ | libc_prot::WRITE;
-                    (builder.with_file_offset(at).with_mmap_prot(prot).with_mmap_flags(libc_map::SHARED), RangeKind::Ram)
+                    (
+                        builder.with_file_offset(at).with_mmap_prot(prot).with_mmap_flags(libc_map::SHARED),
+                        RangeKind::Ram,
+                    )
                 }
                 Some(file) => (
                     builder
@@ -186,7 +189,10 @@ mod tests {
 
     #[test]
     fn overlapping_ranges_are_refused() {
-        let specs = vec![RangeSpec { gpa: 0, len: 0x2000, file: None }, RangeSpec { gpa: 0x1000, len: 0x1000, file: None }];
+        let specs = vec![
+            RangeSpec { gpa: 0, len: 0x2000, file: None },
+            RangeSpec { gpa: 0x1000, len: 0x1000, file: None },
+        ];
         assert!(matches!(GuestRam::new(specs), Err(MapError::BadRange { gpa: 0x1000, .. })));
     }
 

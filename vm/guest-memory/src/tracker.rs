@@ -24,7 +24,10 @@ pub struct DirtyLog {
 impl DirtyLog {
     fn new(len: u64) -> Self {
         let pages = len.div_ceil(PAGE_SIZE);
-        Self { on: AtomicBool::new(false), bits: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+        Self {
+            on: AtomicBool::new(false),
+            bits: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     /// Starts (clearing every bit) or stops logging.
@@ -60,7 +63,9 @@ impl DirtyLog {
     /// Whether the page that holds `offset` is marked.
     pub fn is_marked(&self, offset: u64) -> bool {
         let page = offset / PAGE_SIZE;
-        self.bits.get((page / 64) as usize).is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
+        self.bits
+            .get((page / 64) as usize)
+            .is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
     }
 }
 
@@ -73,7 +78,10 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("gpa", &self.gpa).field("observed", &self.observer.get().is_some()).finish()
+        f.debug_struct("Shared")
+            .field("gpa", &self.gpa)
+            .field("observed", &self.observer.get().is_some())
+            .finish()
     }
 }
 
