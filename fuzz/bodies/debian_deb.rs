@@ -31,10 +31,10 @@ impl Patch for Memory {
 
 /// One input: the file.
 pub(crate) fn run(data: &[u8]) {
-    if let Ok(mut deb) = Deb::open(data) {
-        if let Ok(contents) = deb.contents("data.tar") {
-            let _ = io::copy(&mut contents.take(4 << 20), &mut io::sink());
-        }
+    if let Ok(mut deb) = Deb::open(data)
+        && let Ok(contents) = deb.contents("data.tar")
+    {
+        let _ = io::copy(&mut contents.take(4 << 20), &mut io::sink());
     }
     let mut out = Memory::default();
     if let Ok(size) = repack_plain(data, &mut out) {
