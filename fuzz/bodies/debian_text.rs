@@ -22,7 +22,9 @@ pub(crate) fn run(data: &[u8]) {
         let other = Version::new(names.first().copied().unwrap_or_default());
         assert_eq!(package.version.cmp(&other), other.cmp(&package.version).reverse());
     }
-    if let Ok(resolution) = Resolver::new(&index).resolve(&Wanted { roots: &names, essential: true, without: &[] }) {
+    if let Ok(resolution) =
+        Resolver::new(&index).resolve(&Wanted { roots: &names, essential: true, without: &[] })
+    {
         assert!(resolution.packages.len() >= names.len());
     }
 }

@@ -7,7 +7,11 @@ use erofs::{Image, Metadata, Writer};
 /// One input: what overwrites a small image behind its superblock.
 pub(crate) fn run(data: &[u8]) {
     let mut writer = Writer::new(Cursor::new(Vec::new())).expect("memory can be written");
-    let meta = || Metadata { mode: 0o755, xattrs: [(b"user.x".to_vec(), b"value".to_vec())].into(), ..Metadata::default() };
+    let meta = || Metadata {
+        mode: 0o755,
+        xattrs: [(b"user.x".to_vec(), b"value".to_vec())].into(),
+        ..Metadata::default()
+    };
     writer.symlink(b"a/link", b"target", meta()).expect("a link");
     for n in 0..200 {
         writer.directory(format!("a/directory-{n:03}").as_bytes(), meta()).expect("a directory");

@@ -38,7 +38,8 @@ fn walk<F: Read + Seek>(image: &mut Image<F>, found: &Found, seen: &mut BTreeSet
             }
         }
         0o100_000 => {
-            let copied = std::io::copy(&mut image.contents(found).expect("a file can be found"), &mut std::io::sink());
+            let copied =
+                std::io::copy(&mut image.contents(found).expect("a file can be found"), &mut std::io::sink());
             assert_eq!(copied.expect("memory can be read"), found.size);
         }
         0o120_000 => assert!(!image.link_target(found).expect("a link can be read").is_empty()),

@@ -142,7 +142,7 @@ impl BuilderVm for Guest {
         assert_eq!(data, tar(&[("./usr/bin/tool", b"tool")]));
 
         let script = std::fs::read(disk(boot, serial::SCRIPT)).unwrap();
-        assert!(script.starts_with(b"#!/bin/sh\n") && script.len() % 4096 == 0);
+        assert!(script.starts_with(b"#!/bin/sh\n") && script.len().is_multiple_of(4096));
         let mut output = File::options().write(true).open(disk(boot, serial::OUTPUT)).unwrap();
         output.write_all(&tar(&self.files)).unwrap();
         self.lines.iter().for_each(|text| line(text));

@@ -1,9 +1,9 @@
 //! Replays what fuzzing has collected (`fuzz/corpus`), with the same bodies, in the normal test run.
 
-#[path = "../../../fuzz/bodies/debian_text.rs"]
-mod debian_text;
 #[path = "../../../fuzz/bodies/debian_deb.rs"]
 mod debian_deb;
+#[path = "../../../fuzz/bodies/debian_text.rs"]
+mod debian_text;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);

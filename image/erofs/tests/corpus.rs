@@ -1,9 +1,9 @@
 //! Replays what fuzzing has collected (`fuzz/corpus`), with the same bodies, in the normal test run.
 
-#[path = "../../../fuzz/bodies/erofs_tar.rs"]
-mod erofs_tar;
 #[path = "../../../fuzz/bodies/erofs_image.rs"]
 mod erofs_image;
+#[path = "../../../fuzz/bodies/erofs_tar.rs"]
+mod erofs_tar;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
