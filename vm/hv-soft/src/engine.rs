@@ -113,10 +113,14 @@ impl ProtoVm for Proposal {
         &self.limits
     }
 
-    fn build(self: Box<Self>, memory: GuestRam) -> Result<(Arc<dyn Vm>, Vec<Box<dyn VcpuBinder>>), CreateVmError> {
+    fn build(
+        self: Box<Self>,
+        memory: GuestRam,
+    ) -> Result<(Arc<dyn Vm>, Vec<Box<dyn VcpuBinder>>), CreateVmError> {
         let vm = Arc::new(SoftVm::new(&memory, self.vcpus, self.executor)?);
-        let binders =
-            (0..self.vcpus).map(|index| Box::new(Binder::new(vm.clone(), index)) as Box<dyn VcpuBinder>).collect();
+        let binders = (0..self.vcpus)
+            .map(|index| Box::new(Binder::new(vm.clone(), index)) as Box<dyn VcpuBinder>)
+            .collect();
         Ok((vm, binders))
     }
 }

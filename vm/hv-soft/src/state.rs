@@ -1,7 +1,8 @@
 //! The vCPU's state as elements of the contract.
 
 use hv::state::{
-    self as elements, Debug, Events, Gpr, Msr, Msrs, Run, RunState, StateElement, StateError, StateId, System, Xsave,
+    self as elements, Debug, Events, Gpr, Msr, Msrs, Run, RunState, StateElement, StateError, StateId,
+    System, Xsave,
 };
 use soft_cpu::cpu::{Cpu, Segment, TableRegister, XSAVE_BYTES, flag, sreg};
 use soft_cpu::{Env, Exception, apic, msr};
@@ -117,9 +118,11 @@ pub(crate) fn set(
         }
         StateElement::Events(events) => {
             let vector = u8::try_from(events.exception_vector).map_err(|_| bad(id, "exception vector"))?;
-            *exception = events
-                .exception_pending
-                .then_some(Exception { vector, error: events.exception_error, cr2: cpu.cr2 });
+            *exception = events.exception_pending.then_some(Exception {
+                vector,
+                error: events.exception_error,
+                cr2: cpu.cr2,
+            });
             if let Some(vector) = events.interrupt {
                 let vector = u8::try_from(vector).map_err(|_| bad(id, "interrupt vector"))?;
                 cpu.apic.port.request(vector);

@@ -57,10 +57,10 @@ impl SoftVm {
                 invalidate: AtomicBool::new(false),
                 running: AtomicBool::new(false),
                 thread: OnceLock::new(),
-                stubs: Mutex::new(Some(StubMemory::new().map_err(|source| CreateVmError::Host {
-                    what: "executable memory",
-                    source,
-                })?)),
+                stubs: Mutex::new(Some(
+                    StubMemory::new()
+                        .map_err(|source| CreateVmError::Host { what: "executable memory", source })?,
+                )),
             })
         };
         let slots = ports.iter().map(slot).collect::<Result<_, CreateVmError>>()?;
@@ -164,7 +164,8 @@ impl Vm for SoftVm {
 
     fn take_dirty(&self, gpa: u64) -> Result<Vec<u64>, RunError> {
         let log = self.ram.ram().dirty_log(gpa);
-        log.map(|log| log.take()).ok_or_else(|| RunError::Invalid(format!("No memory range starts at {gpa:#x}")))
+        log.map(|log| log.take())
+            .ok_or_else(|| RunError::Invalid(format!("No memory range starts at {gpa:#x}")))
     }
 
     fn counters(&self) -> Vec<(String, u64)> {

@@ -5,7 +5,16 @@ use std::sync::Arc;
 use hv_soft::{ExecutorKind, SoftEngine};
 use soft_jit::Tuning;
 
+/// What translated code does otherwise than a processor.
+const TRANSLATION_LACKS: &[(&str, &str)] = &[(
+    "exceptions::fault_keeps_registers",
+    "status flags before an instruction that would have set them all (softcpu.md §2.2: they are dead there), when it faults",
+)];
+
 fn main() {
     let executor = ExecutorKind::Translator(Tuning::default());
-    hv_contract::main(Arc::new(SoftEngine::with_executor(executor)), |_case| None);
+    hv_contract::main(Arc::new(SoftEngine::with_executor(executor)), |case| {
+        let lacks = TRANSLATION_LACKS.iter().find(|(name, _)| *name == case);
+        lacks.map(|(_, what)| format!("translated code does not keep {what}"))
+    });
 }

@@ -231,7 +231,9 @@ impl Apic {
     }
 
     fn publish(&self) {
-        self.port.software_enabled.store(self.svr & 0x100 != 0 && self.base & BASE_ENABLE != 0, Ordering::SeqCst);
+        self.port
+            .software_enabled
+            .store(self.svr & 0x100 != 0 && self.base & BASE_ENABLE != 0, Ordering::SeqCst);
         self.port.x2apic.store(self.x2apic(), Ordering::SeqCst);
         if self.x2apic() {
             let id = self.port.id;
@@ -331,7 +333,8 @@ fn divisor(apic: &Apic) -> u64 {
 
 /// Host TSC ticks of the whole count.
 fn period(apic: &Apic, env: &Env<'_>) -> u64 {
-    let nanos = u128::from(apic.initial_count) * u128::from(divisor(apic)) * 1_000_000_000 / u128::from(TIMER_HZ);
+    let nanos =
+        u128::from(apic.initial_count) * u128::from(divisor(apic)) * 1_000_000_000 / u128::from(TIMER_HZ);
     (nanos * u128::from(env.platform.clock.khz()) / 1_000_000) as u64
 }
 
@@ -442,7 +445,11 @@ fn read_register(cpu: &Cpu, env: &Env<'_>, index: u32) -> Option<u32> {
         0x0a => u32::from(apic.ppr()),
         0x0d => apic.port.logical.load(Ordering::Relaxed),
         0x0e if !apic.x2apic() => {
-            if apic.port.flat.load(Ordering::Relaxed) { u32::MAX } else { 0x0fff_ffff }
+            if apic.port.flat.load(Ordering::Relaxed) {
+                u32::MAX
+            } else {
+                0x0fff_ffff
+            }
         }
         0x0f => apic.svr,
         0x10..0x18 => apic.isr[(index & 7) as usize],
@@ -576,7 +583,13 @@ pub fn save(cpu: &Cpu, env: &Env<'_>) -> Vec<u8> {
         let value = match index {
             0x31 => (cpu.apic.icr >> 32) as u32,
             0x02 => cpu.apic.port.id << if cpu.apic.x2apic() { 0 } else { 24 },
-            0x0e => if cpu.apic.port.flat.load(Ordering::Relaxed) { u32::MAX } else { 0x0fff_ffff },
+            0x0e => {
+                if cpu.apic.port.flat.load(Ordering::Relaxed) {
+                    u32::MAX
+                } else {
+                    0x0fff_ffff
+                }
+            }
             _ => read_register(cpu, env, index).unwrap_or(0),
         };
         let at = (index * 16) as usize;

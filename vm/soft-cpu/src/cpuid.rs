@@ -1,6 +1,6 @@
 //! What CPUID tells the guest: the host's answers, cut to what this CPU does (softcpu.md §2.12).
 
-use std::arch::x86_64::{CpuidResult, __cpuid_count};
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
 use std::sync::OnceLock;
 
 use crate::cpu::{Cpu, XSAVE_BYTES, cr};
@@ -19,8 +19,20 @@ pub struct CpuidTable {
     max_basic: u32,
 }
 
-const LEAF1_ECX: u32 = 1 << 0 | 1 << 1 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 25
-    | 1 << 26 | 1 << 28 | 1 << 29 | 1 << 30;
+const LEAF1_ECX: u32 = 1 << 0
+    | 1 << 1
+    | 1 << 9
+    | 1 << 12
+    | 1 << 13
+    | 1 << 19
+    | 1 << 20
+    | 1 << 22
+    | 1 << 23
+    | 1 << 25
+    | 1 << 26
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30;
 /// PCID, x2APIC, TSC deadline, hypervisor: ours whatever the host has.
 const LEAF1_ECX_SET: u32 = 1 << 17 | 1 << 21 | 1 << 24 | 1 << 31;
 /// FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2.
@@ -56,12 +68,16 @@ impl CpuidTable {
         put(0, 0, CpuidResult { eax: max_basic, ..zero });
         let one = host(1, 0);
         let smp = if vcpus > 1 { 1 << 28 } else { 0 };
-        put(1, 0, CpuidResult {
-            eax: one.eax,
-            ebx: 8 << 8 | vcpus.next_power_of_two().min(255) << 16,
-            ecx: one.ecx & LEAF1_ECX | LEAF1_ECX_SET,
-            edx: one.edx & LEAF1_EDX | smp,
-        });
+        put(
+            1,
+            0,
+            CpuidResult {
+                eax: one.eax,
+                ebx: 8 << 8 | vcpus.next_power_of_two().min(255) << 16,
+                ecx: one.ecx & LEAF1_ECX | LEAF1_ECX_SET,
+                edx: one.edx & LEAF1_EDX | smp,
+            },
+        );
         if !amd {
             put(2, 0, host(2, 0));
             for sub in 0..5 {
@@ -74,22 +90,26 @@ impl CpuidTable {
         }
         put(6, 0, CpuidResult { eax: 4, ..ZERO });
         let seven = host(7, 0);
-        put(7, 0, CpuidResult {
-            eax: 0,
-            ebx: seven.ebx & LEAF7_EBX | LEAF7_EBX_SET,
-            ecx: seven.ecx & LEAF7_ECX | LEAF7_ECX_SET,
-            edx: LEAF7_EDX_SET,
-        });
+        put(
+            7,
+            0,
+            CpuidResult {
+                eax: 0,
+                ebx: seven.ebx & LEAF7_EBX | LEAF7_EBX_SET,
+                ecx: seven.ecx & LEAF7_ECX | LEAF7_ECX_SET,
+                edx: LEAF7_EDX_SET,
+            },
+        );
         // XSAVEOPT and XGETBV(1); the compacted formats are hidden.
         put(0xd, 1, CpuidResult { eax: 0b101, ..ZERO });
         put(0xd, 2, CpuidResult { eax: 256, ebx: 576, ..ZERO });
-        let signature = [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
-        put(0x4000_0000, 0, CpuidResult {
-            eax: 0x4000_0001,
-            ebx: signature[0],
-            ecx: signature[1],
-            edx: signature[2],
-        });
+        let signature =
+            [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
+        put(
+            0x4000_0000,
+            0,
+            CpuidResult { eax: 0x4000_0001, ebx: signature[0], ecx: signature[1], edx: signature[2] },
+        );
         put(0x4000_0001, 0, CpuidResult { eax: KVM_FEATURES, ..ZERO });
         extended(amd, one, vcpus, &mut put);
         Self { entries, vcpus, max_basic }
@@ -106,22 +126,21 @@ fn extended(amd: bool, one: CpuidResult, vcpus: u32, put: &mut impl FnMut(u32, u
     put(0x8000_0000, 0, CpuidResult { eax: 0x8000_0008, ..base });
     let first = host(0x8000_0001, 0);
     let legacy = if amd { one.edx & LEAF1_EDX & 0x0183_f3ff } else { 0 };
-    put(0x8000_0001, 0, CpuidResult {
-        eax: first.eax,
-        ebx: 0,
-        ecx: first.ecx & EXT1_ECX,
-        edx: EXT1_EDX | legacy,
-    });
+    put(
+        0x8000_0001,
+        0,
+        CpuidResult { eax: first.eax, ebx: 0, ecx: first.ecx & EXT1_ECX, edx: EXT1_EDX | legacy },
+    );
     for leaf in 0x8000_0002..=0x8000_0006 {
         put(leaf, 0, host(leaf, 0));
     }
     // Invariant TSC.
     put(0x8000_0007, 0, CpuidResult { edx: 1 << 8, ..ZERO });
-    put(0x8000_0008, 0, CpuidResult {
-        eax: crate::paging::GPA_BITS | 48 << 8,
-        ecx: if amd { vcpus - 1 } else { 0 },
-        ..ZERO
-    });
+    put(
+        0x8000_0008,
+        0,
+        CpuidResult { eax: crate::paging::GPA_BITS | 48 << 8, ecx: if amd { vcpus - 1 } else { 0 }, ..ZERO },
+    );
 }
 
 /// Leaf 0x15: the TSC's frequency as a "crystal" times a ratio, so that it fits 32 bits.

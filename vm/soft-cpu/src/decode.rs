@@ -1,7 +1,9 @@
 //! From instruction bytes to a record that the interpreter runs, and the cache of these records. Records hold nothing that
 //! depends on the address, and a hit compares the bytes: stores to code need no notice.
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register,
+};
 
 use crate::cpu::{Cpu, sreg};
 use crate::env::Env;
@@ -342,5 +344,9 @@ pub(crate) fn offset(cpu: &Cpu, insn: &Insn) -> u64 {
 #[inline(always)]
 pub(crate) fn linear(cpu: &Cpu, insn: &Insn) -> u64 {
     let offset = offset(cpu, insn);
-    if insn.seg >= sreg::FS as u8 { offset.wrapping_add(cpu.seg[(insn.seg & 7) as usize].base) } else { offset }
+    if insn.seg >= sreg::FS as u8 {
+        offset.wrapping_add(cpu.seg[(insn.seg & 7) as usize].base)
+    } else {
+        offset
+    }
 }

@@ -76,7 +76,9 @@ fn feature_class(feature: CpuidFeature) -> Option<(Class, bool)> {
     use CpuidFeature as F;
     use std::arch::is_x86_feature_detected as has;
     Some(match feature {
-        F::INTEL8086 | F::INTEL386 | F::INTEL186 | F::INTEL286 | F::INTEL486 | F::X64 => (Class::Integer, true),
+        F::INTEL8086 | F::INTEL386 | F::INTEL186 | F::INTEL286 | F::INTEL486 | F::X64 => {
+            (Class::Integer, true)
+        }
         F::FPU | F::FPU287 | F::FPU387 => (Class::X87, true),
         F::CMOV => (Class::X87, true),
         F::MMX => (Class::Mmx, true),
@@ -115,8 +117,14 @@ pub(crate) fn select(insn: &mut Insn) -> Option<Handler> {
         M::Wait => wait,
         M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => masked_move,
         M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => byte_mask_move,
-        M::Vgatherdps | M::Vgatherdpd | M::Vgatherqps | M::Vgatherqpd | M::Vpgatherdd | M::Vpgatherdq
-        | M::Vpgatherqd | M::Vpgatherqq => gather,
+        M::Vgatherdps
+        | M::Vgatherdpd
+        | M::Vgatherqps
+        | M::Vgatherqpd
+        | M::Vpgatherdd
+        | M::Vpgatherdq
+        | M::Vpgatherqd
+        | M::Vpgatherqq => gather,
         M::Rdrand | M::Rdseed => stub::run,
         _ => {
             let class = class(insn)?;
@@ -165,7 +173,7 @@ pub(crate) fn mf() -> Exception {
 
 fn aligned(cpu: &Cpu, insn: &Insn, to: u64) -> Result<u64, Exception> {
     let at = linear(cpu, insn);
-    if at % to != 0 { Err(Exception::gp(0)) } else { Ok(at) }
+    if at.is_multiple_of(to) { Ok(at) } else { Err(Exception::gp(0)) }
 }
 
 fn fxsave(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
@@ -445,7 +453,8 @@ fn gather(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     use Mnemonic as M;
     check(cpu, Class::Avx)?;
     let mnemonic = insn.iced.mnemonic();
-    let size = if matches!(mnemonic, M::Vgatherdps | M::Vgatherqps | M::Vpgatherdd | M::Vpgatherqd) { 4 } else { 8 };
+    let size =
+        if matches!(mnemonic, M::Vgatherdps | M::Vgatherqps | M::Vpgatherdd | M::Vpgatherqd) { 4 } else { 8 };
     let qword_index = matches!(mnemonic, M::Vgatherqps | M::Vgatherqpd | M::Vpgatherqd | M::Vpgatherqq);
     let index_register = insn.iced.memory_index();
     let (to, masks) = (vector_operand(insn, 0), vector_operand(insn, 2));

@@ -253,7 +253,13 @@ const fn table_of(cpl: u8, rflags: u64) -> usize {
 
 /// Reads `size` (1, 2, 4, 8) bytes at a linear address. `stack` selects #SS for a non-canonical one.
 #[inline(always)]
-pub(crate) fn read(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack: bool) -> Result<u64, Exception> {
+pub(crate) fn read(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    linear: u64,
+    size: u8,
+    stack: bool,
+) -> Result<u64, Exception> {
     check_alignment(cpu, linear, size)?;
     let offset = linear & 0xfff;
     if offset + u64::from(size) <= 4096 {
@@ -349,7 +355,13 @@ pub(crate) fn write_bytes(
 }
 
 /// Checks that `len` bytes (at most a page) can be written, without writing.
-pub(crate) fn probe_write(cpu: &mut Cpu, env: &Env<'_>, linear: u64, len: u64, stack: bool) -> Result<(), Exception> {
+pub(crate) fn probe_write(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    linear: u64,
+    len: u64,
+    stack: bool,
+) -> Result<(), Exception> {
     let access = Access::write(cpu);
     split(cpu, env, linear, len, access, stack).map(|_| ())
 }
@@ -387,7 +399,13 @@ pub(crate) fn write(
 }
 
 /// Finds where a write (or read-modify-write) of `size` bytes goes; faults as a write does.
-pub(crate) fn target(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack: bool) -> Result<Target, Exception> {
+pub(crate) fn target(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    linear: u64,
+    size: u8,
+    stack: bool,
+) -> Result<Target, Exception> {
     check_alignment(cpu, linear, size)?;
     let offset = linear & 0xfff;
     if offset + u64::from(size) > 4096 {
@@ -399,7 +417,8 @@ pub(crate) fn target(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack:
     let entry = cpu.interp.tlb.data[table(cpu)][(linear >> 12) as usize % ENTRIES];
     if entry.write == linear & !0xfff {
         // SAFETY: as in `write`.
-        let (ptr, flags) = unsafe { (entry.host.add(offset as usize), (*entry.flags).load(Ordering::Relaxed)) };
+        let (ptr, flags) =
+            unsafe { (entry.host.add(offset as usize), (*entry.flags).load(Ordering::Relaxed)) };
         return Ok(Target::Host { ptr, gpa: entry.gpa + offset, flags });
     }
     let page = fill(cpu, env, linear, true, stack)?;

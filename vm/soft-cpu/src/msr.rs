@@ -56,13 +56,26 @@ pub struct StoredMsrs {
     mcg_status: u64,
 }
 
-const MTRR_FIXED: [u32; 11] =
-    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 
 /// The MSRs of a snapshot, in the order in which they must be set.
 pub const SAVED: &[u32] = &[
-    number::EFER, number::STAR, number::LSTAR, number::CSTAR, number::FMASK, number::KERNEL_GS_BASE, number::TSC_AUX,
-    number::PAT, number::TSC, 0x174, 0x175, 0x176, 0x1a0, 0x2ff, number::KVM_WALL_CLOCK, number::KVM_SYSTEM_TIME,
+    number::EFER,
+    number::STAR,
+    number::LSTAR,
+    number::CSTAR,
+    number::FMASK,
+    number::KERNEL_GS_BASE,
+    number::TSC_AUX,
+    number::PAT,
+    number::TSC,
+    0x174,
+    0x175,
+    0x176,
+    0x1a0,
+    0x2ff,
+    number::KVM_WALL_CLOCK,
+    number::KVM_SYSTEM_TIME,
     number::TSC_DEADLINE,
 ];
 

@@ -201,7 +201,11 @@ fn allowed(cpu: &Cpu, rights: u64, access: Access) -> bool {
     if access.exec {
         return rights & NX == 0 && (access.user || !user_page || cpu.cr4 & cr::CR4_SMEP == 0);
     }
-    if !access.user && user_page && cpu.cr4 & cr::CR4_SMAP != 0 && (access.implicit || cpu.rflags & flag::AC == 0) {
+    if !access.user
+        && user_page
+        && cpu.cr4 & cr::CR4_SMAP != 0
+        && (access.implicit || cpu.rflags & flag::AC == 0)
+    {
         return false;
     }
     !access.write || rights & W != 0 || (!access.user && cpu.cr0 & cr::CR0_WP == 0)

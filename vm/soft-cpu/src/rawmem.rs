@@ -13,10 +13,18 @@ pub(crate) unsafe fn load(ptr: *const u8, size: u8) -> u64 {
     // SAFETY: the caller says the bytes are mapped; the instructions only read them.
     unsafe {
         match size {
-            1 => asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly)),
-            2 => asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly)),
-            4 => asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly)),
-            _ => asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly)),
+            1 => {
+                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly))
+            }
+            2 => {
+                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly))
+            }
+            4 => {
+                asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly))
+            }
+            _ => {
+                asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) ptr, options(nostack, preserves_flags, readonly))
+            }
         }
     }
     value
@@ -31,10 +39,18 @@ pub(crate) unsafe fn store(ptr: *mut u8, value: u64, size: u8) {
     // SAFETY: the caller says the bytes are mapped; the instructions only write them.
     unsafe {
         match size {
-            1 => asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) ptr, options(nostack, preserves_flags)),
-            2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags)),
-            4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags)),
-            _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags)),
+            1 => {
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) ptr, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) ptr, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -49,10 +65,18 @@ pub(crate) unsafe fn compare_exchange(ptr: *mut u8, old: u64, new: u64, size: u8
     // SAFETY: the caller says the bytes are mapped; rax is declared, flags are clobbered by default.
     unsafe {
         match size {
-            1 => asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) ptr, inout("rax") value, options(nostack)),
-            2 => asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack)),
-            4 => asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack)),
-            _ => asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack)),
+            1 => {
+                asm!("lock cmpxchg byte ptr [{1}], {0}", in(reg_byte) new as u8, in(reg) ptr, inout("rax") value, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg word ptr [{1}], {0:x}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg dword ptr [{1}], {0:e}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg qword ptr [{1}], {0}", in(reg) new, in(reg) ptr, inout("rax") value, options(nostack))
+            }
         }
     }
     value & crate::alu::mask(size)

@@ -60,7 +60,13 @@ impl Descriptor {
         if self.raw >> 55 & 1 != 0 { raw << 12 | 0xfff } else { raw }
     }
     pub(crate) fn segment(self, selector: u16) -> Segment {
-        Segment { base: self.base(), limit: self.limit(), attributes: self.attributes(), selector, pad: [0; 3] }
+        Segment {
+            base: self.base(),
+            limit: self.limit(),
+            attributes: self.attributes(),
+            selector,
+            pad: [0; 3],
+        }
     }
 }
 
@@ -91,7 +97,11 @@ pub(crate) fn high_base(cpu: &mut Cpu, env: &Env<'_>, descriptor: Descriptor) ->
 }
 
 /// Sets the accessed bit of a code or data descriptor if it is clear.
-pub(crate) fn set_accessed(cpu: &mut Cpu, env: &Env<'_>, descriptor: &mut Descriptor) -> Result<(), Exception> {
+pub(crate) fn set_accessed(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    descriptor: &mut Descriptor,
+) -> Result<(), Exception> {
     if descriptor.raw >> 40 & 1 == 0 {
         descriptor.raw |= 1 << 40;
         let byte = (descriptor.raw >> 40) as u8;
@@ -117,13 +127,16 @@ pub(crate) fn load(cpu: &mut Cpu, env: &Env<'_>, register: usize, selector: u16)
         cpu.seg[register & 7] = Segment { base, limit: 0, attributes: UNUSABLE | dpl, selector, pad: [0; 3] };
         return Ok(());
     }
-    let Some(mut descriptor) = lookup(cpu, env, selector)? else { return Err(Exception::gp(error(selector))) };
+    let Some(mut descriptor) = lookup(cpu, env, selector)? else {
+        return Err(Exception::gp(error(selector)));
+    };
     let gp = Exception::gp(error(selector));
     if !descriptor.is_segment() {
         return Err(gp);
     }
     if register == sreg::SS {
-        if rpl != cpu.cpl || descriptor.dpl() != cpu.cpl || descriptor.is_code() || descriptor.kind() & 2 == 0 {
+        if rpl != cpu.cpl || descriptor.dpl() != cpu.cpl || descriptor.is_code() || descriptor.kind() & 2 == 0
+        {
             return Err(gp);
         }
         if !descriptor.present() {
@@ -161,8 +174,7 @@ pub(crate) fn check_code(
     if !descriptor.is_code() {
         return Err(gp);
     }
-    let level;
-    if returning {
+    let level = if returning {
         if rpl < cpu.cpl {
             return Err(gp);
         }
@@ -170,7 +182,7 @@ pub(crate) fn check_code(
         if bad {
             return Err(gp);
         }
-        level = rpl;
+        rpl
     } else {
         let bad = if descriptor.conforming() {
             descriptor.dpl() > cpu.cpl
@@ -180,8 +192,8 @@ pub(crate) fn check_code(
         if bad {
             return Err(gp);
         }
-        level = cpu.cpl;
-    }
+        cpu.cpl
+    };
     if !descriptor.present() {
         return Err(Exception::np(error(selector)));
     }
@@ -194,7 +206,12 @@ pub(crate) fn check_code(
 }
 
 /// Checks a stack selector for a return to `level`; null is allowed below ring 3.
-pub(crate) fn check_stack(cpu: &mut Cpu, env: &Env<'_>, selector: u16, level: u8) -> Result<Segment, Exception> {
+pub(crate) fn check_stack(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    selector: u16,
+    level: u8,
+) -> Result<Segment, Exception> {
     let gp = Exception::gp(error(selector));
     if selector & !3 == 0 {
         if level == 3 || (selector & 3) as u8 != level {
@@ -242,5 +259,6 @@ pub(crate) fn set_flat(cpu: &mut Cpu, cs: u16, ss: u16, level: u8) {
     cpu.cpl = level;
     cpu.seg[sreg::CS] =
         Segment { base: 0, limit: u32::MAX, attributes: code64(level), selector: cs, pad: [0; 3] };
-    cpu.seg[sreg::SS] = Segment { base: 0, limit: u32::MAX, attributes: data(level), selector: ss, pad: [0; 3] };
+    cpu.seg[sreg::SS] =
+        Segment { base: 0, limit: u32::MAX, attributes: data(level), selector: ss, pad: [0; 3] };
 }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use iced_x86::code_asm::{AsmRegister64, CodeAssembler, gpr64 as r, xmmword_ptr, qword_ptr, dword_ptr, ptr};
+use iced_x86::code_asm::{AsmRegister64, CodeAssembler, dword_ptr, gpr64 as r, ptr, qword_ptr, xmmword_ptr};
 use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::cpu::flag::STATUS;
@@ -70,7 +70,8 @@ impl Stubs {
     fn get(&mut self, insn: &Insn) -> Option<Stub> {
         // Bytes beyond the length are zero in `Insn::bytes`; the length tells apart what could be a prefix of another.
         let key = insn.bytes | u128::from(insn.len) << 120;
-        let slot = ((key as u64 ^ (key >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 53) as usize % RECENT;
+        let slot =
+            ((key as u64 ^ (key >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 53) as usize % RECENT;
         if self.recent[slot].0 == key {
             return self.recent[slot].1;
         }
@@ -129,9 +130,7 @@ impl StubMemory {
             if fd < 0 {
                 return Err(std::io::Error::last_os_error());
             }
-            let map = |prot| {
-                libc::mmap(std::ptr::null_mut(), ARENA_BYTES, prot, libc::MAP_SHARED, fd, 0)
-            };
+            let map = |prot| libc::mmap(std::ptr::null_mut(), ARENA_BYTES, prot, libc::MAP_SHARED, fd, 0);
             let sized = libc::ftruncate(fd, ARENA_BYTES as i64) == 0;
             let writable = if sized { map(libc::PROT_READ | libc::PROT_WRITE) } else { libc::MAP_FAILED };
             let executable = if sized { map(libc::PROT_READ | libc::PROT_EXEC) } else { libc::MAP_FAILED };
@@ -186,7 +185,14 @@ fn alignment(insn: &Insn, size: usize) -> u8 {
         };
     }
     match mnemonic {
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm => 1,
+        M::Movups
+        | M::Movupd
+        | M::Movdqu
+        | M::Lddqu
+        | M::Pcmpestri
+        | M::Pcmpestrm
+        | M::Pcmpistri
+        | M::Pcmpistrm => 1,
         _ if size == 16 => 16,
         _ => 1,
     }
@@ -210,21 +216,30 @@ struct Uses {
 fn analyse(iced: &mut Instruction) -> Option<(Uses, [AsmRegister64; 3])> {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(iced).clone();
-    let mut taken: Vec<Register> = info.used_registers().iter().map(|used| used.register().full_register()).collect();
+    let mut taken: Vec<Register> =
+        info.used_registers().iter().map(|used| used.register().full_register()).collect();
     let mut spare = SPARE.iter().copied().filter(|register| !taken.contains(&Register::from(*register)));
     let ours = [spare.next()?, spare.next()?, spare.next()?];
     let stand_in = Register::from(spare.next()?);
     let mut uses = Uses { gprs: Vec::new(), vectors: Vec::new(), size: 0, reads: false, writes: false };
     for index in 0..iced.op_count() {
-        if iced.op_kind(index) == OpKind::Register && iced.op_register(index).full_register() == Register::RSP {
-            let register = if iced.op_register(index).size() == 8 { stand_in } else { stand_in.full_register32() };
+        if iced.op_kind(index) == OpKind::Register && iced.op_register(index).full_register() == Register::RSP
+        {
+            let register =
+                if iced.op_register(index).size() == 8 { stand_in } else { stand_in.full_register32() };
             iced.try_set_op_register(index, register).ok()?;
         }
         if iced.op_kind(index) == OpKind::Memory {
             uses.size = iced.memory_size().size();
             let access = info.op_access(index);
-            uses.writes = matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite);
-            uses.reads = matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite);
+            uses.writes = matches!(
+                access,
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
+            uses.reads = matches!(
+                access,
+                OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
             iced.set_memory_base(Register::from(ours[1]));
             iced.set_memory_index(Register::None);
             iced.set_memory_index_scale(1);
@@ -237,7 +252,10 @@ fn analyse(iced: &mut Instruction) -> Option<(Uses, [AsmRegister64; 3])> {
     taken.clear();
     for used in info.used_registers() {
         let register = used.register().full_register();
-        let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
+        let written = !matches!(
+            used.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+        );
         if register == Register::from(ours[1]) {
             continue;
         }
@@ -275,7 +293,18 @@ fn build(insn: &Insn) -> Option<(Vec<u8>, Stub)> {
 
 const fn no_wait(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
-    matches!(mnemonic, M::Fninit | M::Fnstsw | M::Fnstcw | M::Fnclex | M::Fnsave | M::Fnstenv | M::Fndisi | M::Fneni | M::Fnsetpm)
+    matches!(
+        mnemonic,
+        M::Fninit
+            | M::Fnstsw
+            | M::Fnstcw
+            | M::Fnclex
+            | M::Fnsave
+            | M::Fnstenv
+            | M::Fndisi
+            | M::Fneni
+            | M::Fnsetpm
+    )
 }
 
 fn assemble(
@@ -340,12 +369,16 @@ fn assemble(
     a.assemble(0x1000)
 }
 
-fn vector_registers(number: usize) -> (iced_x86::code_asm::AsmRegisterXmm, iced_x86::code_asm::AsmRegisterYmm) {
+fn vector_registers(
+    number: usize,
+) -> (iced_x86::code_asm::AsmRegisterXmm, iced_x86::code_asm::AsmRegisterYmm) {
     use iced_x86::code_asm::{registers::xmm::*, registers::ymm::*};
-    const X: [iced_x86::code_asm::AsmRegisterXmm; 16] =
-        [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
-    const Y: [iced_x86::code_asm::AsmRegisterYmm; 16] =
-        [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
+    const X: [iced_x86::code_asm::AsmRegisterXmm; 16] = [
+        xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+    ];
+    const Y: [iced_x86::code_asm::AsmRegisterYmm; 16] = [
+        ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+    ];
     (X[number & 15], Y[number & 15])
 }
 
@@ -384,7 +417,7 @@ pub(crate) fn run(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Result<(), Excep
     let mut bounce = Bounce([0; 576]);
     let at = linear(cpu, insn);
     if size > 0 {
-        if stub.align > 1 && at % u64::from(stub.align) != 0 {
+        if stub.align > 1 && !at.is_multiple_of(u64::from(stub.align)) {
             return Err(Exception::gp(0));
         }
         if stub.writes {

@@ -13,7 +13,13 @@ type Done = Result<(), Exception>;
 
 /// Reads operand `index` as `size` bytes.
 #[inline(always)]
-pub(crate) fn read_op(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn, index: usize, size: u8) -> Result<u64, Exception> {
+pub(crate) fn read_op(
+    cpu: &mut Cpu,
+    env: &Env<'_>,
+    insn: &Insn,
+    index: usize,
+    size: u8,
+) -> Result<u64, Exception> {
     Ok(match insn.ops[index] {
         Opnd::Reg(number) => cpu.gpr[(number & 15) as usize] & mask(size),
         Opnd::High(number) => (cpu.gpr[(number & 3) as usize] >> 8) & 0xff,
@@ -271,7 +277,8 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
 
 /// Shifts and rotates; the kind is in `sub`.
 pub(crate) fn shift<const K: u8>(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
-    const KINDS: [Shift; 7] = [Shift::Rol, Shift::Ror, Shift::Rcl, Shift::Rcr, Shift::Shl, Shift::Shr, Shift::Sar];
+    const KINDS: [Shift; 7] =
+        [Shift::Rol, Shift::Ror, Shift::Rcl, Shift::Rcr, Shift::Shl, Shift::Shr, Shift::Sar];
     let size = insn.size;
     let count = match insn.ops[1] {
         Opnd::Imm => insn.imm,
@@ -423,7 +430,11 @@ pub(crate) fn mul<const SIGNED: bool>(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn)
     };
     let low = wide as u64 & mask(size);
     let high = (wide >> alu::bits(size)) as u64 & mask(size);
-    let over = if SIGNED { alu::sext(low, size) >> 63 != 0 && high != mask(size) || alu::sext(low, size) >> 63 == 0 && high != 0 } else { high != 0 };
+    let over = if SIGNED {
+        alu::sext(low, size) >> 63 != 0 && high != mask(size) || alu::sext(low, size) >> 63 == 0 && high != 0
+    } else {
+        high != 0
+    };
     set_status(cpu, (alu::zsp(low, size) & !ZF) | u64::from(over) * (CF | OF));
     if size == 1 {
         set_reg(cpu, Opnd::Reg(reg::RAX as u8), low | high << 8, 2);

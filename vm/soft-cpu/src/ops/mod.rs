@@ -97,8 +97,17 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         M::Bextr => bmi::<5>,
         M::Pdep => bmi::<6>,
         M::Pext => bmi::<7>,
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta
-        | M::Prefetchw | M::Prefetch | M::Prefetchwt1 | M::Reservednop => nop,
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchnta
+        | M::Prefetchw
+        | M::Prefetch
+        | M::Prefetchwt1
+        | M::Reservednop => nop,
         _ => return None,
     })
 }
@@ -235,12 +244,40 @@ fn string_handler(mnemonic: Mnemonic) -> Option<(Handler, u8)> {
 fn conditional(mnemonic: Mnemonic) -> Option<(Handler, u8)> {
     use Mnemonic as M;
     const SET: [M; 16] = [
-        M::Seto, M::Setno, M::Setb, M::Setae, M::Sete, M::Setne, M::Setbe, M::Seta, M::Sets, M::Setns, M::Setp,
-        M::Setnp, M::Setl, M::Setge, M::Setle, M::Setg,
+        M::Seto,
+        M::Setno,
+        M::Setb,
+        M::Setae,
+        M::Sete,
+        M::Setne,
+        M::Setbe,
+        M::Seta,
+        M::Sets,
+        M::Setns,
+        M::Setp,
+        M::Setnp,
+        M::Setl,
+        M::Setge,
+        M::Setle,
+        M::Setg,
     ];
     const MOVE: [M; 16] = [
-        M::Cmovo, M::Cmovno, M::Cmovb, M::Cmovae, M::Cmove, M::Cmovne, M::Cmovbe, M::Cmova, M::Cmovs, M::Cmovns,
-        M::Cmovp, M::Cmovnp, M::Cmovl, M::Cmovge, M::Cmovle, M::Cmovg,
+        M::Cmovo,
+        M::Cmovno,
+        M::Cmovb,
+        M::Cmovae,
+        M::Cmove,
+        M::Cmovne,
+        M::Cmovbe,
+        M::Cmova,
+        M::Cmovs,
+        M::Cmovns,
+        M::Cmovp,
+        M::Cmovnp,
+        M::Cmovl,
+        M::Cmovge,
+        M::Cmovle,
+        M::Cmovg,
     ];
     if let Some(cc) = SET.iter().position(|set| *set == mnemonic) {
         return Some((int::setcc, cc as u8));
@@ -335,7 +372,11 @@ fn select_sub(insn: &mut Insn, mnemonic: Mnemonic) {
         M::Pushf | M::Popf => 2,
         M::Pushfq | M::Popfq => 8,
         M::Enter | M::Leave => {
-            if matches!(insn.code, Code::Enterw_imm16_imm8 | Code::Leavew) { 2 } else { 8 }
+            if matches!(insn.code, Code::Enterw_imm16_imm8 | Code::Leavew) {
+                2
+            } else {
+                8
+            }
         }
         M::Iret => 2,
         M::Iretd => 4,

@@ -36,7 +36,11 @@ fn advance(cpu: &mut Cpu, register: usize, by: i64, size: u8) {
 
 fn source(cpu: &Cpu, insn: &Insn) -> u64 {
     let offset = cpu.gpr[reg::RSI] & mask(address_size(insn));
-    if insn.seg >= sreg::FS as u8 { offset.wrapping_add(cpu.seg[(insn.seg & 7) as usize].base) } else { offset }
+    if insn.seg >= sreg::FS as u8 {
+        offset.wrapping_add(cpu.seg[(insn.seg & 7) as usize].base)
+    } else {
+        offset
+    }
 }
 
 fn destination(cpu: &Cpu, insn: &Insn) -> u64 {

@@ -102,7 +102,7 @@ pub(crate) fn sti(cpu: &mut Cpu, _env: &Env<'_>, _insn: &Insn) -> Done {
 /// PAUSE: lets another vCPU have the host's core now and then.
 pub(crate) fn pause(cpu: &mut Cpu, _env: &Env<'_>, _insn: &Insn) -> Done {
     cpu.interp.pauses = cpu.interp.pauses.wrapping_add(1);
-    if cpu.interp.pauses % 64 == 0 {
+    if cpu.interp.pauses.is_multiple_of(64) {
         std::thread::yield_now();
     }
     Ok(())
