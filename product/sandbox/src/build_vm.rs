@@ -48,7 +48,8 @@ pub fn run(job: &Job<'_>, line: &mut dyn FnMut(&str)) -> Result<()> {
     for disk in job.disks {
         let file = open(&disk.file, disk.read_only)?;
         let length = file.metadata().map_err(|source| Error::file("cannot open", &disk.file, source))?.len();
-        let store = Store::Raw { file: descriptors.add(file), length, read_only: disk.read_only };
+        let store =
+            Store::Raw { file: descriptors.add(file), length, read_only: disk.read_only, durable: false };
         disks.push(Disk { serial: disk.serial.clone(), store });
     }
     let shape = Shape { engine: job.engine, cpus: job.cpus, memory: job.memory, words: job.words.clone() };

@@ -32,7 +32,8 @@ pub(crate) fn attempt() -> Result<(), String> {
     let name = name.to_string_lossy();
     // The log shows that the process was alive and confined when it made the attempt.
     eprintln!("hostile: confined, trying {name}");
-    let probe = confine::hostile::find(&name).ok_or_else(|| format!("hostile: there is no attempt {name}"))?;
+    let probe =
+        confine::hostile::find(&name).ok_or_else(|| format!("hostile: there is no attempt {name}"))?;
     match probe.attempt() {
         Ok(()) => Err(format!("hostile: {name} BROKE OUT")),
         Err(error) => Err(format!("hostile: {name} was refused: {error}")),

@@ -98,7 +98,7 @@ impl BuilderVm for OnEngine<'_> {
             disks: &disks,
             words: boot.cmdline.split_ascii_whitespace().map(str::to_owned).collect(),
             engine: self.engine,
-            cpus: boot.cpus.clamp(1, host).min(1),
+            cpus: boot.cpus.clamp(1, host),
             memory: u64::from(boot.memory_mib) << 20,
         };
         build_vm::run(&job, line).map_err(in_words)

@@ -61,6 +61,8 @@ pub enum Store {
         length: u64,
         /// Whether writes are refused.
         read_only: bool,
+        /// Whether the guest's flushes reach the host's disk. Not for what is thrown away when anything goes wrong.
+        durable: bool,
     },
     /// The layered store, oldest layer first; the last one is written to.
     Layers {

@@ -98,10 +98,10 @@ fn base_device(builder: &mut MachineBuilder, base: File) -> Result<Box<dyn PciDe
 
 fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>, String> {
     match store {
-        Store::Raw { file: at, length, read_only } => {
+        Store::Raw { file: at, length, read_only, durable } => {
             let disk =
                 RawFile::new(take(received, *at)?, *length, *read_only).map_err(|error| sentence(&error))?;
-            Ok(Box::new(disk))
+            Ok(if *durable { Box::new(disk) } else { Box::new(Scratch(disk)) })
         }
         Store::Layers { description, files } => {
             let files = files.iter().map(|at| take(received, *at)).collect::<Result<Vec<_>, _>>()?;
@@ -139,6 +139,39 @@ impl EntropySource for HostRandom {
             rest = rest.get_mut(count..).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+/// A disk whose content is thrown away when anything goes wrong, so that nothing has to be made durable.
+struct Scratch(RawFile);
+
+impl BlockBackend for Scratch {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.0.read_only()
+    }
+
+    fn read(&self, offset: u64, buffers: &mut [io::IoSliceMut<'_>]) -> io::Result<()> {
+        self.0.read(offset, buffers)
+    }
+
+    fn write(&self, offset: u64, buffers: &[io::IoSlice<'_>]) -> io::Result<()> {
+        self.0.write(offset, buffers)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.write_zeroes(offset, len)
     }
 }
 
