@@ -126,7 +126,7 @@ impl CodeCache {
 
     /// Lets the 4-byte aligned rel32 at `at` lead to `target`, while other threads may execute it.
     pub(crate) fn patch(&self, at: usize, target: usize) {
-        assert!(at % 4 == 0 && at + 4 <= self.len, "patch sites are aligned and in the cache");
+        assert!(at.is_multiple_of(4) && at + 4 <= self.len, "patch sites are aligned and in the cache");
         let relative = (target as i64 - (at as i64 + 4)) as i32;
         // SAFETY: in the mapping and aligned (asserted); concurrent readers are instruction fetches.
         unsafe { std::sync::atomic::AtomicI32::from_ptr(self.rw.add(at).cast()) }

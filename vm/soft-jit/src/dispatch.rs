@@ -22,13 +22,8 @@ pub struct JitVcpu {
     stack: host::Stack,
     tlb: TlbState,
     no_vector: bool,
-    /// Addresses whose instruction is known to be for the interpreter. May be out of date, which costs speed only: any
-    /// instruction may be interpreted.
-    hints: Box<[(u64, Vectors)]>,
     counts: Counts,
 }
-
-const HINTS: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -60,7 +55,6 @@ impl JitVcpu {
             stack: host::Stack::new()?,
             tlb: TlbState::default(),
             no_vector: false,
-            hints: vec![(u64::MAX, Vectors::Used); HINTS].into(),
             counts: Counts::default(),
         })
     }
@@ -198,11 +192,6 @@ impl JitVcpu {
                 clear_jumps(self.cpu, space);
             }
         }
-        if let Some((rip, vectors)) = self.hints.get(state.rip as usize % HINTS)
-            && *rip == state.rip
-        {
-            return Next::Step(*vectors);
-        }
         if let Some(host) = find_jump(self.cpu, space, state.rip) {
             return Next::Enter(host);
         }
@@ -219,9 +208,6 @@ impl JitVcpu {
             tlb::note_code(&mut context.tlb, state.rip.wrapping_add(4096));
         }
         if let Some(vectors) = block.step_only {
-            if let Some(hint) = self.hints.get_mut(state.rip as usize % HINTS) {
-                *hint = (state.rip, vectors);
-            }
             return Next::Step(vectors);
         }
         Next::Enter(host)

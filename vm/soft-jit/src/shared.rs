@@ -58,7 +58,6 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// Cache offset.
     pub(crate) at: usize,
-    pub(crate) len: usize,
     pub(crate) sites: Box<[Site]>,
     pub(crate) map: Box<[(u32, u16)]>,
     lines: u64,
@@ -202,7 +201,6 @@ impl Shared {
         let block = Block {
             key,
             at,
-            len: emitted.code.len(),
             sites: std::mem::take(&mut emitted.sites).into(),
             map: std::mem::take(&mut emitted.map).into(),
             lines: emitted.lines,

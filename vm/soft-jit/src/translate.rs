@@ -202,6 +202,17 @@ impl Translator {
         {
             after = STATUS;
         }
+        // Go's duffzero and its like: vector stores and a return, no writer of flags.
+        if last.class == Class::Return
+            && decoded.iter().all(|item| item.kills == 0)
+            && decoded.iter().any(|item| item.vector)
+        {
+            after = STATUS;
+        }
+        if last.class == Class::Call && last_offset > 4096 - 40 {
+            // What stands behind the call may be out of sight.
+            after = STATUS;
+        }
         if last.class == Class::Call && self.tuning.flags_dead_at_return && !source.strict {
             let mut behind = LookAhead {
                 page: source.page,
