@@ -29,8 +29,6 @@ pub const SYSTEM_CALLS: &[&str] = &[
     "renameat2",
     "linkat",
     "preadv",
-    "preadv2",
-    "pwritev",
     "pwritev2",
     "ftruncate",
     "fallocate",
