@@ -19,6 +19,10 @@ use crate::platform::Platform;
 use crate::serial::Serial;
 use crate::{acpi, layout};
 
+/// The machine's own words on the kernel command line: reset through the register that the FADT names. Without them
+/// Linux tries the real-mode entry of a BIOS, which is not there, and hangs instead of resetting.
+const OWN_WORDS: &str = "reboot=a";
+
 /// What a machine is made of, besides its devices.
 pub struct MachineConfig {
     /// Number of vCPUs, at least 1.
@@ -29,7 +33,7 @@ pub struct MachineConfig {
     pub kernel: File,
     /// The initial RAM file system.
     pub initramfs: Option<File>,
-    /// The kernel's command line; the engine's own words are appended.
+    /// The kernel's command line; the machine's own words come before it and the engine's behind it.
     pub cmdline: String,
     /// Takes what the guest writes to its serial port, a few bytes at a time on vCPU threads.
     pub serial: Arc<dyn ConsoleBackend>,
@@ -131,7 +135,7 @@ impl MachineBuilder {
         }
         let ram = guest_ram(bytes, pmem)?;
         let (vm, binders) = proto.build(ram.clone())?;
-        let cmdline = [config.cmdline.trim(), limits.kernel_args].join(" ");
+        let cmdline = [OWN_WORDS, config.cmdline.trim(), limits.kernel_args].join(" ");
         let entry = boot::load(&ram, bytes, &mut config.kernel, config.initramfs.as_mut(), cmdline.trim())
             .map_err(BuildError::Boot)?;
         let write = |at: u64, data: &[u8]| {

@@ -77,9 +77,9 @@ fn the_first_reason_to_end_stays() {
 #[test]
 fn the_command_line_carries_the_engines_words() {
     let (machine, _) = machine(1, vec![]);
-    let mut line = [0; 13];
+    let mut line = [0; 22];
     machine.ram.memory().read_slice(&mut line, GuestAddress(layout::BOOT_CMDLINE)).unwrap();
-    assert_eq!(&line, b"quiet fake=1\0");
+    assert_eq!(&line, b"reboot=a quiet fake=1\0");
     let mut id = [0; 16];
     machine.ram.memory().read_slice(&mut id, GuestAddress(layout::VM_GENERATION_ID)).unwrap();
     assert_eq!(id, [3; 16]);
