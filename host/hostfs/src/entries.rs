@@ -166,7 +166,13 @@ impl HostFs {
                 Ok((node, stat, fd)) => {
                     let entry = self.entry(&node, &stat);
                     let (access, fd) = (flags.access, Arc::new(fd));
-                    let handle = slot.fill_file(OpenFile { node, fd, access, fd_access: access });
+                    let handle = slot.fill_file(OpenFile {
+                        node,
+                        fd,
+                        access,
+                        fd_access: access,
+                        synchronous: flags.synchronous,
+                    });
                     return Ok((entry, OpenReply { handle, keep_cache: false }));
                 }
             }

@@ -40,7 +40,13 @@ impl HostFs {
             }
         }
         let keep_cache = unchanged_since_last_open(&node, &sys::stat_of(fd.as_fd())?);
-        let handle = slot.fill_file(OpenFile { node, fd, access: flags.access, fd_access });
+        let handle = slot.fill_file(OpenFile {
+            node,
+            fd,
+            access: flags.access,
+            fd_access,
+            synchronous: flags.synchronous,
+        });
         Ok(OpenReply { handle, keep_cache })
     }
 

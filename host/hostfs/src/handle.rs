@@ -17,6 +17,7 @@ pub(crate) struct OpenFile {
     pub(crate) access: Access,
     /// What `fd` itself is open for; at least `access`.
     pub(crate) fd_access: Access,
+    pub(crate) synchronous: bool,
 }
 
 /// An open directory.
@@ -36,6 +37,15 @@ pub(crate) struct HostDirectory {
 enum Open {
     File(Arc<OpenFile>),
     Directory(Arc<OpenDirectory>),
+    /// Open in the session that was gone on with, and not to be opened again.
+    Lost,
+}
+
+/// What a handle of a session is, for saving it.
+pub(crate) enum Held {
+    File(Arc<OpenFile>),
+    Directory(Arc<OpenDirectory>),
+    Lost,
 }
 
 /// All that the guest has open.
@@ -74,6 +84,7 @@ impl Handles {
         match self.get(handle)? {
             Open::File(file) => Ok(file),
             Open::Directory(_) => Err(Errno::BADF),
+            Open::Lost => Err(Errno::STALE),
         }
     }
 
@@ -81,6 +92,7 @@ impl Handles {
         match self.get(handle)? {
             Open::Directory(directory) => Ok(directory),
             Open::File(_) => Err(Errno::BADF),
+            Open::Lost => Err(Errno::STALE),
         }
     }
 
@@ -102,6 +114,46 @@ impl Handles {
             std::mem::take(&mut open.0)
         };
         self.taken.fetch_sub(closed.len(), Ordering::Relaxed);
+    }
+
+    /// All that is open, and the last number given out.
+    pub(crate) fn held(&self) -> (Vec<(Handle, Held)>, u64) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let held = |(handle, what): (&Handle, &Open)| {
+            let what = match what {
+                Open::File(file) => Held::File(Arc::clone(file)),
+                Open::Directory(directory) => Held::Directory(Arc::clone(directory)),
+                Open::Lost => Held::Lost,
+            };
+            (*handle, what)
+        };
+        (open.0.iter().map(held).collect(), open.1)
+    }
+
+    /// Gives a handle of a session that is gone on with its meaning again. Numbers from `handle` on are new.
+    pub(crate) fn restore(&self, handle: Handle, what: Held) -> Result<(), Errno> {
+        let mut slot = self.reserve()?;
+        slot.filled = true;
+        let what = match what {
+            Held::File(file) => {
+                file.node.add_open_file(&file);
+                Open::File(file)
+            }
+            Held::Directory(directory) => Open::Directory(directory),
+            Held::Lost => Open::Lost,
+        };
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.1 = open.1.max(handle.0);
+        if open.0.insert(handle, what).is_some() {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Numbers from here on are new.
+    pub(crate) fn count_from(&self, last: u64) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.1 = open.1.max(last);
     }
 
     pub(crate) fn count(&self) -> usize {

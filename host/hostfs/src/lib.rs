@@ -33,6 +33,7 @@ mod listing;
 mod node;
 mod owner;
 mod resolve;
+mod saved;
 mod server;
 mod share;
 mod sys;

@@ -293,6 +293,48 @@ impl Nodes {
         drop(dropped);
     }
 
+    /// The nodes that the guest holds with their lookups, and the last number given out.
+    pub(crate) fn held(&self) -> (Vec<(Arc<Node>, u64)>, u64) {
+        let tables = lock(&self.tables);
+        let held = tables.by_id.values().map(|known| (Arc::clone(&known.node), known.lookups)).collect();
+        (held, tables.last)
+    }
+
+    /// Makes a node of another session again, without its place and not held yet.
+    pub(crate) fn remake(&self, id: NodeId, share: usize, identity: Identity) -> Option<Arc<Node>> {
+        if self.alive.load(Ordering::Relaxed) >= self.limit {
+            return None;
+        }
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::new(Node {
+            id,
+            share,
+            identity,
+            state: Mutex::default(),
+            used: AtomicBool::new(false),
+            alive: Arc::clone(&self.alive),
+        }))
+    }
+
+    /// Holds a remade node for the guest. False if its number or its file is taken.
+    pub(crate) fn hold(&self, node: &Arc<Node>, lookups: u64) -> bool {
+        let mut guard = lock(&self.tables);
+        let tables = &mut *guard;
+        let key = (node.share, node.identity);
+        if tables.by_id.contains_key(&node.id) || tables.by_identity.contains_key(&key) {
+            return false;
+        }
+        tables.by_identity.insert(key, node.id);
+        tables.by_id.insert(node.id, Known { node: Arc::clone(node), lookups, permanent: false });
+        true
+    }
+
+    /// Numbers from here on are new.
+    pub(crate) fn count_from(&self, last: u64) {
+        let mut tables = lock(&self.tables);
+        tables.last = tables.last.max(last);
+    }
+
     /// How many nodes there are in memory, known to the guest or still above one that is.
     pub(crate) fn alive(&self) -> usize {
         self.alive.load(Ordering::Relaxed)

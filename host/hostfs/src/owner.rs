@@ -115,6 +115,10 @@ impl Remembered {
         self.count.store(owners.len(), Ordering::Release);
     }
 
+    pub(crate) fn all(&self) -> Vec<((usize, Identity), Owner)> {
+        lock(&self.owners).iter().map(|(file, owner)| (*file, *owner)).collect()
+    }
+
     pub(crate) fn clear(&self) {
         lock(&self.owners).clear();
         self.count.store(0, Ordering::Release);

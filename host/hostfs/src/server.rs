@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use fuse_wire::{
     Attributes, Context, DirectoryBuffer, Entry, Errno, FallocateMode, FileSystem, Handle, Name, NodeId,
-    OpenFlags, OpenReply, RenameMode, Result, SeekTarget, SetAttributes, Settings, SpaceReport, XattrMode,
+    OpenFlags, OpenReply, RenameMode, RestoreError, Result, SeekTarget, SetAttributes, Settings, SpaceReport,
+    XattrMode,
 };
 
 use crate::handle::Handles;
@@ -134,7 +135,7 @@ impl HostFs {
         inode ^ ((index as u64) << SHIFT)
     }
 
-    fn forget_session(&self) {
+    pub(crate) fn forget_session(&self) {
         self.handles.clear();
         self.descriptors.clear();
         self.nodes.clear();
@@ -303,5 +304,13 @@ impl FileSystem for HostFs {
 
     fn syncfs(&self, node: NodeId) -> Result<()> {
         self.sync_file_system(node)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.saved()
+    }
+
+    fn restore(&self, state: &[u8]) -> std::result::Result<(), RestoreError> {
+        self.go_on(state)
     }
 }

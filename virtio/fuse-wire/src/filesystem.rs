@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 
 use crate::{
     Attributes, Context, DirectoryBuffer, Entry, Errno, FallocateMode, Handle, Name, NodeId, OpenFlags,
-    OpenReply, RenameMode, SeekTarget, SetAttributes, SpaceReport, XattrMode,
+    OpenReply, RenameMode, RestoreError, SeekTarget, SetAttributes, SpaceReport, XattrMode,
 };
 
 /// An operation's outcome.
@@ -154,4 +154,10 @@ pub trait FileSystem: Send + Sync {
 
     /// Makes the file system that a node is on durable.
     fn syncfs(&self, node: NodeId) -> Result<()>;
+
+    /// The session's state, to go on with in another process. No other operation runs meanwhile.
+    fn save(&self) -> Vec<u8>;
+
+    /// Goes on with a saved session. What was open is opened again; what cannot be is stale.
+    fn restore(&self, state: &[u8]) -> std::result::Result<(), RestoreError>;
 }

@@ -44,7 +44,7 @@ pub use request::{
     Access, Context, FallocateMode, Handle, NodeId, OpenFlags, Operation, RenameMode, Request, SeekTarget,
     SetAttributes, SetTime, XattrMode,
 };
-pub use server::{RequestHandler, Server};
+pub use server::{RequestHandler, RestoreError, Server};
 
 /// The largest request in bytes that is taken, payload of a write not counted: an extended attribute's value
 /// (64 KiB), its name and the headers.

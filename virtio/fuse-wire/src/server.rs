@@ -1,5 +1,6 @@
 //! Joins the wire and a file server: takes a message, has it done, writes the reply.
 
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +21,49 @@ pub trait RequestHandler: Send + Sync {
 
     /// The device was reset: the session and all that it had open is over.
     fn reset(&self);
+
+    /// The session's state, to go on with in another process. No request is being handled meanwhile, nor until the process
+    /// that goes on has restored it. A handler without state has none to save.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Goes on with a session that [`RequestHandler::save`] saved, in place of its own.
+    ///
+    /// # Errors
+    /// The state is damaged, of another version, or does not fit this handler; then there is no session.
+    fn restore(&self, state: &[u8]) -> Result<(), RestoreError> {
+        if state.is_empty() { Ok(()) } else { Err(RestoreError::Unfit("this handler has no state")) }
+    }
 }
+
+/// Why a session cannot be gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestoreError {
+    /// It is not what was saved.
+    Damaged(&'static str),
+    /// Another version of the program saved it, in a form that this one does not know.
+    Version(u32),
+    /// It belongs to a handler that is made differently.
+    Unfit(&'static str),
+}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RestoreError::Damaged(what) => write!(f, "The file server's saved state is damaged: {what}"),
+            RestoreError::Version(version) => {
+                write!(f, "The file server's saved state has the unknown version {version}")
+            }
+            RestoreError::Unfit(what) => write!(f, "The file server's saved state does not fit: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for RestoreError {}
+
+/// Version of the server's own part of a saved session: one byte, then whether there is a session, then the file system's part.
+const SAVED_VERSION: u8 = 1;
 
 /// A file server behind the FUSE wire.
 pub struct Server<F> {
@@ -230,6 +273,26 @@ impl<F: FileSystem> RequestHandler for Server<F> {
     fn reset(&self) {
         self.started.store(false, Ordering::Release);
         self.fs.destroy();
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mut state = vec![SAVED_VERSION, u8::from(self.started.load(Ordering::Acquire))];
+        state.extend(self.fs.save());
+        state
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), RestoreError> {
+        self.reset();
+        let (head, fs) = state.split_first_chunk::<2>().ok_or(RestoreError::Damaged("it is too short"))?;
+        match head {
+            [SAVED_VERSION, started @ (0 | 1)] => {
+                self.fs.restore(fs).inspect_err(|_| self.fs.destroy())?;
+                self.started.store(*started == 1, Ordering::Release);
+                Ok(())
+            }
+            [SAVED_VERSION, _] => Err(RestoreError::Damaged("there is half a session")),
+            [version, _] => Err(RestoreError::Version(u32::from(*version))),
+        }
     }
 }
 

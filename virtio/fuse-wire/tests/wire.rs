@@ -9,7 +9,8 @@ use fuse_wire::client::{Call, Client};
 use fuse_wire::{
     Access, Attributes, Context, DirectoryBuffer, Entry, Errno, FallocateMode, FileKind, FileStatus,
     FileSystem, Handle, Name, NodeId, OpenFlags, OpenReply, Operation, RenameMode, Request, RequestHandler,
-    Result, SeekTarget, Server, SetAttributes, SetTime, Settings, SpaceReport, Timestamp, XattrMode,
+    RestoreError, Result, SeekTarget, Server, SetAttributes, SetTime, Settings, SpaceReport, Timestamp,
+    XattrMode,
 };
 use proptest::prelude::*;
 
@@ -182,6 +183,13 @@ impl FileSystem for Agreeable {
     }
     fn syncfs(&self, _: NodeId) -> Result<()> {
         Ok(())
+    }
+    fn save(&self) -> Vec<u8> {
+        b"mine".to_vec()
+    }
+    fn restore(&self, state: &[u8]) -> std::result::Result<(), RestoreError> {
+        self.note(format!("restore {}", state.escape_ascii()));
+        if state == b"mine" { Ok(()) } else { Err(RestoreError::Damaged("not mine")) }
     }
 }
 
@@ -376,6 +384,30 @@ fn access_modes_say_what_they_allow() {
     assert!(Access::Read.reads() && !Access::Read.writes());
     assert!(!Access::Write.reads() && Access::Write.writes());
     assert!(Access::ReadWrite.reads() && Access::ReadWrite.writes());
+}
+
+#[test]
+fn a_session_is_gone_on_with_elsewhere() {
+    let before = started();
+    let state = before.save();
+    let after = Server::new(Agreeable::default());
+    let client = Client::new(&after);
+    assert_eq!(client.readlink(NodeId(1)), Err(Errno::IO));
+    after.restore(&state).unwrap();
+    assert_eq!(asked(&after), "restore mine");
+    client.readlink(NodeId(1)).unwrap();
+    for (bad, error) in [
+        (&b""[..], RestoreError::Damaged("it is too short")),
+        (b"\x01", RestoreError::Damaged("it is too short")),
+        (b"\x01\x02mine", RestoreError::Damaged("there is half a session")),
+        (b"\x09\x01mine", RestoreError::Version(9)),
+        (b"\x01\x01yours", RestoreError::Damaged("not mine")),
+    ] {
+        assert_eq!(after.restore(bad), Err(error));
+        assert_eq!(client.readlink(NodeId(1)), Err(Errno::IO), "no session after a failure");
+    }
+    after.restore(&Server::new(Agreeable::default()).save()).unwrap();
+    assert_eq!(client.readlink(NodeId(1)), Err(Errno::IO), "saved before the guest began one");
 }
 
 proptest! {

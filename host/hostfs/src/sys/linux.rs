@@ -53,7 +53,7 @@ pub(crate) struct Identity {
     pub(crate) device: (u32, u32),
     pub(crate) inode: u64,
     /// Time of birth; zeros where the file system keeps none.
-    birth: (i64, u32),
+    pub(crate) birth: (i64, u32),
     pub(crate) kind: FileKind,
 }
 
