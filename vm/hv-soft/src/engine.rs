@@ -21,12 +21,13 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
-    /// The translator, unless a debug build is told otherwise: `VIV_SOFT_EXECUTOR=interp`, or a list of tuning words
-    /// for the translator.
+    /// The translator, unless one looks for a defect: `VIV_SOFT_EXECUTOR=interp`, or a list of tuning words for the
+    /// translator ([`Tuning::parse`]).
     fn from_environment() -> Self {
         match std::env::var("VIV_SOFT_EXECUTOR").as_deref() {
             Ok("interp") => Self::Interpreter,
-            _ => Self::Translator(Tuning::default()),
+            Ok(words) => Self::Translator(Tuning::parse(words).unwrap_or_default()),
+            Err(_) => Self::Translator(Tuning::default()),
         }
     }
 }

@@ -565,6 +565,8 @@ impl LookAhead<'_> {
                     return live;
                 }
                 FlowControl::Exception => return live,
+                // V8's code compares, jumps through a table and then uses the comparison.
+                FlowControl::IndirectBranch => return live | wanted,
                 _ => return if self.dead_at_return { live } else { self.unknown(live, wanted) },
             }
             offset += len;

@@ -96,7 +96,8 @@ impl Builder<'_> {
             Class::Return => self.lower_return(instr).map(|()| true),
             Class::JumpIndirect => {
                 self.load_operand_to_r10(instr)?;
-                self.jump_r10(!self.dead_at_return());
+                // Not a call: what follows may use the flags (V8's code does).
+                self.jump_r10(true);
                 Ok(true)
             }
             Class::CallIndirect => self.lower_call_indirect(instr).map(|()| true),
