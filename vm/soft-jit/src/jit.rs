@@ -108,7 +108,8 @@ impl Jit {
             linear_page: place.rip & !0xfff,
             offset: (place.gpa & 0xfff) as usize,
             mode,
-            strict: shared.strict_pages.contains(&(place.gpa & !0xfff)),
+            strict: (user && !self.tuning.flags_dead_at_user_return)
+                || shared.strict_pages.contains(&(place.gpa & !0xfff)),
         };
         let mut emitted = shared.translator.translate(&source);
         if self.tuning.verify

@@ -12,6 +12,9 @@ pub struct Tuning {
     pub jump_cache: bool,
     /// Status flags are taken as dead at returns and indirect jumps. Off = live ("strict flags").
     pub flags_dead_at_return: bool,
+    /// The same for CPL 3 code, where programs in assembly and some compilers do keep flags across a return (Go's duffzero;
+    /// something in Node.js).
+    pub flags_dead_at_user_return: bool,
     /// Flags that a look-ahead shows dead are not preserved. Off = every memory access preserves them.
     pub liveness: bool,
     /// Frequent system instructions are done in line rather than by the interpreter.
@@ -33,6 +36,7 @@ impl Default for Tuning {
             chain: true,
             jump_cache: true,
             flags_dead_at_return: true,
+            flags_dead_at_user_return: false,
             liveness: true,
             inline_system: true,
             extend: true,
@@ -51,6 +55,7 @@ impl Tuning {
             chain: false,
             jump_cache: false,
             flags_dead_at_return: false,
+            flags_dead_at_user_return: false,
             liveness: false,
             inline_system: false,
             extend: false,
@@ -70,6 +75,7 @@ impl Tuning {
                 "no-chain" => tuning.chain = false,
                 "no-jump-cache" => tuning.jump_cache = false,
                 "strict-flags" => tuning.flags_dead_at_return = false,
+                "loose-user-flags" => tuning.flags_dead_at_user_return = true,
                 "no-liveness" => tuning.liveness = false,
                 "no-inline-system" => tuning.inline_system = false,
                 "no-extend" => tuning.extend = false,
