@@ -106,8 +106,8 @@ pub fn from_rfc3339(text: &str) -> Option<SystemTime> {
 pub fn defaults() -> (u32, u64, u64) {
     let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let pages = rustix::system::sysinfo();
-    let total = u64::from(pages.mem_unit).saturating_mul(u64::try_from(pages.totalram).unwrap_or(0));
-    let memory = (total / 2).min(8 << 30).max(512 << 20) & !((2 << 20) - 1);
+    let total = u64::from(pages.mem_unit).saturating_mul(pages.totalram);
+    let memory = (total / 2).clamp(512 << 20, 8 << 30) & !((2 << 20) - 1);
     (cpus, memory, 64 << 30)
 }
 

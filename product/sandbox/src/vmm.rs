@@ -57,7 +57,7 @@ fn raise_descriptors() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit.clone()).ok()?;
+    setrlimit(Resource::Nofile, limit).ok()?;
     limit.maximum
 }
 

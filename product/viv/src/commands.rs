@@ -35,6 +35,17 @@ pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure
     Ok(held?)
 }
 
+/// Why a sandbox that just ended did so, as its shim notes it before it ends, too.
+pub(crate) fn end_of(sandbox: &Sandbox) -> Option<String> {
+    for _ in 0..40 {
+        if !sandbox.is_running() {
+            return sandbox.runtime()?.reason;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
 /// A spinner that appears only if it is still wanted after a while, and leaves no trace.
 struct Spinner {
     bar: indicatif::ProgressBar,

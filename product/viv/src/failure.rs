@@ -8,6 +8,9 @@ pub(crate) const OURS: u8 = 125;
 /// Interrupted from the keyboard.
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// What is said of a sandbox that went away under a session.
+const LOST: &str = "the sandbox ended";
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -17,12 +20,14 @@ pub(crate) struct Failure {
     message: String,
     /// The next step.
     hint: Option<String>,
+    /// Whether it is only known that the sandbox is gone; see [`Failure::because`].
+    is_loss: bool,
 }
 
 impl Failure {
     /// A failure of ours.
     pub(crate) fn new(message: impl Display) -> Self {
-        Self { code: OURS, message: message.to_string(), hint: None }
+        Self { code: OURS, message: message.to_string(), hint: None, is_loss: false }
     }
 
     /// With a next step.
@@ -34,6 +39,16 @@ impl Failure {
     /// With another exit code.
     pub(crate) fn code(mut self, code: u8) -> Self {
         self.code = code;
+        self
+    }
+
+    /// With the reason for which a sandbox ended, when only its end is known yet. `reason` may wait for it.
+    pub(crate) fn because(mut self, reason: impl FnOnce() -> Option<String>) -> Self {
+        if self.is_loss
+            && let Some(reason) = reason()
+        {
+            self.message = format!("{LOST}: {reason}");
+        }
         self
     }
 
@@ -51,7 +66,7 @@ impl Failure {
 impl From<sandbox::Error> for Failure {
     fn from(error: sandbox::Error) -> Self {
         tracing::debug!(?error, "The operation failed");
-        Self { code: OURS, message: error.to_string(), hint: error.hint() }
+        Self { code: OURS, message: error.to_string(), hint: error.hint(), is_loss: false }
     }
 }
 
@@ -59,7 +74,8 @@ impl From<agent_proto::ProtoError> for Failure {
     fn from(error: agent_proto::ProtoError) -> Self {
         tracing::debug!(?error, "The conversation with the guest failed");
         if error.is_disconnect() {
-            return Self::new("the sandbox ended").hint("viv ls shows its state; viv diagnose what happened");
+            let lost = Self::new(LOST).hint("viv ls shows its state; the same command starts it again");
+            return Self { is_loss: true, ..lost };
         }
         Self::new(format!("the guest's agent: {error}"))
     }

@@ -173,7 +173,7 @@ impl World {
 
     /// `viv` with these arguments in no particular folder.
     pub fn run(&self, arguments: &[&str]) -> Result<Said, Verdict> {
-        say(self.viv(self.root.path(), arguments), b"")
+        say(self.viv(&self.root.path().join("work"), arguments), b"")
     }
 
     /// The arguments that start an interactive session.

@@ -45,8 +45,7 @@ echo "code $code""#;
 fn compose(world: &World) -> Case {
     let folder = world.project("compose");
     let script = r#"set -e
-mkdir -p root/bin && cp /usr/bin/busybox root/bin/ 2>/dev/null || true
-tar -C / -c usr/bin/python3 $(readlink -f /usr/bin/python3 | cut -c2-) usr/lib/python3* lib64 usr/lib64 usr/lib/x86_64-linux-gnu bin lib 2>/dev/null | docker import - e2e-python >/dev/null
+(cd / && tar c usr/bin/python3 usr/bin/python3.* usr/lib/python3* lib64 usr/lib64 usr/lib/x86_64-linux-gnu bin lib 2>/dev/null) | docker import - e2e-python >/dev/null
 cat > compose.yaml <<'Y'
 services:
   server:
@@ -66,7 +65,7 @@ services:
             except OSError: time.sleep(0.2)
 Y
 docker compose up -d --quiet-pull 2>&1
-docker compose wait client >/dev/null
+docker wait compose-client-1 >/dev/null
 docker compose logs --no-log-prefix client
 docker compose down -t 1 >/dev/null 2>&1"#;
     let said = world.shell_ok(&folder, script)?;

@@ -79,13 +79,16 @@ fn keys(world: &World) -> Case {
     terminal.resize(50, 132)?;
     terminal.keys("\r")?;
     terminal.wait_for("50 132")?;
-    terminal.keys("sleep 1000; echo af''ter $?\r")?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    // Before a command's own word the shell may still have the terminal in its own mode.
+    terminal.keys("echo be''gin; sleep 1000; echo af''ter $?\r")?;
+    terminal.wait_for("begin")?;
     terminal.keys("\x03")?;
     terminal.keys("echo still he''re\r")?;
     terminal.wait_for("still here")?;
-    terminal.keys("cat\r")?;
+    terminal.keys("echo be''gin; cat\r")?;
+    terminal.wait_for("begin")?;
     terminal.keys("a line\r")?;
+    terminal.wait_for("a line\r\na line")?;
     terminal.keys("\x04echo code $?\r")?;
     terminal.wait_for("code 0")?;
     terminal.keys("\x04")?;
@@ -96,8 +99,8 @@ fn jobs(world: &World) -> Case {
     let folder = world.project("main");
     let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
     terminal.wait_for("$ ")?;
-    terminal.keys("sleep 1000\r")?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    terminal.keys("echo be''gin; sleep 1000\r")?;
+    terminal.wait_for("begin")?;
     terminal.keys("\x1a")?;
     terminal.wait_for("Stopped")?;
     terminal.keys("bg; jobs\r")?;

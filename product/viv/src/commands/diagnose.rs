@@ -107,6 +107,8 @@ fn text(findings: &Findings, places: &Places) -> String {
         "would help",
         findings.engine.would_help.as_deref().unwrap_or("nothing: this is as fast as it gets"),
     );
+    let seen = findings.sandboxes.first().map(|sandbox| sandbox.confinement.join(", "));
+    line("confinement", seen.as_deref().unwrap_or("on for every sandbox; a running one says by which means"));
     line("viv", &format!("{} {}, on Linux {}", findings.viv, findings.arch, findings.kernel));
     for (key, folder) in [("cache", &findings.cache), ("state", &findings.state)] {
         let free = folder.free.map_or_else(String::new, |free| format!("   {} free", super::size(free)));
@@ -123,10 +125,7 @@ fn text(findings: &Findings, places: &Places) -> String {
     for sandbox in &findings.sandboxes {
         let sessions =
             if sandbox.sessions == 1 { "1 session".into() } else { format!("{} sessions", sandbox.sessions) };
-        line(
-            "sandbox",
-            &format!("{}   {}, {sessions}, {}", sandbox.name, sandbox.engine, sandbox.confinement.join(", ")),
-        );
+        line("sandbox", &format!("{}   {}, {sessions}", sandbox.name, sandbox.engine));
         for (name, count) in &sandbox.counters {
             line("", &format!("{name}: {count}"));
         }

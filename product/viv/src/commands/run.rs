@@ -8,7 +8,7 @@ use sandbox::places::Places;
 use sandbox::{spec, workspace};
 
 use crate::cli::RunOptions;
-use crate::commands::{self, environment, may_interact, size};
+use crate::commands::{self, end_of, environment, may_interact, size};
 use crate::failure::Failure;
 use crate::{session, setup, terminal};
 
@@ -45,7 +45,7 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
         tty,
         input: true,
     };
-    session::run(held.agent()?, wanted)
+    session::run(held.agent()?, wanted).map_err(|failure| failure.because(|| end_of(&sandbox)))
 }
 
 fn unknown_agent(given: &str) -> Failure {
