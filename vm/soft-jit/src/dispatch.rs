@@ -11,7 +11,9 @@ use soft_cpu::{Access, Cpu, Env, Executor, Exit, Step, translate};
 use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
 use crate::host;
 use crate::jit::{Jit, Place, vcpu_bit};
-use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, Space, head_of};
+use crate::layout::{
+    EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, LEAVING, Space, head_of,
+};
 use crate::shared::{BlockId, Shared, VcpuRef, clear_jumps, fill_jump, find_jump};
 use crate::tlb::{self, RunContext, TlbState, space_of};
 
@@ -292,17 +294,21 @@ impl JitVcpu {
             // entry of a block that was found under the lock, and its unit cannot be reused while `in_guest` is set.
             let enter: extern "sysv64" fn() = std::mem::transmute(self.jit.enter_address() as *const ());
             enter();
-            (*head).in_guest.store(0, Ordering::SeqCst);
+            // Until the site is looked up its block must stay known: see `Jit::resolve_exits`.
+            let pending = matches!((*head).exit_code, EXIT_SITE | EXIT_SIGNAL);
+            (*head).in_guest.store(if pending { LEAVING } else { 0 }, Ordering::SeqCst);
         }
         true
     }
 
     /// Handles the exit that was just made.
     fn after(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
-        // SAFETY: the head belongs to this executor.
-        let (code, address, pc_base) = unsafe {
+        // SAFETY: the head belongs to this executor; while `in_guest` is LEAVING, its exit code belongs to whoever holds the
+        // lock.
+        let (pending, code) = unsafe {
             let head = self.head();
-            ((*head).exit_code, (*head).exit_site, (*head).pc_base)
+            let pending = (*head).in_guest.load(Ordering::SeqCst) == LEAVING;
+            (pending, if pending { 0 } else { (*head).exit_code })
         };
         if code == EXIT_STEP || code == EXIT_STEP_VECTOR {
             self.counts.exits[3] += 1;
@@ -319,8 +325,24 @@ impl JitVcpu {
             }
             return None;
         }
+        if !pending {
+            return Some(Exit::Crashed(format!("Translated code left with code {code}")));
+        }
         let jit = self.jit.clone();
         let mut shared = jit.lock();
+        // SAFETY: the head belongs to this executor, and to whoever holds the lock while `in_guest` is LEAVING.
+        let (code, address, pc_base) = unsafe {
+            let head = self.head();
+            (*head).in_guest.store(0, Ordering::SeqCst);
+            ((*head).exit_code, (*head).exit_site, (*head).pc_base)
+        };
+        if code == EXIT_JUMP {
+            return None;
+        }
+        if code == EXIT_STEP_VECTOR {
+            drop(shared);
+            return self.step(context, Vectors::Used);
+        }
         let offset = shared.cache.offset(address);
         let lookup = if code == EXIT_SIGNAL { offset.map(|offset| offset + 1) } else { offset };
         let found = lookup.and_then(|lookup| shared.block_at(lookup));
@@ -356,8 +378,10 @@ impl JitVcpu {
             SiteKind::Chain { patch, target } => {
                 self.counts.exits[1] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
+                let evicted = shared.stats.evicted_units;
                 if self.jit.tuning.chain
                     && let Some(to) = self.lookup(context, &mut shared, mode)
+                    && evicted == shared.stats.evicted_units
                     && shared.block(to).is_some_and(|to| to.key.next == ONE_PAGE && !to.crossing)
                 {
                     shared.link(id, site.ret, patch, to);

@@ -8,9 +8,9 @@ use guest_memory::WriteObserver;
 use soft_cpu::env::page_flag;
 use soft_cpu::{CodeWatch, Cpu, RamMap};
 
-use crate::block::{Key, Mode, ONE_PAGE, Thunk};
+use crate::block::{Key, Mode, ONE_PAGE, SiteKind, Thunk};
 use crate::cache::{CacheError, CodeCache};
-use crate::layout::head_of;
+use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP_VECTOR, LEAVING, head_of};
 use crate::shared::{BlockId, Shared};
 use crate::tlb::{Writers, drop_write_tags};
 use crate::translate::{Source, Translator};
@@ -127,7 +127,10 @@ impl Jit {
                 self.unmark(shared);
                 return Some(id);
             }
-            self.stop_others(shared, me, |shared| shared.reuse_next_unit());
+            self.stop_others(shared, me, |shared| {
+                resolve_exits(shared, me);
+                shared.reuse_next_unit();
+            });
             // The page may have lost its mark with its last block.
             self.unmark(shared);
             self.protect_place(shared, me, place)?;
@@ -186,7 +189,7 @@ impl Jit {
             loop {
                 // SAFETY: registered vCPUs are alive; both fields are atomic.
                 let inside = unsafe { (*head_of(vcpu.0)).in_guest.load(Ordering::SeqCst) };
-                if inside == 0 {
+                if inside != 1 {
                     break;
                 }
                 if spins == 0 {
@@ -222,6 +225,42 @@ impl Jit {
         let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         counters.extend(totals.iter().map(|(name, count)| (name.clone(), *count)));
         counters
+    }
+}
+
+/// Looks up the exit sites of vCPUs that have left translated code and wait for the lock to do so themselves: their blocks
+/// are about to go.
+fn resolve_exits(shared: &mut Shared, me: *mut Cpu) {
+    for vcpu in shared.vcpus.iter().filter(|vcpu| vcpu.0 != me) {
+        let head = head_of(vcpu.0);
+        // SAFETY: registered vCPUs are alive; while `in_guest` is LEAVING the owner waits for the lock that the caller
+        // holds and touches neither its head nor its registers.
+        unsafe {
+            if (*head).in_guest.load(Ordering::SeqCst) != LEAVING {
+                continue;
+            }
+            let Some(offset) = shared.cache.offset((*head).exit_site) else { continue };
+            if !matches!((*head).exit_code, EXIT_SITE | EXIT_SIGNAL) {
+                continue;
+            }
+            let signal = (*head).exit_code == EXIT_SIGNAL;
+            let found = shared.block_at(offset + usize::from(signal)).and_then(|id| shared.block(id));
+            let Some(block) = found else { continue };
+            let user = block.key.mode.space == crate::layout::Space::User;
+            let page = if user { (*head).pc_base } else { block.key.rip & !0xfff };
+            let (at, code) = if signal {
+                let Some(at) = block.guest_offset(offset) else { continue };
+                (at, EXIT_STEP_VECTOR)
+            } else {
+                match block.site(offset).map(|site| site.kind) {
+                    Some(SiteKind::Chain { target, .. } | SiteKind::Kick(target)) => (target, EXIT_JUMP),
+                    Some(SiteKind::Miss { at, .. }) => (at, EXIT_STEP_VECTOR),
+                    None => continue,
+                }
+            };
+            (*vcpu.0).rip = page.wrapping_add(u64::from(at));
+            (*head).exit_code = code;
+        }
     }
 }
 

@@ -69,7 +69,7 @@ pub(crate) struct Head {
     pub(crate) context: u64,
     /// The address of the Cpu itself.
     pub(crate) this: u64,
-    /// 1 while the thread may be in translated code.
+    /// 1 while the thread may be in translated code; see also [`LEAVING`].
     pub(crate) in_guest: AtomicU32,
     pub(crate) pad: u32,
     /// Registers saved by the refill thunk.
@@ -93,6 +93,9 @@ pub(crate) const EXIT_STEP: u64 = 4;
 pub(crate) const EXIT_STEP_VECTOR: u64 = 5;
 /// A host signal interrupted translated code; `exit_site` is the host address.
 pub(crate) const EXIT_SIGNAL: u64 = 3;
+
+/// Value of [`Head::in_guest`]: out of translated code, but the exit site is still to be looked up.
+pub(crate) const LEAVING: u32 = 2;
 
 /// Which set of tables code of a privilege uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -42,7 +42,7 @@ impl Default for Tuning {
             extend: true,
             verify: cfg!(debug_assertions),
             count: false,
-            cache_bytes: 128 << 20,
+            cache_bytes: 256 << 20,
         }
     }
 }
@@ -61,7 +61,7 @@ impl Tuning {
             extend: false,
             verify: true,
             count: false,
-            cache_bytes: 128 << 20,
+            cache_bytes: 256 << 20,
         }
     }
 
