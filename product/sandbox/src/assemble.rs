@@ -1,9 +1,9 @@
 //! From a sandbox's spec to a running vmm: everything that is opened by a path is opened here, in the shim.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent_proto::abi::{cmdline, serial};
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +30,9 @@ const COMMAND_LINE: &[&str] = &[
     "tsc=reliable",
     "nokaslr",
 ];
+
+/// How long the disk may still be held by the vmm of a shim that was killed.
+const DISK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Starts the vmm of a sandbox.
 pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Machine> {
@@ -114,7 +117,7 @@ fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
         Ok(()) | Err(disk::DiskError::Exists) => {}
         Err(error) => return Err(unusable(sandbox, &error)),
     }
-    let disk = disk::open(folder.as_fd()).map_err(|error| unusable(sandbox, &error))?;
+    let disk = open_disk(folder.as_fd()).map_err(|error| unusable(sandbox, &error))?;
     let fail = |error: rustix::io::Errno| Error::host("cannot hand the disk on", error);
     let files: Result<Vec<Slot>> = disk
         .layer_descriptors()
@@ -123,6 +126,20 @@ fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
         .collect();
     let store = Store::Layers { description: disk.description().clone(), files: files? };
     Ok(Disk { serial: serial::DISK.into(), store })
+}
+
+/// Opens the disk. A vmm whose shim was killed ends with it, but it takes a moment until the kernel has given back a large
+/// guest's memory; until then the disk is in use.
+fn open_disk(folder: BorrowedFd<'_>) -> Result<disk::Disk, disk::DiskError> {
+    let begun = Instant::now();
+    loop {
+        match disk::open(folder) {
+            Err(disk::DiskError::InUse) if begun.elapsed() < DISK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {

@@ -60,7 +60,12 @@ fn run_shim(id: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "The sandbox could not be run");
-            announce(&Announcement::Failed { why: error.to_string(), hint: error.hint() });
+            let hint = error.hint();
+            let why = match error {
+                Error::NotStarted { why, .. } => why,
+                other => other.to_string(),
+            };
+            announce(&Announcement::Failed { why, hint });
             ExitCode::from(OURS)
         }
     }
