@@ -171,3 +171,56 @@ impl Env<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_memory::RangeSpec;
+    use vm_memory::{Bytes, GuestAddress};
+
+    fn two_ranges() -> RamMap {
+        let ram = GuestRam::new(vec![
+            RangeSpec { gpa: 0, len: 0x3000, file: None },
+            RangeSpec { gpa: 0x10_0000, len: 0x1000, file: None },
+        ])
+        .expect("the ranges do not overlap");
+        RamMap::new(&ram)
+    }
+
+    #[test]
+    fn a_span_never_leaves_its_range() {
+        let map = two_ranges();
+        for gpa in [0, 1, 0xfff, 0x2fff, 0x10_0000, 0x10_0fff] {
+            let span = map.lookup(gpa).expect("the address is RAM");
+            let end = if gpa < 0x3000 { 0x3000 } else { 0x10_1000 };
+            assert_eq!(span.len, end - gpa, "{gpa:#x}");
+            assert!(span.writable);
+        }
+        for gpa in [0x3000, 0xf_ffff, 0x10_1000, 1 << 52, u64::MAX] {
+            assert!(map.lookup(gpa).is_none(), "{gpa:#x}");
+            assert!(map.page_flags(gpa).is_none(), "{gpa:#x}");
+        }
+    }
+
+    #[test]
+    fn a_span_shows_the_memory_that_devices_see() {
+        let map = two_ranges();
+        map.ram().memory().write_slice(&[0x5a], GuestAddress(0x10_0123)).expect("the address is RAM");
+        let span = map.lookup(0x10_0123).expect("the address is RAM");
+        // SAFETY: the span holds at least one byte.
+        assert_eq!(unsafe { crate::rawmem::load(span.host, 1) }, 0x5a);
+    }
+
+    #[test]
+    fn flags_are_kept_by_page() {
+        let map = two_ranges();
+        let page = |gpa| map.page_flags(gpa).expect("the address is RAM");
+        page(0x1fff).fetch_or(page_flag::CODE, Ordering::SeqCst);
+        assert_eq!(page(0x1000).load(Ordering::SeqCst), page_flag::CODE);
+        assert_eq!(page(0x2000).load(Ordering::SeqCst), 0);
+        map.flag_all(page_flag::LOG, true);
+        assert_eq!(page(0x1000).load(Ordering::SeqCst), page_flag::CODE | page_flag::LOG);
+        map.flag_all(page_flag::LOG, false);
+        assert_eq!(page(0x10_0000).load(Ordering::SeqCst), 0);
+    }
+}
