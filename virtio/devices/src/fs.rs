@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fuse_wire::RequestHandler;
 use guest_memory::GuestRam;
 use machine::GuestEvent;
+use machine::pci::RestoreError;
 
 use crate::device::{Active, Device, DeviceIdentity};
 use crate::queue::{Chain, QueueError};
@@ -28,8 +29,6 @@ pub struct Fs {
     handler: Arc<dyn RequestHandler>,
     request: Vec<u8>,
     reply: Vec<u8>,
-    /// A request was answered since the last reset.
-    in_session: bool,
 }
 
 impl Fs {
@@ -37,7 +36,7 @@ impl Fs {
     pub fn new(tag: &str, handler: Arc<dyn RequestHandler>) -> Self {
         let mut bytes = [0; TAG_LEN];
         bytes.iter_mut().zip(tag.bytes()).for_each(|(byte, value)| *byte = value);
-        Self { tag: bytes, handler, request: Vec::new(), reply: Vec::new(), in_session: false }
+        Self { tag: bytes, handler, request: Vec::new(), reply: Vec::new() }
     }
 
     fn request(&mut self, chain: &mut Chain, ram: &GuestRam) {
@@ -55,7 +54,6 @@ impl Fs {
         if chain.reader(ram).read(request) != request_len {
             return;
         }
-        self.in_session = true;
         let written = self.handler.handle(&[IoSlice::new(request)], &mut [IoSliceMut::new(reply)]);
         // Only what this request's handler wrote: what is behind it is of older replies.
         chain.writer(ram).write(reply.get(..written).unwrap_or(&[]));
@@ -89,12 +87,14 @@ impl Device for Fs {
 
     fn reset(&mut self) {
         self.handler.reset();
-        self.in_session = false;
     }
 
-    /// What the guest has open lives in the file server, which has no saved form yet: a device that was used cannot be
-    /// saved, rather than restored to a server that knows none of the guest's files.
+    /// What the guest has open lives in the file server, so its session is the device's state.
     fn save(&self) -> Result<Vec<u8>, String> {
-        if self.in_session { Err("the guest has mounted it".to_owned()) } else { Ok(Vec::new()) }
+        Ok(self.handler.save())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.handler.restore(state).map_err(|error| RestoreError::Mismatch(error.to_string()))
     }
 }

@@ -95,7 +95,7 @@ fn unread_input_survives_save_and_restore() {
     assert_eq!(next.request(0, &[Buffer::In(6)]).data, b"unread");
 }
 
-/// Answers each request with its bytes plus one; remembers resets.
+/// Answers each request with its bytes plus one; remembers resets, which are its session.
 #[derive(Default)]
 struct PlusOne(Mutex<u32>);
 
@@ -109,6 +109,18 @@ impl RequestHandler for PlusOne {
     }
     fn reset(&self) {
         *self.0.lock().unwrap() += 1;
+    }
+    fn save(&self) -> Vec<u8> {
+        self.0.lock().unwrap().to_le_bytes().to_vec()
+    }
+    fn restore(&self, state: &[u8]) -> Result<(), fuse_wire::RestoreError> {
+        let state = state.try_into().map_err(|_| fuse_wire::RestoreError::Damaged("its length"))?;
+        let number = u32::from_le_bytes(state);
+        if number == 13 {
+            return Err(fuse_wire::RestoreError::Unfit("unlucky"));
+        }
+        *self.0.lock().unwrap() = number;
+        Ok(())
     }
 }
 
@@ -136,14 +148,19 @@ fn file_requests_are_carried_whole() {
 }
 
 #[test]
-fn a_file_system_in_use_says_that_it_cannot_be_saved() {
-    let mut guest = Guest::ready(Fs::new("vivarium", Arc::new(PlusOne::default())));
+fn a_file_systems_session_moves_with_the_device() {
+    let handler = Arc::new(PlusOne::default());
+    let mut guest = Guest::ready(Fs::new("vivarium", handler.clone()));
+    guest.request(1, &[Buffer::Out(&[1]), Buffer::In(1)]);
+    *handler.0.lock().unwrap() = 77;
     guest.function.quiesce();
     let saved = guest.function.save().unwrap();
-    let next = Guest::with_ram(Fs::new("vivarium", Arc::new(PlusOne::default())), guest.ram.clone());
+    let successor = Arc::new(PlusOne::default());
+    let next = Guest::with_ram(Fs::new("vivarium", successor.clone()), guest.ram.clone());
     next.function.restore(&saved).unwrap();
-    guest.function.resume();
-    guest.request(1, &[Buffer::Out(&[1]), Buffer::In(1)]);
-    guest.function.quiesce();
-    assert!(guest.function.save().is_err());
+    assert_eq!(*successor.0.lock().unwrap(), 77);
+    *handler.0.lock().unwrap() = 13;
+    let unlucky = guest.function.save().unwrap();
+    let next = Guest::with_ram(Fs::new("vivarium", Arc::new(PlusOne::default())), guest.ram.clone());
+    assert!(next.function.restore(&unlucky).is_err(), "the file server refused");
 }
