@@ -115,10 +115,11 @@ impl JitVcpu {
                 state.tlb_events = events;
                 state.tlb_events.clear();
             }
+            let epoch = self.jit.epoch.load(Ordering::SeqCst);
             let next = if wants_single_step(state) { Next::Step(Vectors::Used) } else { self.find(context) };
             match next {
                 Next::Enter(host) => {
-                    if self.enter(host)
+                    if self.enter(host, epoch)
                         && let Some(exit) = self.after(context)
                     {
                         return exit;
@@ -275,14 +276,15 @@ impl JitVcpu {
         shared.is_alive(id).then_some(id)
     }
 
-    /// Runs translated code from `host` until it leaves; false if another vCPU has stopped all others.
-    fn enter(&mut self, host: u64) -> bool {
+    /// Runs translated code from `host` (found in `epoch`) until it leaves; false if another vCPU has stopped all others
+    /// or a unit was reused meanwhile.
+    fn enter(&mut self, host: u64, epoch: u64) -> bool {
         let head = self.head();
         // SAFETY: the head belongs to this executor; `in_guest` is atomic.
         unsafe {
             (*head).in_guest.store(1, Ordering::SeqCst);
             fence(Ordering::SeqCst);
-            if self.jit.stop.load(Ordering::SeqCst) != 0 {
+            if self.jit.stop.load(Ordering::SeqCst) != 0 || self.jit.epoch.load(Ordering::SeqCst) != epoch {
                 (*head).in_guest.store(0, Ordering::SeqCst);
                 drop(self.jit.lock());
                 return false;

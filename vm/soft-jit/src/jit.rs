@@ -1,7 +1,7 @@
 //! The translator of a VM and its vCPUs.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::WriteObserver;
@@ -24,6 +24,8 @@ pub struct Jit {
     pub(crate) tuning: Tuning,
     /// Not zero while a vCPU waits for all others to be out of translated code.
     pub(crate) stop: AtomicU32,
+    /// Units reused so far: a host address found before a change must not be entered after it.
+    pub(crate) epoch: AtomicU64,
     /// The verifier refused a block: a defect, after which no more code is run.
     pub(crate) broken: Mutex<Option<String>>,
     is_broken: AtomicBool,
@@ -54,6 +56,7 @@ impl Jit {
             writers,
             tuning,
             stop: AtomicU32::new(0),
+            epoch: AtomicU64::new(0),
             broken: Mutex::new(None),
             is_broken: AtomicBool::new(false),
             enter,
@@ -128,6 +131,7 @@ impl Jit {
                 return Some(id);
             }
             self.stop_others(shared, me, |shared| {
+                self.epoch.fetch_add(1, Ordering::SeqCst);
                 resolve_exits(shared, me);
                 shared.reuse_next_unit();
             });
