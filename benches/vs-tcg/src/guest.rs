@@ -36,7 +36,8 @@ const MEMORY_MIB: u64 = 4096;
 const CPUS: u32 = 2;
 const DISK_BYTES: u64 = 8 << 30;
 /// What the first boots run: they only say that the agent is there.
-const READY: &str = "#!/bin/sh\nread -r up rest < /proc/uptime\necho \"ROW boot-to-agent ${up%.*}${up#*.}0000000\"\n";
+const READY: &str =
+    "#!/bin/sh\nread -r up rest < /proc/uptime\necho \"ROW boot-to-agent ${up%.*}${up#*.}0000000\"\n";
 const WORK_C: &str = include_str!("../guest/work.c");
 const RUN_SH: &str = include_str!("../guest/run.sh");
 
@@ -52,27 +53,43 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn prepare(times: u32) -> Result<Self> {
         let places = Places::from_env()?;
-        let image = store::Store::open(&places.cache)?
-            .base()?
-            .context("there is no base image yet: `cargo run --release -- run shell . -- -c true` makes it")?;
+        let image = store::Store::open(&places.cache)?.base()?.context(
+            "there is no base image yet: `cargo run --release -- run shell . -- -c true` makes it",
+        )?;
         let initramfs = newest(&places.cache.join("initramfs"))?;
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let at = folder.path();
         fs::write(at.join("work.c"), WORK_C)?;
-        let gcc = Command::new("gcc").args(["-O2", "-static", "-o"]).arg(at.join("work")).arg(at.join("work.c")).status();
+        let gcc = Command::new("gcc")
+            .args(["-O2", "-static", "-o"])
+            .arg(at.join("work"))
+            .arg(at.join("work.c"))
+            .status();
         if !gcc.context("cannot start gcc")?.success() {
             bail!("gcc could not build the measured binary");
         }
         fs::create_dir(at.join("image"))?;
         fs::copy(at.join("work"), at.join("image/work"))?;
-        fs::write(at.join("image/Dockerfile"), "FROM scratch\nCOPY work /work\nCMD [\"/work\", \"nothing\"]\n")?;
+        fs::write(
+            at.join("image/Dockerfile"),
+            "FROM scratch\nCOPY work /work\nCMD [\"/work\", \"nothing\"]\n",
+        )?;
         fs::set_permissions(at.join("work"), fs::Permissions::from_mode(0o755))?;
-        let tar = Command::new("tar").arg("-C").arg(at).args(["-cf"]).arg(at.join("input.tar")).args(["work", "image"]).status();
+        let tar = Command::new("tar")
+            .arg("-C")
+            .arg(at)
+            .args(["-cf"])
+            .arg(at.join("input.tar"))
+            .args(["work", "image"])
+            .status();
         if !tar.context("cannot start tar")?.success() {
             bail!("tar could not pack the guest's input");
         }
         pad(&at.join("input.tar"))?;
-        for (name, text) in [("ready.sh", READY.to_owned()), ("run.sh", RUN_SH.replace("${BENCH_TIMES:-5}", &times.to_string()))] {
+        for (name, text) in [
+            ("ready.sh", READY.to_owned()),
+            ("run.sh", RUN_SH.replace("${BENCH_TIMES:-5}", &times.to_string())),
+        ] {
             fs::write(at.join(name), text)?;
             pad(&at.join(name))?;
         }
@@ -107,7 +124,11 @@ impl Bench {
         let at = self.folder.path();
         let disk = at.join("disk.raw");
         File::create(&disk)?.set_len(DISK_BYTES)?;
-        let disks = [("viv-disk", disk, false), ("viv-script", at.join(script), true), ("viv-input", at.join("input.tar"), true)];
+        let disks = [
+            ("viv-disk", disk, false),
+            ("viv-script", at.join(script), true),
+            ("viv-input", at.join("input.tar"), true),
+        ];
         let mut failed = Vec::new();
         let mut line = |text: &str| {
             if std::env::var_os("VERBOSE").is_some() {
@@ -140,10 +161,21 @@ impl Bench {
     fn boot_viv(&self, disks: &[(&str, PathBuf, bool)], line: &mut dyn FnMut(&str)) -> Result<()> {
         let disks: Vec<_> = disks
             .iter()
-            .map(|(serial, file, read_only)| JobDisk { serial: (*serial).into(), file: file.clone(), read_only: *read_only })
+            .map(|(serial, file, read_only)| JobDisk {
+                serial: (*serial).into(),
+                file: file.clone(),
+                read_only: *read_only,
+            })
             .collect();
         let words = WORDS.iter().map(|word| (*word).to_owned()).collect();
-        let job = Job { assets: &self.assets, disks: &disks, words, engine: Engine::Soft, cpus: CPUS, memory: MEMORY_MIB << 20 };
+        let job = Job {
+            assets: &self.assets,
+            disks: &disks,
+            words,
+            engine: Engine::Soft,
+            cpus: CPUS,
+            memory: MEMORY_MIB << 20,
+        };
         Ok(build_vm::run(&job, line)?)
     }
 
@@ -151,13 +183,23 @@ impl Bench {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let words = WORDS.join(" ");
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-nographic", "-no-reboot", "-nodefaults"])
-            .args(["-serial", "stdio", "-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
-            .arg("-kernel")
-            .arg(&self.bzimage)
-            .arg("-initrd")
-            .arg(&self.assets.initramfs)
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 viv.time={now} {words}")]);
+        qemu.args([
+            "-M",
+            "q35",
+            "-cpu",
+            "max",
+            "-accel",
+            "tcg,thread=multi",
+            "-nographic",
+            "-no-reboot",
+            "-nodefaults",
+        ])
+        .args(["-serial", "stdio", "-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
+        .arg("-kernel")
+        .arg(&self.bzimage)
+        .arg("-initrd")
+        .arg(&self.assets.initramfs)
+        .args(["-append", &format!("console=ttyS0 quiet panic=-1 viv.time={now} {words}")]);
         let base = self.assets.base.clone().context("the bench has a base image")?;
         let all = std::iter::once(&("viv-base", base, true)).chain(disks).cloned().collect::<Vec<_>>();
         for (number, (serial, file, read_only)) in all.iter().enumerate() {
@@ -168,7 +210,8 @@ impl Bench {
             ));
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive=d{number},serial={serial}"));
         }
-        let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+        let mut child =
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
         let output = child.stdout.take().context("QEMU has an output")?;
         for bytes in BufReader::new(output).split(b'\n') {
             line(String::from_utf8_lossy(&bytes?).trim_end());

@@ -17,7 +17,9 @@ impl Rows {
 
     /// A Markdown table of medians; the ratio is ours to QEMU's, below 1 = ours is ahead.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = String::from("| row | native | viv soft | QEMU TCG | soft/TCG | samples |\n|---|---|---|---|---|---|\n");
+        let mut text = String::from(
+            "| row | native | viv soft | QEMU TCG | soft/TCG | samples |\n|---|---|---|---|---|---|\n",
+        );
         for (row, sides) in &self.samples {
             let middle = |side: &str| sides.get(side).and_then(|values| median(values));
             let show = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| unit(row, value));
@@ -55,6 +57,10 @@ mod tests {
         let mut rows = Rows::default();
         [30_000_000, 10_000_000, 20_000_000].into_iter().for_each(|value| rows.add("node", "viv", value));
         rows.add("node", "qemu", 40_000_000);
-        assert!(rows.markdown().ends_with("| node | - | 20.0 ms | 40.0 ms | 0.50 | 1 |\n"), "{}", rows.markdown());
+        assert!(
+            rows.markdown().ends_with("| node | - | 20.0 ms | 40.0 ms | 0.50 | 1 |\n"),
+            "{}",
+            rows.markdown()
+        );
     }
 }
