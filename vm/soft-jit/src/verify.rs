@@ -199,3 +199,48 @@ fn memory(instr: &Instruction, exchanged: bool) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Space;
+
+    fn check(code: &[u8]) -> Result<(), String> {
+        let emitted = Emitted { code: code.to_vec(), ..Emitted::default() };
+        verify(&emitted, Mode { space: Space::User, no_vector: false })
+    }
+
+    #[test]
+    fn code_that_could_leave_the_sandbox_is_refused() {
+        for code in [
+            &[0x0f, 0x05][..],                              // syscall
+            &[0xcd, 0x80],                                  // int 80h
+            &[0x48, 0x8b, 0x03],                            // mov rax, [rbx]
+            &[0x49, 0x8b, 0x42, 0x08],                      // mov rax, [r10 + 8]
+            &[0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],    // mov rax, fs:[0]
+            &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0x40], // mov rax, gs:[0x40000000]
+            &[0x65, 0x48, 0x8b, 0x00],                      // mov rax, gs:[rax]
+            &[0x48, 0x89, 0xc4],                            // mov rsp, rax
+            &[0xff, 0xe0],                                  // jmp rax
+            &[0xc3],                                        // ret
+            &[0xe8, 0, 0, 0, 0],                            // call to no thunk
+            &[0xeb, 0x01, 0xb8, 0x0f, 0x05, 0, 0],          // jmp into an immediate
+            &[0xf3, 0xa4],                                  // rep movsb
+            &[0xf3, 0x48, 0x0f, 0xae, 0xd8],                // wrgsbase rax
+            &[0x0f, 0x01, 0xef],                            // wrpkru
+        ] {
+            assert!(check(code).is_err(), "{code:02x?}");
+        }
+    }
+
+    #[test]
+    fn what_blocks_do_is_accepted() {
+        for code in [
+            &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0][..], // mov rax, gs:[0]
+            &[0x49, 0x8b, 0x02],                             // mov rax, [r10]
+            &[0x9c, 0x9d],                                   // pushfq; popfq
+        ] {
+            assert_eq!(check(code), Ok(()), "{code:02x?}");
+        }
+    }
+}
