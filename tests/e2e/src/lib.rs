@@ -71,6 +71,14 @@ pub fn ensure(condition: bool, otherwise: impl Into<String>) -> Case {
     if condition { Ok(()) } else { Err(Verdict::Wrong(otherwise.into())) }
 }
 
+/// Whether the long cases were asked for: `VIV_TESTS=all`. They do not fit in the time that a change may take to be checked.
+pub fn long_cases() -> bool {
+    std::env::var_os("VIV_TESTS").is_some_and(|value| value == "all")
+}
+
+/// Why a long case was skipped.
+pub const LONG: &str = "takes long: VIV_TESTS=all runs it";
+
 /// Where downloads and images are kept: what `VIV_E2E_CACHE` names, else the user's own cache, so that all tests and the
 /// user share one base image.
 pub fn cache_home() -> PathBuf {

@@ -12,19 +12,24 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("/var/tmp"));
-    // Built when the first case runs.
+    // Built when the first case runs, which takes as long as all of viv.
     let hostile: Arc<LazyLock<Result<Hostile, String>, _>> =
         Arc::new(LazyLock::new(move || Hostile::prepare(target)));
     let trials = ATTEMPTS.iter().map(|name| {
         let hostile = hostile.clone();
-        Trial::ignorable_test(*name, move || match hostile.as_ref().as_ref() {
-            Ok(hostile) => {
-                let how = hostile.attempt(name)?;
-                println!("{how}");
-                Ok(Completion::Completed)
+        Trial::ignorable_test(*name, move || {
+            if !e2e::long_cases() {
+                return Ok(Completion::ignored_with(e2e::LONG));
             }
-            Err(why) if why.starts_with("there is no image") => Ok(Completion::ignored_with(why)),
-            Err(why) => Err(why.clone().into()),
+            match hostile.as_ref().as_ref() {
+                Ok(hostile) => {
+                    let how = hostile.attempt(name)?;
+                    println!("{how}");
+                    Ok(Completion::Completed)
+                }
+                Err(why) if why.starts_with("there is no image") => Ok(Completion::ignored_with(why)),
+                Err(why) => Err(why.clone().into()),
+            }
         })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()

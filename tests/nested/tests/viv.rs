@@ -30,6 +30,9 @@ cd /var/tmp
 
 /// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
 pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
+    if !e2e::long_cases() {
+        return Ok(Completion::ignored_with(e2e::LONG));
+    }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("there is no target folder")?;
     let cache = e2e::cache_home();
     let images = cache.join("vivarium/images");
