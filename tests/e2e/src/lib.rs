@@ -234,7 +234,11 @@ pub fn end(mut child: Child) {
     let _ = child.wait();
 }
 
-fn build(target: &Path) -> Result<PathBuf, String> {
+/// Builds the released `viv` into this target folder and gives its path.
+///
+/// # Errors
+/// A sentence that says what failed.
+pub fn build(target: &Path) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--release", "--package", "viv", "--target-dir"])

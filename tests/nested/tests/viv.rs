@@ -42,7 +42,7 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
     }
     let viv = match std::env::var_os("VIV_BIN") {
         Some(path) => path.into(),
-        None => build(target, &["build", "--release", "--package", "viv"])?.join("release/viv"),
+        None => e2e::build(target)?,
     };
     let driver = driver(target)?;
     let staging = tempfile::tempdir_in(target)?;
@@ -73,16 +73,6 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
         return Err(format!("{passed} of {} cases passed:\n{}", CASES.len(), output.text).into());
     }
     Ok(Completion::Completed)
-}
-
-fn build(target: &Path, arguments: &[&str]) -> Result<PathBuf, Failed> {
-    let status = Command::new(env!("CARGO"))
-        .args(arguments)
-        .arg("--target-dir")
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()?;
-    if status.success() { Ok(target.to_owned()) } else { Err(format!("cargo {arguments:?} failed").into()) }
 }
 
 /// The end-to-end tests' program.
