@@ -272,22 +272,28 @@ pub(crate) fn exchange_lock(engine: &dyn Hypervisor) -> Outcome {
     same("the sum under the lock", machine.read(DATA + 8)?, 2 * ROUNDS as u64)
 }
 
-pub(crate) fn interrupt_between_cpus(engine: &dyn Hypervisor) -> Outcome {
-    // Each in turn sends the other an interrupt while that one spins or halts.
-    let send = |a: &mut CodeAssembler, to: i32, vector: i32| {
-        a.mov(rcx, APIC + 0x300)?;
-        a.mov(dword_ptr(rcx + 0x10), to << 24)?;
-        a.mov(dword_ptr(rcx), vector)
-    };
+/// Sends a fixed interrupt to the APIC with this id.
+fn send(a: &mut CodeAssembler, to: i32, vector: i32) -> Result<(), IcedError> {
+    a.mov(rcx, APIC + 0x300)?;
+    a.mov(dword_ptr(rcx + 0x10), to << 24)?;
+    a.mov(dword_ptr(rcx), vector)
+}
+
+/// Each vCPU in turn sends the other an interrupt, and waits for the answer with `wait` (vector, how many by then).
+fn ping_pong(
+    engine: &dyn Hypervisor,
+    rounds: i32,
+    wait: impl Fn(&mut CodeAssembler, u64, i32) -> Result<(), IcedError>,
+) -> Outcome {
     let machine = pair(
         engine,
         unprepared,
         |a| {
             a.sti()?;
             meet(a)?;
-            for count in 1..=20 {
+            for count in 1..=rounds {
                 send(a, 1, 0x45)?;
-                await_interrupt(a, 0x46, count)?;
+                wait(a, 0x46, count)?;
             }
             a.cli()
         },
@@ -295,14 +301,19 @@ pub(crate) fn interrupt_between_cpus(engine: &dyn Hypervisor) -> Outcome {
             enable_apic(a)?;
             a.sti()?;
             meet(a)?;
-            for count in 1..=20 {
-                await_interrupt(a, 0x45, count)?;
+            for count in 1..=rounds {
+                wait(a, 0x45, count)?;
                 send(a, 0, 0x46)?;
             }
             a.cli()
         },
     )?;
-    same("the counts", (machine.interrupts(0x45)?, machine.interrupts(0x46)?), (20, 20))
+    same("the counts", (machine.interrupts(0x45)?, machine.interrupts(0x46)?), (rounds as u64, rounds as u64))
+}
+
+pub(crate) fn interrupt_between_cpus(engine: &dyn Hypervisor) -> Outcome {
+    // Each in turn sends the other an interrupt while that one spins or halts.
+    ping_pong(engine, 20, await_interrupt)
 }
 
 pub(crate) fn halted_cpu_is_woken_by_the_other(engine: &dyn Hypervisor) -> Outcome {
@@ -320,35 +331,7 @@ pub(crate) fn halted_cpu_is_woken_by_the_other(engine: &dyn Hypervisor) -> Outco
         a.set_label(&mut over)?;
         a.sti()
     };
-    let send = |a: &mut CodeAssembler, to: i32, vector: i32| {
-        a.mov(rcx, APIC + 0x300)?;
-        a.mov(dword_ptr(rcx + 0x10), to << 24)?;
-        a.mov(dword_ptr(rcx), vector)
-    };
-    let machine = pair(
-        engine,
-        unprepared,
-        |a| {
-            a.sti()?;
-            meet(a)?;
-            for count in 1..=50 {
-                send(a, 1, 0x45)?;
-                wait(a, 0x46, count)?;
-            }
-            a.cli()
-        },
-        |a| {
-            enable_apic(a)?;
-            a.sti()?;
-            meet(a)?;
-            for count in 1..=50 {
-                wait(a, 0x45, count)?;
-                send(a, 0, 0x46)?;
-            }
-            a.cli()
-        },
-    )?;
-    same("the counts", (machine.interrupts(0x45)?, machine.interrupts(0x46)?), (50, 50))
+    ping_pong(engine, 50, wait)
 }
 
 pub(crate) fn timers_wake_both_cpus(engine: &dyn Hypervisor) -> Outcome {
