@@ -91,18 +91,39 @@ impl Terminal {
 
     /// Waits until this text has appeared since the last call that found one, and forgets all before it.
     pub fn wait_for(&self, text: &str) -> Case {
-        let (screen, changed) = &*self.screen;
+        if self.appears(text, PATIENCE) { Ok(()) } else { Err(self.absent(text)) }
+    }
+
+    /// Types this again and again until the text has appeared.
+    pub fn type_until(&mut self, keys: &str, text: &str) -> Case {
         let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            self.keys(keys)?;
+            if self.appears(text, Duration::from_secs(1)) {
+                return Ok(());
+            }
+        }
+        Err(self.absent(text))
+    }
+
+    fn absent(&self, text: &str) -> Verdict {
+        let seen = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = String::from_utf8_lossy(&seen).into_owned();
+        Verdict::Wrong(format!("{text:?} did not appear; there was {shown:?}"))
+    }
+
+    fn appears(&self, text: &str, patience: Duration) -> bool {
+        let (screen, changed) = &*self.screen;
+        let deadline = Instant::now() + patience;
         let mut seen = screen.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(at) = seen.windows(text.len()).position(|window| window == text.as_bytes()) {
                 seen.drain(..at + text.len());
-                return Ok(());
+                return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let shown = String::from_utf8_lossy(&seen).into_owned();
-                return Err(Verdict::Wrong(format!("{text:?} did not appear; there was {shown:?}")));
+                return false;
             }
             (seen, _) = changed.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner);
         }

@@ -22,6 +22,7 @@ const EMULATION_LACKS: &[(&str, &str)] = &[
     ("state::every_element_round_trips", "x87 instructions"),
     ("state::sse_registers_move", "LDMXCSR"),
     ("smp::compare_exchange", "CMPXCHG16B"),
+    ("timers::tsc_can_be_set", "a time stamp counter of the guest's own"),
 ];
 
 /// What the CPU that QEMU's TCG emulates does otherwise than a real one (QEMU 10).
