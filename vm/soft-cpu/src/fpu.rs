@@ -103,9 +103,30 @@ fn feature_class(feature: CpuidFeature) -> Option<(Class, bool)> {
     })
 }
 
+/// Whether the host's processor runs the instructions of an extension. What is not named here counts as missing.
+pub fn host_has(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    use std::arch::is_x86_feature_detected as has;
+    match feature {
+        F::CX8 => true,
+        F::CMPXCHG16B => has!("cmpxchg16b"),
+        F::POPCNT => has!("popcnt"),
+        F::LZCNT => has!("lzcnt"),
+        F::BMI1 => has!("bmi1"),
+        F::BMI2 => has!("bmi2"),
+        F::MOVBE => has!("movbe"),
+        F::ADX => has!("adx"),
+        _ => feature_class(feature).is_some_and(|(_, present)| present),
+    }
+}
+
 /// The handler of an instruction of this family, if it is allowed.
 pub(crate) fn select(insn: &mut Insn) -> Option<Handler> {
     use Mnemonic as M;
+    // Other encodings of the same mnemonics have mask registers and operands of 64 bytes.
+    if !matches!(insn.iced.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return None;
+    }
     let handler: Handler = match insn.iced.mnemonic() {
         M::Fxsave | M::Fxsave64 => fxsave,
         M::Fxrstor | M::Fxrstor64 => fxrstor,
@@ -115,8 +136,8 @@ pub(crate) fn select(insn: &mut Insn) -> Option<Handler> {
         M::Stmxcsr | M::Vstmxcsr => stmxcsr,
         M::Crc32 => crc32,
         M::Wait => wait,
-        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => masked_move,
-        M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => byte_mask_move,
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => class(insn).map(|_| masked_move)?,
+        M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => class(insn).map(|_| byte_mask_move)?,
         M::Vgatherdps
         | M::Vgatherdpd
         | M::Vgatherqps
@@ -124,8 +145,8 @@ pub(crate) fn select(insn: &mut Insn) -> Option<Handler> {
         | M::Vpgatherdd
         | M::Vpgatherdq
         | M::Vpgatherqd
-        | M::Vpgatherqq => gather,
-        M::Rdrand | M::Rdseed => stub::run,
+        | M::Vpgatherqq => class(insn).map(|_| gather)?,
+        M::Rdrand | M::Rdseed => class(insn).map(|_| stub::run)?,
         _ => {
             let class = class(insn)?;
             if class == Class::Integer {

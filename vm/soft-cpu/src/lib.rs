@@ -31,6 +31,7 @@ pub use decode::decoder_options;
 pub use env::{CodeWatch, Env, NoWatch, RamMap, RamSpan};
 pub use exception::{Exception, deliver};
 pub use exec::{Executor, Exit, Interpreter, Step, step};
+pub use fpu::host_has;
 pub use paging::{Access, Page, PageFault, translate};
 pub use platform::Platform;
 pub use stub::StubMemory;

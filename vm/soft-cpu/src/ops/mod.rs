@@ -107,6 +107,11 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         | M::Prefetchw
         | M::Prefetch
         | M::Prefetchwt1
+        | M::Prefetchit0
+        | M::Prefetchit1
+        // Reserved NOPs without shadow stacks; every C++ unwinder runs RDSSPQ.
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Reservednop => nop,
         _ => return None,
     })

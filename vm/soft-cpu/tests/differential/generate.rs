@@ -175,8 +175,6 @@ impl Generator {
             M::Xbegin,
             M::Incsspd,
             M::Incsspq,
-            M::Rdsspd,
-            M::Rdsspq,
             M::Ptwrite,
             M::Lfs,
             M::Lgs,
@@ -189,13 +187,15 @@ impl Generator {
             M::Wbnoinvd,
             M::Prefetchwt1,
         ];
+        // Without a shadow stack these are reserved NOPs, on every processor.
+        let is_nop = matches!(instruction.mnemonic(), M::Rdsspd | M::Rdsspq);
         let features = instruction.cpuid_features();
         !LEFT_OUT.contains(&instruction.mnemonic())
             && instruction.flow_control() == FlowControl::Next
             && !instruction.is_privileged()
             && !instruction.is_vsib()
             && instruction.segment_prefix() == Register::None
-            && features.iter().all(|feature| self.features.contains(feature))
+            && (is_nop || features.iter().all(|feature| self.features.contains(feature)))
             && (0..instruction.op_count()).all(|op| !instruction.op_register(op).is_segment_register())
     }
 
