@@ -301,6 +301,10 @@ fn is_hint(mnemonic: Mnemonic) -> bool {
             | M::Prefetcht1
             | M::Prefetcht2
             | M::Prefetchwt1
+            | M::Prefetchit0
+            | M::Prefetchit1
+            | M::Rdsspd
+            | M::Rdsspq
             | M::Clflush
             | M::Clflushopt
             | M::Clwb

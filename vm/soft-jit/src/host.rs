@@ -67,10 +67,10 @@ thread_local! {
     static CODE: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
 }
 
-static mut PREVIOUS: [libc::sigaction; 3] = unsafe_zeroed();
-const SIGNALS: [c_int; 3] = [libc::SIGSEGV, libc::SIGFPE, libc::SIGBUS];
+static mut PREVIOUS: [libc::sigaction; 4] = unsafe_zeroed();
+const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGFPE, libc::SIGBUS, libc::SIGILL];
 
-const fn unsafe_zeroed() -> [libc::sigaction; 3] {
+const fn unsafe_zeroed() -> [libc::sigaction; 4] {
     // SAFETY: sigaction is plain old data; all-zero means the default action.
     unsafe { std::mem::zeroed() }
 }

@@ -14,6 +14,8 @@ mod cache;
 mod decode;
 mod dispatch;
 mod emit;
+#[cfg(test)]
+mod guest_tests;
 mod host;
 mod jit;
 mod layout;

@@ -3,7 +3,7 @@
 //! A block is a run of instructions inside one page, extended past conditional branches that are not taken. Every guest
 //! instruction commits after its last memory check, so the state is exact at each site that leaves to Rust.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{CpuidFeature, Encoder, Instruction, InstructionInfoFactory};
 
 use crate::block::{Emitted, Mode, Site, SiteKind, Thunk, Vectors};
 use crate::decode::{
@@ -60,6 +60,8 @@ pub(crate) struct Translator {
     pub(crate) encoder: Encoder,
     pub(crate) info: InstructionInfoFactory,
     pub(crate) tuning: Tuning,
+    /// Whether the host runs the instructions of an extension.
+    pub(crate) host_has: fn(CpuidFeature) -> bool,
 }
 
 /// One block under construction.
@@ -85,7 +87,12 @@ pub(crate) struct Unsupported;
 
 impl Translator {
     pub(crate) fn new(tuning: Tuning) -> Self {
-        Self { encoder: Encoder::new(64), info: InstructionInfoFactory::new(), tuning }
+        Self {
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            tuning,
+            host_has: soft_cpu::host_has,
+        }
     }
 
     /// Translates the block that starts at `source.offset`.
@@ -161,6 +168,8 @@ impl Translator {
             Class::ReadSegment | Class::RepString => system,
             // `no_vector` stands for CR4.TSD too.
             Class::ReadTsc => system && !source.mode.no_vector,
+            // CPUID does not keep a program from running what the host lacks.
+            Class::Copy => instr.cpuid_features().iter().all(|feature| (self.host_has)(*feature)),
             _ => true,
         };
         if (item.vector && source.mode.no_vector) || !enabled {
