@@ -138,8 +138,8 @@ fn listen(agent: &Arc<Agent>) {
 
 /// Name, id, loopback, limits and kernel settings.
 fn settle(cmdline: &Cmdline) -> Outcome {
-    identity::set_hostname(cmdline.hostname.as_deref().unwrap_or("vivarium"))?;
-    identity::ensure_machine_id()?;
+    identity::set_hostname(cmdline.hostname.as_deref().unwrap_or_default());
+    identity::ensure_machine_id();
     sys::interface_up("lo").doing("Cannot bring the loopback interface up")?;
     // What distributions set for services and logins; everything started here inherits it.
     for (resource, soft, hard) in [(Resource::Nofile, 1024, 524_288), (Resource::Core, 0, u64::MAX)] {

@@ -91,10 +91,10 @@ fn set_up(agent: &Agent, setup: &Setup) -> Outcome {
     }
     seed_entropy(&setup.entropy)?;
     if !setup.hostname.is_empty() {
-        identity::set_hostname(&setup.hostname)?;
+        identity::set_hostname(&setup.hostname);
     }
     if !setup.timezone.is_empty() {
-        identity::set_timezone(&setup.timezone)?;
+        identity::set_timezone(&setup.timezone);
     }
     agent.shares.mount(&setup.shares)?;
     agent.board.change(|status| status.set_up = true);
