@@ -68,6 +68,10 @@ pub trait Device: Send + 'static {
     /// The driver reset the device: everything it began is over.
     fn reset(&mut self);
 
+    /// The device gave up on its driver, which has to reset it before anything goes on (virtio 1.3 §2.1.2): ends what others
+    /// wait for.
+    fn abandon(&mut self) {}
+
     /// The device's own state, without its queues; called between two requests. The error says why it has none.
     fn save(&self) -> Result<Vec<u8>, String> {
         Ok(Vec::new())

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use backends::{ConsoleBackend, EntropySource};
 use fuse_wire::RequestHandler;
 
+use crate::device::{Active, Device, DeviceIdentity};
+use crate::queue::QueueError;
 use crate::testing::{Buffer, Guest};
 use crate::{Console, Fs, Pmem, Rng};
 
@@ -163,4 +165,34 @@ fn a_file_systems_session_moves_with_the_device() {
     let unlucky = guest.function.save().unwrap();
     let next = Guest::with_ram(Fs::new("vivarium", Arc::new(PlusOne::default())), guest.ram.clone());
     assert!(next.function.restore(&unlucky).is_err(), "the file server refused");
+}
+
+/// Panics at its first request.
+struct PanicsOnce(bool);
+
+impl Device for PanicsOnce {
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity { id: 4, name: "panics-once", class: [0xff, 0, 0] }
+    }
+    fn queues(&self) -> Vec<u16> {
+        vec![64]
+    }
+    fn serve(&mut self, index: usize, active: &mut Active<'_>) -> Result<(), QueueError> {
+        active.each(index, |chain, ram| {
+            assert!(std::mem::replace(&mut self.0, true), "the first request");
+            chain.writer(ram).write(b"fine");
+        })
+    }
+    fn reset(&mut self) {}
+}
+
+#[test]
+fn a_device_that_panicked_serves_again_after_a_reset() {
+    let mut guest = Guest::ready(PanicsOnce(false));
+    guest.add(0, &[Buffer::In(4)]);
+    guest.ring(0);
+    guest.wait_for_needs_reset();
+    guest.queues.fill_with(Default::default);
+    guest.initialise(crate::testing::VERSION_1);
+    assert_eq!(guest.request(0, &[Buffer::In(4)]).data, b"fine");
 }

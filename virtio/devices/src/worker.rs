@@ -11,7 +11,7 @@ use guest_memory::GuestRam;
 use machine::pci::Msix;
 
 use crate::device::{Active, Device, FIRST_TOKEN};
-use crate::queue::{Interrupt, NO_VECTOR, Queue, QueueError, note_broken};
+use crate::queue::{Interrupt, NO_VECTOR, Queue, note_broken};
 
 /// Tokens: queues by number, then these.
 const TOKEN_CONTROL: u64 = FIRST_TOKEN - 1;
@@ -158,18 +158,21 @@ impl Worker {
 
     /// Gives up on the driver: the device needs a reset (virtio 1.3 §2.1.2).
     pub(crate) fn fail(&self) {
-        self.shared.fail();
+        self.with(|cell| self.shared.fail(cell));
     }
 
     fn ensure_thread(&self) {
         let mut thread = locked(&self.thread);
-        if thread.is_none() {
+        // One that could not wait any more has ended.
+        if thread.as_ref().is_none_or(JoinHandle::is_finished) {
             let shared = self.shared.clone();
             let body = move || {
-                // A device that panics is broken for its driver; the rest of the machine goes on.
-                if catch_unwind(AssertUnwindSafe(|| shared.run())).is_err() {
+                // A device that panics is broken until its driver resets it, and then served again by this thread; the rest
+                // of the machine goes on.
+                while catch_unwind(AssertUnwindSafe(|| shared.run())).is_err() {
                     tracing::error!(device = shared.name, "The device's thread panicked");
-                    shared.fail();
+                    // Should even this panic, the flag is set.
+                    let _ = catch_unwind(AssertUnwindSafe(|| shared.fail(&mut shared.own())));
                 }
             };
             match std::thread::Builder::new().name(self.shared.name.to_owned()).spawn(body) {
@@ -200,9 +203,18 @@ impl Drop for Worker {
 }
 
 impl Shared {
-    fn fail(&self) {
+    /// The cell, for the device's thread.
+    fn own(&self) -> MutexGuard<'_, Cell> {
+        let gate = locked(&self.gate);
+        let cell = locked(&self.cell);
+        drop(gate);
+        cell
+    }
+
+    fn fail(&self, cell: &mut Cell) {
         self.needs_reset.store(true, Ordering::SeqCst);
         Interrupt::new(self.msix.clone(), self.config_vector.load(Ordering::SeqCst)).raise();
+        cell.device.abandon();
     }
 
     fn run(&self) {
@@ -210,17 +222,14 @@ impl Shared {
         while !self.over.load(Ordering::SeqCst) {
             if let Err(error) = self.waiter.wait(&mut events, None) {
                 tracing::error!(device = self.name, %error, "The device's thread cannot wait");
-                return self.fail();
+                return self.fail(&mut self.own());
             }
             self.serve(&events);
         }
     }
 
     fn serve(&self, events: &[Event]) {
-        let gate = locked(&self.gate);
-        let mut cell = locked(&self.cell);
-        drop(gate);
-        let cell = &mut *cell;
+        let cell = &mut *self.own();
         // Bells are answered before their queues are looked at, so that a ring in between is not lost.
         let mut all = false;
         for event in events {
@@ -256,12 +265,8 @@ impl Shared {
             })
         });
         if let Err(error) = result {
-            self.give_up(error);
+            note_broken(self.name, error);
+            self.fail(cell);
         }
-    }
-
-    fn give_up(&self, error: QueueError) {
-        note_broken(self.name, error);
-        self.fail();
     }
 }

@@ -203,6 +203,9 @@ impl PciFunction for Function {
             self.worker.start(queues, registers.driver_features, config_vector(&registers));
         }
         self.worker.with(|cell| cell.device.restore(&saved.device))?;
+        if saved.needs_reset {
+            self.worker.fail();
+        }
         *self.locked() = registers;
         Ok(())
     }

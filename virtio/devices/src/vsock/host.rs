@@ -23,6 +23,8 @@ pub(super) struct Dial {
 struct Waiting {
     dials: VecDeque<Dial>,
     listeners: BTreeMap<u32, Accept>,
+    /// The device needs a reset by its driver; nobody would serve a dial.
+    refused: bool,
 }
 
 pub(super) struct Inbox {
@@ -43,6 +45,15 @@ impl Inbox {
         self.locked().dials.pop_front()
     }
 
+    /// Closes the dials that wait, and until `refused` is taken back all that come.
+    pub(super) fn refuse_dials(&self, refused: bool) {
+        let mut waiting = self.locked();
+        waiting.refused = refused;
+        if refused {
+            waiting.dials.clear();
+        }
+    }
+
     /// A descriptor for the guest's connection to `port`; `None` if nobody listens or the listener refuses.
     pub(super) fn accept(&self, port: u32) -> Option<OwnedFd> {
         self.locked().listeners.get(&port)?()
@@ -56,10 +67,11 @@ pub struct VsockHost(pub(super) Arc<Inbox>);
 impl VsockHost {
     /// Connects `fd`, one end of a stream socket pair, to a port of the guest. Returns at once; a connection asked for
     /// before the guest's driver is ready waits for it. What the guest refuses or breaks is closed, so the other end
-    /// reads the end of the stream.
+    /// reads the end of the stream; so does one asked for while the device waits for a reset after the driver broke its
+    /// queues.
     pub fn connect(&self, fd: OwnedFd, guest_port: u32) {
         let mut waiting = self.0.locked();
-        if waiting.dials.len() < WAITING_MAX {
+        if !waiting.refused && waiting.dials.len() < WAITING_MAX {
             waiting.dials.push_back(Dial { fd, guest_port });
         }
         drop(waiting);

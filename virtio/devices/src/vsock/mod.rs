@@ -438,6 +438,15 @@ impl Device for Vsock {
         self.control.clear();
         self.starved = false;
         self.tell_reset = false;
+        self.inbox.refuse_dials(false);
+    }
+
+    fn abandon(&mut self) {
+        // Before the connections go: who sees one end and dials again is refused, too.
+        self.inbox.refuse_dials(true);
+        self.connections.clear();
+        self.tokens.clear();
+        self.control.clear();
     }
 
     fn save(&self) -> Result<Vec<u8>, String> {

@@ -352,6 +352,39 @@ fn a_reset_device_has_closed_everything() {
 }
 
 #[test]
+fn a_broken_queue_ends_connections_and_refuses_dials_until_a_reset() {
+    let mut peer = Peer::new();
+    let (_, mut near) = peer.dialled(1);
+    // A head outside of the descriptor table.
+    peer.guest.make_available(1, 9999);
+    peer.guest.ring(1);
+    assert_eq!(read_all(&mut near), b"");
+    peer.guest.wait_for_needs_reset();
+    let dial = |host: &VsockHost| {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        host.connect(far.into(), 1);
+        near
+    };
+    assert_eq!(read_all(&mut dial(&peer.host)), b"");
+    // So does a machine that goes on elsewhere.
+    peer.guest.function.quiesce();
+    let saved = peer.guest.function.save().unwrap();
+    let (device, host) = Vsock::new(CID).unwrap();
+    let next = Guest::with_ram(device, peer.guest.ram.clone());
+    next.function.restore(&saved).unwrap();
+    next.function.resume();
+    assert_eq!(read_all(&mut dial(&host)), b"");
+    peer.guest.function.resume();
+    peer.guest.queues.fill_with(Default::default);
+    peer.guest.initialise(crate::testing::VERSION_1);
+    (0..4).for_each(|_| peer.offer());
+    let (_, mut near) = peer.dialled(1);
+    near.write_all(b"again").unwrap();
+    assert_eq!(peer.expect(Operation::Data).1, b"again");
+}
+
+#[test]
 fn a_restored_guest_is_told_that_its_connections_are_gone() {
     let mut peer = Peer::new();
     let (_, _near) = peer.dialled(1);
