@@ -260,8 +260,8 @@ impl Shim<'_> {
                 self.reason.get_or_insert_with(|| "shut down in the guest".into());
             }
             Ok(None) => {
-                // It is ending; its process descriptor will say so. Until then this end would be readable for ever.
-                self.reason.get_or_insert_with(|| "the virtual machine ended".into());
+                // It is ending; its process descriptor will say so, and its status how (a signal, when its system call
+                // filter stopped it). Until then this end would be readable for ever.
                 self.machine.vmm.kill();
             }
             Err(error) => {
