@@ -17,6 +17,7 @@ use crate::places::Places;
 use crate::plan::{Descriptors, Disk, Plan, SharedFolder, Slot, Store};
 use crate::shim::Machine;
 use crate::spec::Spec;
+use crate::{naming, workspace};
 
 /// Words of every guest's command line. The console is the serial port, early messages and panics come that way too; a
 /// panic ends the machine.
@@ -42,8 +43,8 @@ pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Ma
     tracing::info!(engine = choice.engine.name(), why = %choice.why, "The engine is chosen");
     let mut descriptors = Descriptors::new();
     let disk = disk(sandbox, &mut descriptors)?;
-    let shares = shares(spec, &mut descriptors)?;
-    let words = vec![format!("{}={}", cmdline::HOSTNAME, spec.name)];
+    let shares = shares(spec, places, &mut descriptors)?;
+    let words = vec![format!("{}={}", cmdline::HOSTNAME, naming::host_name(&spec.name))];
     let shape = Shape { engine: choice.engine, cpus: spec.cpus, memory: spec.memory, words };
     let (vmm, console) = start(shape, assets, vec![disk], shares, descriptors)?;
     Ok(Machine { vmm, console, engine: choice.engine.name().into() })
@@ -150,21 +151,11 @@ fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
 }
 
 /// The shared folders, in the order of the spec: their numbers are their names in the guest.
-fn shares(spec: &Spec, descriptors: &mut Descriptors) -> Result<Vec<SharedFolder>> {
-    spec.shares
-        .iter()
-        .map(|share| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let folder = rustix::fs::open(&share.path, flags, Mode::empty()).map_err(|error| {
-                let why = crate::error::in_words(&error.into());
-                let hint = "make it again, or delete the sandbox with viv rm".into();
-                Error::BadWorkspace {
-                    path: share.path.clone(),
-                    why: format!("cannot be shared: {why}"),
-                    hint,
-                }
-            })?;
-            Ok(SharedFolder { folder: descriptors.add(folder), read_only: share.read_only })
-        })
-        .collect()
+fn shares(spec: &Spec, places: &Places, descriptors: &mut Descriptors) -> Result<Vec<SharedFolder>> {
+    let folders = workspace::open_all(&spec.shares, places, &spec.name)?;
+    let shared = folders.into_iter().zip(&spec.shares).map(|(folder, share)| SharedFolder {
+        folder: descriptors.add(folder),
+        read_only: share.read_only,
+    });
+    Ok(shared.collect())
 }

@@ -1,7 +1,7 @@
 //! Sandboxes as folders: each is one folder with a random id, and nothing else on the host remembers it.
 //!
 //! ```text
-//! sandboxes/<id>/spec.json       what it is; never changed
+//! sandboxes/<id>/spec.json       what it is; only which folder a share's path leads to is ever noted anew
 //!                runtime.json    how it fares; written by its shim
 //!                lock            held (flock) by the shim for as long as it lives
 //!                control.sock    where the shim listens
@@ -267,6 +267,22 @@ impl Sandbox {
     pub fn is_running(&self) -> bool {
         let Ok(file) = self.lock_file() else { return false };
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+    }
+
+    /// Takes the folders that the user has just named, as they are now, for those of its shares that they are. A folder
+    /// that was deleted and made again is another one, and only the user can say that it is meant.
+    pub fn adopt(&mut self, named: &[Share]) -> Result<()> {
+        let mut spec = self.spec.clone();
+        for share in &mut spec.shares {
+            if let Some(now) = named.iter().find(|now| now.is_like(share)) {
+                share.identity = now.identity;
+            }
+        }
+        if spec != self.spec {
+            files::write_json(&self.folder.join(SPEC), &spec)?;
+            self.spec = spec;
+        }
+        Ok(())
     }
 
     /// What it does, as its shim last noted it.

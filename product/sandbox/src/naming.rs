@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// The longest name. A name is also the guest's host name, which may have 64 bytes.
+/// The longest name. A name is also the guest's host name ([`host_name`]), which may have 64 bytes.
 const LONGEST: usize = 63;
 
 /// Refuses what cannot be a name.
@@ -45,6 +45,12 @@ pub fn default_name(agent: &str, workspace: &Path) -> String {
     // Room for "-9999" behind it.
     name.truncate(LONGEST - 5);
     name.trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The guest's host name for a sandbox's name: what no host name may have (the underscore) becomes a dash.
+pub fn host_name(name: &str) -> String {
+    let keep = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    name.chars().map(|c| if keep(c) { c } else { '-' }).collect()
 }
 
 /// `base`, or the first of `base-2`, `base-3`… that is free.
@@ -123,6 +129,15 @@ mod tests {
     fn names_that_would_not_be_host_names_or_paths_are_refused() {
         for name in ["", "a", "-ab", ".ab", "a/b", "a b", "ab-", "ü-x", &"x".repeat(64)] {
             assert!(check(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_name_gives_a_host_name() {
+        let names = [default_name("shell", Path::new("/a/my_project")), "a_b".into(), "x.y_".into()];
+        for (name, host) in names.iter().zip(["shell-my-project", "a-b", "x.y-"]) {
+            check(name).unwrap();
+            assert_eq!(host_name(name), host);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a sandbox is (`spec.json`, never changed) and how it fares (`runtime.json`, written by its shim).
+//! What a sandbox is (`spec.json`, decided once) and how it fares (`runtime.json`, written by its shim).
 
 use std::time::SystemTime;
 

@@ -113,7 +113,7 @@ fn set_up(mut control: Control<UnixStream>, spec: &Spec) -> Result<Control<UnixS
     rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty())
         .map_err(io::Error::from)?;
     control.setup(Setup {
-        hostname: spec.name.clone(),
+        hostname: crate::naming::host_name(&spec.name),
         entropy,
         shares: shares(spec),
         timezone: host_timezone().unwrap_or_default(),
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn shares_keep_their_numbers_and_parents_come_first() {
-        let share = |path: &str| crate::workspace::Share { path: path.into(), read_only: false };
+        let share = |path: &str| crate::workspace::Share { path: path.into(), read_only: false, identity: None };
         let spec = Spec {
             schema: 1,
             id: "i".into(),

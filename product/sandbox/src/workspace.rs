@@ -1,8 +1,14 @@
-//! Which host folders a sandbox sees. Everything the user names is resolved here, once, before anything is opened.
+//! Which host folders a sandbox sees. What the user names is resolved here once, when it is named; at each start the folder
+//! at that path is opened without following any link, and must be the same one.
+//!
+//! A guest makes and renames what it likes in a writable share, links to anywhere on the host among it. So no path of a
+//! share may be believed twice, and no share may lie in a place that a guest of the same sandbox can change.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -15,6 +21,25 @@ pub struct Share {
     pub path: PathBuf,
     /// Whether the guest may only read. Enforced on the host.
     pub read_only: bool,
+    /// Which folder was at the path when the user named it; none in the files of the first versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// Which folder a path led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The file system's device number.
+    pub device: u64,
+    /// The folder's inode number.
+    pub inode: u64,
+}
+
+impl Share {
+    /// Whether both are the same path with the same rights, whatever folder is there.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.path == other.path && self.read_only == other.read_only
+    }
 }
 
 /// Folders whose sharing would hide the guest's own, or hand the host's system to it.
@@ -52,7 +77,53 @@ pub fn resolve(given: &str, places: &Places, force: bool) -> Result<Share> {
         });
     }
     check(&found, places, force)?;
-    Ok(Share { path: found, read_only })
+    let (_, identity) = open_plain(&found)?;
+    Ok(Share { path: found, read_only, identity: Some(identity) })
+}
+
+/// Opens the shares of a sandbox that starts, in their order, with `O_PATH`. All that was checked when they were named is
+/// checked again. `name` is the sandbox's, for the next step that is told.
+///
+/// # Errors
+/// [`Error::BadWorkspace`] when a path is gone or leads through a link now, when another folder is there, or when the
+/// folder may not be shared.
+pub fn open_all(shares: &[Share], places: &Places, name: &str) -> Result<Vec<OwnedFd>> {
+    check_overlaps(shares)?;
+    shares.iter().map(|share| open(share, places, name)).collect()
+}
+
+fn open(share: &Share, places: &Places, name: &str) -> Result<OwnedFd> {
+    // Whether the whole home may be shared was decided when the sandbox was made.
+    check(&share.path, places, true)?;
+    let (folder, identity) = open_plain(&share.path)?;
+    match share.identity {
+        Some(known) if known != identity => Err(Error::BadWorkspace {
+            path: share.path.clone(),
+            why: format!("is another folder than the one that {name} was made with"),
+            hint: "viv run with this folder takes the one that is there now; viv rm deletes the sandbox".into(),
+        }),
+        _ => Ok(folder),
+    }
+}
+
+/// Opens a canonical path; a link anywhere in it is refused.
+fn open_plain(path: &Path) -> Result<(OwnedFd, Identity)> {
+    let refuse = |why: String, hint: &str| Error::BadWorkspace { path: path.into(), why, hint: hint.into() };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let folder =
+        rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|error| match error {
+            rustix::io::Errno::LOOP => refuse(
+                "leads through a symbolic link now and is not followed: a guest may have made it".into(),
+                "look at it before anything else; put the folder back, or delete the sandbox with viv rm",
+            ),
+            error => refuse(
+                format!("cannot be shared: {}", crate::error::in_words(&error.into())),
+                "make it again, or delete the sandbox with viv rm",
+            ),
+        })?;
+    let stat = rustix::fs::fstat(&folder).map_err(|error| Error::file("cannot examine", path, error))?;
+    Ok((folder, Identity { device: stat.st_dev, inode: stat.st_ino }))
 }
 
 fn refusal(path: &str, places: &Places, source: &std::io::Error) -> Error {
@@ -91,9 +162,47 @@ fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
             "give a project folder, or --force to share it all the same",
         );
     }
-    let own = [&places.state, &places.cache].map(|own| fs::canonicalize(own).unwrap_or_else(|_| own.clone()));
-    if own.iter().any(|own| path.starts_with(own)) {
+    // Who shares the whole home gives the account away, which --force says; short of that, no guest gets at the files
+    // from which this and every other sandbox is started.
+    let is_home = home.starts_with(path);
+    let own = [&places.state, &places.cache].map(|own| resolved(own));
+    if own.iter().any(|own| path.starts_with(own) || (own.starts_with(path) && !is_home)) {
         return refuse("holds Vivarium's own state", "give a project folder:  viv run shell FOLDER");
+    }
+    Ok(())
+}
+
+/// A path without links, as far as it exists yet.
+fn resolved(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|there| {
+        let rest = path.strip_prefix(there).ok()?;
+        Some(fs::canonicalize(there).ok()?.join(rest))
+    });
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// Refuses a share that lies in a writable one: the guest could write a read-only one through the other, and change what
+/// its path leads to.
+fn check_overlaps(shares: &[Share]) -> Result<()> {
+    for inner in shares {
+        let beneath = |outer: &&Share| {
+            !outer.read_only && outer.path != inner.path && inner.path.starts_with(&outer.path)
+        };
+        if let Some(outer) = shares.iter().find(beneath) {
+            let hint = if inner.read_only {
+                format!("share {} with :ro as well, or leave the inner folder out", outer.path.display())
+            } else {
+                "leave it out: it is shared with the folder around it".into()
+            };
+            return Err(Error::BadWorkspace {
+                path: inner.path.clone(),
+                why: format!(
+                    "lies in {}, which the sandbox may write, and cannot be a share of its own",
+                    outer.path.display()
+                ),
+                hint,
+            });
+        }
     }
     Ok(())
 }
@@ -117,6 +226,7 @@ pub fn resolve_all(given: &[String], places: &Places, force: bool) -> Result<Vec
         }
         shares.push(share);
     }
+    check_overlaps(&shares)?;
     Ok(shares)
 }
 
@@ -137,7 +247,8 @@ mod tests {
         std::os::unix::fs::symlink(&project, root.path().join("link")).unwrap();
         let given = format!("{}/link:ro", root.path().display());
         let share = resolve(&given, &places(&home), false).unwrap();
-        assert_eq!(share, Share { path: fs::canonicalize(&project).unwrap(), read_only: true });
+        assert!(share.read_only);
+        assert_eq!(share.path, fs::canonicalize(&project).unwrap());
 
         // A folder that is really called "x:ro".
         fs::create_dir(home.join("x:ro")).unwrap();
@@ -177,5 +288,94 @@ mod tests {
         let places = places(&home);
         assert_eq!(resolve_all(&[a.into(), format!("{a}/.")], &places, false).unwrap().len(), 1);
         assert!(resolve_all(&[a.into(), format!("{a}:ro")], &places, false).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_holds_our_own_state_or_cache_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(root.path()).unwrap();
+        let home = root.join("home");
+        let (state, cache) = (home.join(".local/state/vivarium"), home.join(".cache/vivarium"));
+        // The cache is not there yet: what will hold it is refused all the same.
+        fs::create_dir_all(&state).unwrap();
+        fs::create_dir_all(home.join(".cache")).unwrap();
+        let places = Places { state, cache, home: home.clone() };
+        for folder in [".local", ".local/state", ".cache", ".local/state/vivarium"] {
+            for force in [false, true] {
+                let given = home.join(folder);
+                let error = resolve(given.to_str().unwrap(), &places, force).unwrap_err();
+                assert!(error.to_string().ends_with("holds Vivarium's own state"), "{folder}: {error}");
+            }
+        }
+        // An XDG folder that leads through a link.
+        std::os::unix::fs::symlink(home.join(".cache"), root.join("other")).unwrap();
+        let places = Places { cache: root.join("other/new/vivarium"), ..places };
+        assert!(resolve(home.join(".cache").to_str().unwrap(), &places, false).is_err());
+    }
+
+    #[test]
+    fn a_share_within_a_writable_one_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(&root.path().join("home"));
+        let work = root.path().join("work");
+        fs::create_dir_all(work.join("vendor/deep")).unwrap();
+        fs::create_dir_all(root.path().join("work-2")).unwrap();
+        let path = |name: &str| format!("{}/{name}", root.path().display());
+        for given in [
+            [path("work"), path("work/vendor:ro")],
+            [path("work/vendor/deep:ro"), path("work")],
+            [path("work"), path("work/vendor")],
+        ] {
+            let error = resolve_all(&given, &places, false).unwrap_err();
+            assert!(error.to_string().contains("which the sandbox may write"), "{error}");
+        }
+        for given in [
+            [path("work:ro"), path("work/vendor")],
+            [path("work:ro"), path("work/vendor:ro")],
+            [path("work"), path("work-2:ro")],
+        ] {
+            assert_eq!(resolve_all(&given, &places, false).unwrap().len(), 2, "{given:?}");
+        }
+        let three = [path("work:ro"), path("work/vendor"), path("work/vendor/deep:ro")];
+        assert!(resolve_all(&three, &places, false).is_err());
+    }
+
+    /// What a guest of an outer share can do between two starts.
+    #[test]
+    fn a_share_that_became_a_link_or_another_folder_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(root.path()).unwrap();
+        let places = places(&root.join("home"));
+        let (outer, secret) = (root.join("outer"), root.join("secret"));
+        fs::create_dir_all(outer.join("data/inner")).unwrap();
+        fs::create_dir_all(secret.join("inner")).unwrap();
+        let given = outer.join("data/inner").to_str().unwrap().to_owned();
+        let shares = resolve_all(&[given], &places, false).unwrap();
+        assert_eq!(open_all(&shares, &places, "box").unwrap().len(), 1);
+
+        // A component above it, then the share's own name.
+        fs::rename(outer.join("data"), outer.join("d")).unwrap();
+        std::os::unix::fs::symlink(&secret, outer.join("data")).unwrap();
+        let refused = |shares: &[Share]| open_all(shares, &places, "box").unwrap_err().to_string();
+        assert!(refused(&shares).contains("symbolic link"), "{}", refused(&shares));
+        fs::remove_file(outer.join("data")).unwrap();
+        fs::create_dir(outer.join("data")).unwrap();
+        std::os::unix::fs::symlink(&secret, outer.join("data/inner")).unwrap();
+        assert!(refused(&shares).contains("symbolic link"), "{}", refused(&shares));
+        fs::remove_file(outer.join("data/inner")).unwrap();
+
+        fs::create_dir(outer.join("data/inner")).unwrap();
+        assert!(refused(&shares).contains("another folder"), "{}", refused(&shares));
+        // A file of the first versions has no identity: links are refused, the folder is taken.
+        let old = [Share { identity: None, ..shares[0].clone() }];
+        assert_eq!(open_all(&old, &places, "box").unwrap().len(), 1);
+        // What may not be shared is refused at the start as well, whatever the file says.
+        let reserved = [Share { path: "/etc".into(), read_only: false, identity: None }];
+        assert!(refused(&reserved).contains("belongs to the system"));
+        let nested = [
+            Share { path: outer.clone(), read_only: false, identity: None },
+            Share { path: outer.join("data"), read_only: true, identity: None },
+        ];
+        assert!(refused(&nested).contains("which the sandbox may write"));
     }
 }

@@ -10,6 +10,9 @@ pub(crate) const CASES: &[Named] = &[
     ("what_the_guest_writes_is_on_the_host", guest_writes),
     ("what_the_host_writes_is_in_the_guest", host_writes),
     ("a_further_folder_may_be_read_only", read_only),
+    ("a_read_only_folder_within_a_writable_one_is_refused", nested_read_only),
+    ("a_share_that_the_guest_made_a_link_is_not_followed", swapped),
+    ("a_folder_with_an_underscore_starts", underscore),
     ("nothing_else_of_the_host_is_there", nothing_else),
     ("links_do_not_lead_out", links),
     ("git_clone_works_on_it", git),
@@ -46,13 +49,70 @@ fn read_only(world: &World) -> Case {
     let (folder, other) = (world.project("readonly"), world.project("reference data"));
     std::fs::write(other.join("facts"), "42")?;
     let share = format!("{}:ro", other.display());
+    // The bind at its path is the agent's and may be undone by root; what holds is the file server beneath it.
     let script = format!(
-        "cat '{0}/facts'; touch '{0}/new' 2>/dev/null || echo refused; sudo touch '{0}/new' 2>/dev/null || echo refused",
+        r#"p='{0}'; cat "$p/facts"
+try() {{ "$@" 2>/dev/null && echo "wrote: $*" || echo refused; }}
+try touch "$p/new"
+try sudo touch "$p/new"
+try sudo touch /run/vivarium/shares/1/new
+try sudo sh -c "echo 7 > /run/vivarium/shares/1/facts"
+sudo mount -o remount,rw,bind "$p" && echo remounted
+try sudo touch "$p/new"
+try sudo mv "$p/facts" "$p/moved"
+sudo umount "$p"; sudo mount --bind /run/vivarium/shares/1 "$p"
+try sudo touch "$p/new"
+cat "$p/facts""#,
         other.display()
     );
     let said = say(world.viv(&folder, ["run", "shell", ".", &share, "--", "-c", &script]), b"")?;
-    ensure(said.text() == "42refused\nrefused", format!("{said:?}"))?;
+    let refused = "refused\n".repeat(4);
+    let expected = format!("42{refused}remounted\nrefused\nrefused\nrefused\n42");
+    ensure(said.text() == expected, format!("{said:?}"))?;
+    ensure(std::fs::read(other.join("facts"))? == b"42", "a file of a read-only folder was changed")?;
     ensure(!other.join("new").exists(), "a read-only folder was written to")
+}
+
+fn nested_read_only(world: &World) -> Case {
+    let folder = world.project("nested");
+    std::fs::create_dir_all(folder.join("vendor"))?;
+    let said = say(world.viv(&folder, ["run", "shell", ".", "vendor:ro", "--", "-c", "touch vendor/x"]), b"")?;
+    ensure(said.code == 125 && said.err.contains("which the sandbox may write"), format!("{said:?}"))?;
+    ensure(!folder.join("vendor/x").exists(), "it was written to")
+}
+
+/// One sandbox has the outer folder, another one a folder in it. The first swaps the second's for a link to elsewhere.
+fn swapped(world: &World) -> Case {
+    let (outer, secret) = (world.project("outer"), world.project("secret place"));
+    std::fs::write(secret.join("secret"), "not for the guest")?;
+    let inner = world.project("outer/inner");
+    world.shell_ok(&inner, "true")?;
+    ensure(world.run(&["stop", "shell-inner"])?.code == 0, "it stops")?;
+    let script = format!("mv inner moved && ln -s '{}' inner", secret.display());
+    world.shell_ok(&outer, &script)?;
+    let said = world.run(&["exec", "shell-inner", "cat", "secret"])?;
+    ensure(said.code == 125 && said.err.contains("symbolic link"), format!("{said:?}"))?;
+    ensure(said.out.is_empty(), format!("{said:?}"))?;
+
+    // Another folder in its place is not taken by itself either, until the user names it.
+    std::fs::remove_file(outer.join("inner"))?;
+    std::fs::create_dir(outer.join("inner"))?;
+    let said = world.run(&["exec", "shell-inner", "true"])?;
+    ensure(said.code == 125 && said.err.contains("another folder"), format!("{said:?}"))?;
+    ensure(world.shell_ok(&inner, "pwd")? == inner.display().to_string(), "named again")?;
+    for name in ["shell-inner", "shell-outer"] {
+        world.run(&["rm", "-f", name])?;
+    }
+    Ok(())
+}
+
+/// An underscore may be in a sandbox's name and in no host name.
+fn underscore(world: &World) -> Case {
+    let folder = world.project("my_project");
+    ensure(world.shell_ok(&folder, "hostname")? == "shell-my-project", "its host name")?;
+    let said = world.run(&["exec", "shell-my_project", "cat", "/etc/hostname"])?;
+    ensure(said.text() == "shell-my-project", format!("{said:?}"))?;
+    world.run(&["rm", "-f", "shell-my_project"]).map(|_| ())
 }
 
 fn nothing_else(world: &World) -> Case {

@@ -12,7 +12,7 @@ fn wish(path: &str, name: Option<&str>) -> Wish {
     Wish {
         name: name.map(str::to_owned),
         agent: "shell".into(),
-        shares: vec![Share { path: path.into(), read_only: false }],
+        shares: vec![Share { path: path.into(), read_only: false, identity: None }],
         cpus: 1,
         memory: 1 << 30,
         disk: 1 << 30,
@@ -95,4 +95,25 @@ fn an_unreadable_sandbox_hides_no_other() {
     assert_eq!((good.len(), wrong.len()), (1, 1));
     assert!(matches!(wrong[0], Error::NewerFormat { .. }));
     assert_eq!(all.find("shell-pro").unwrap().spec.name, "shell-project");
+}
+
+#[test]
+fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
+    let (_root, all) = sandboxes();
+    let at = |inode| Some(crate::workspace::Identity { device: 1, inode });
+    let mut wish = wish("/a/project", None);
+    wish.shares.push(Share { path: "/a/data".into(), read_only: true, identity: at(2) });
+    wish.shares[0].identity = at(1);
+    let mut sandbox = all.create(&wish).unwrap();
+
+    let named = [
+        Share { identity: at(7), ..wish.shares[0].clone() },
+        // Other rights were asked for: that is not the share that the sandbox has.
+        Share { identity: at(8), read_only: false, ..wish.shares[1].clone() },
+    ];
+    sandbox.adopt(&named).unwrap();
+    let kept = all.by_id(&sandbox.spec.id).unwrap().spec;
+    assert_eq!(kept, sandbox.spec);
+    assert_eq!((kept.shares[0].identity, kept.shares[1].identity), (at(7), at(2)));
+    assert!(kept.shares[1].read_only);
 }

@@ -103,7 +103,8 @@ fn find_or_make(
     places: &Places,
     interactive: bool,
 ) -> Result<(Sandbox, bool), Failure> {
-    if let Some(sandbox) = sandboxes.existing(&wish)? {
+    if let Some(mut sandbox) = sandboxes.existing(&wish)? {
+        sandbox.adopt(&wish.shares)?;
         say_what_stays(&sandbox, &wish, options, places);
         return Ok((sandbox, false));
     }
@@ -131,7 +132,7 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
     if options.engine.is_some() && spec.engine != wish.engine {
         stays.push(format!("the engine {}", spec.engine.as_deref().unwrap_or("that suits the host")));
     }
-    for share in wish.shares.iter().filter(|share| !spec.shares.contains(share)) {
+    for share in wish.shares.iter().filter(|share| !spec.shares.iter().any(|known| known.is_like(share))) {
         stays.push(format!("no share of {} as asked for now", places.short(&share.path)));
     }
     if !stays.is_empty() {
