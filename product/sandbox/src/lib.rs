@@ -8,6 +8,7 @@ pub mod assemble;
 pub mod assets;
 pub mod build_vm;
 pub mod client;
+mod clock;
 pub mod control;
 pub mod engine;
 mod error;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 
+use crate::clock::{self, Clock, Due};
 use crate::control::{Reply, Request, Status};
 use crate::error::{Error, Result};
 use crate::folder::{Lock, Sandbox};
@@ -23,14 +24,8 @@ use crate::spec::{Runtime, SCHEMA, State, rfc3339};
 use crate::steward::{self, Bell, Order, Report};
 use crate::{control, packet};
 
-/// How long a sandbox goes on without sessions.
-const IDLE: Duration = Duration::from_secs(30);
-
 /// What containers and processes get to end when the sandbox is stopped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
-
-/// After that much more the virtual machine is ended as by a power cut.
-const SHUTDOWN_HARD: Duration = Duration::from_secs(20);
 
 /// Most client connections at once.
 const MOST_CLIENTS: usize = 256;
@@ -76,10 +71,7 @@ struct Shim<'s> {
     terminate: UnixStream,
     confinement: Vec<String>,
     counters: Vec<(String, u64)>,
-    /// Since when there is no session.
-    idle_since: Option<Instant>,
-    /// When patience with a shutdown ends.
-    deadline: Option<Instant>,
+    clock: Clock,
     /// Why the run ends.
     reason: Option<String>,
 }
@@ -164,8 +156,7 @@ fn serve(
         terminate,
         confinement: Vec::new(),
         counters: Vec::new(),
-        idle_since: None,
-        deadline: None,
+        clock: Clock::new(Instant::now()),
         reason: None,
     };
     shim.work();
@@ -233,8 +224,7 @@ impl Shim<'_> {
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
             .collect();
         let now = Instant::now();
-        let next = [self.idle_since.map(|since| since + IDLE), self.deadline].into_iter().flatten().min();
-        let timeout = next.map(|at| {
+        let timeout = self.clock.next().map(|at| {
             let left = at.saturating_duration_since(now) + Duration::from_millis(1);
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(60),
@@ -278,6 +268,7 @@ impl Shim<'_> {
         match report {
             Report::Ready if self.runtime.state == State::Starting => {
                 self.set_state(State::Running);
+                self.clock.ready();
                 let waiting: Vec<(usize, Vec<Request>)> = self
                     .clients
                     .iter_mut()
@@ -313,6 +304,7 @@ impl Shim<'_> {
         match rustix::net::accept_with(&self.listener, flags) {
             Ok(socket) if self.clients.len() < MOST_CLIENTS => {
                 self.clients.push(Client { socket, holds: false, waiting: Vec::new() });
+                self.note_idle();
             }
             Ok(_) => tracing::warn!("Too many clients; one was turned away"),
             Err(error) => tracing::debug!(%error, "No client after all"),
@@ -401,19 +393,23 @@ impl Shim<'_> {
     }
 
     fn note_idle(&mut self) {
-        let idle = self.runtime.state == State::Running && self.sessions() == 0;
-        self.idle_since = if idle { self.idle_since.or_else(|| Some(Instant::now())) } else { None };
+        let (clients, sessions) = (self.clients.len(), self.sessions());
+        self.clock.note(self.runtime.state, clients, sessions, Instant::now());
     }
 
     fn look_at_clock(&mut self) {
-        let now = Instant::now();
-        if self.idle_since.is_some_and(|since| now >= since + IDLE) {
-            self.stop("idle");
-        }
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            tracing::warn!("The guest did not shut down in time");
-            self.deadline = None;
-            self.machine.vmm.kill();
+        match self.clock.due(self.runtime.state, Instant::now()) {
+            None => {}
+            Some(Due::Idle) => self.stop("idle"),
+            Some(Due::NotReady) => {
+                tracing::error!("The guest was not ready in time");
+                self.reason.get_or_insert_with(clock::not_ready);
+                self.machine.vmm.kill();
+            }
+            Some(Due::NotStopped) => {
+                tracing::warn!("The guest did not shut down in time");
+                self.machine.vmm.kill();
+            }
         }
     }
 
@@ -422,8 +418,7 @@ impl Shim<'_> {
             State::Running => {
                 self.reason = Some(reason.into());
                 self.set_state(State::Stopping);
-                self.idle_since = None;
-                self.deadline = Some(Instant::now() + SHUTDOWN_HARD);
+                self.clock.stopping(Instant::now());
                 let _ = self.orders.send(Order::ShutDown(SHUTDOWN));
             }
             // There is nothing in it yet that could be lost.
