@@ -153,9 +153,9 @@ fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
 /// The shared folders, in the order of the spec: their numbers are their names in the guest.
 fn shares(spec: &Spec, places: &Places, descriptors: &mut Descriptors) -> Result<Vec<SharedFolder>> {
     let folders = workspace::open_all(&spec.shares, places, &spec.name)?;
-    let shared = folders.into_iter().zip(&spec.shares).map(|(folder, share)| SharedFolder {
-        folder: descriptors.add(folder),
-        read_only: share.read_only,
-    });
+    let shared = folders
+        .into_iter()
+        .zip(&spec.shares)
+        .map(|(folder, share)| SharedFolder { folder: descriptors.add(folder), read_only: share.read_only });
     Ok(shared.collect())
 }

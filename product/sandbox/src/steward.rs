@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn shares_keep_their_numbers_and_parents_come_first() {
-        let share = |path: &str| crate::workspace::Share { path: path.into(), read_only: false, identity: None };
+        let share =
+            |path: &str| crate::workspace::Share { path: path.into(), read_only: false, identity: None };
         let spec = Spec {
             schema: 1,
             id: "i".into(),

@@ -100,7 +100,8 @@ fn open(share: &Share, places: &Places, name: &str) -> Result<OwnedFd> {
         Some(known) if known != identity => Err(Error::BadWorkspace {
             path: share.path.clone(),
             why: format!("is another folder than the one that {name} was made with"),
-            hint: "viv run with this folder takes the one that is there now; viv rm deletes the sandbox".into(),
+            hint: "viv run with this folder takes the one that is there now; viv rm deletes the sandbox"
+                .into(),
         }),
         _ => Ok(folder),
     }

@@ -76,7 +76,8 @@ cat "$p/facts""#,
 fn nested_read_only(world: &World) -> Case {
     let folder = world.project("nested");
     std::fs::create_dir_all(folder.join("vendor"))?;
-    let said = say(world.viv(&folder, ["run", "shell", ".", "vendor:ro", "--", "-c", "touch vendor/x"]), b"")?;
+    let said =
+        say(world.viv(&folder, ["run", "shell", ".", "vendor:ro", "--", "-c", "touch vendor/x"]), b"")?;
     ensure(said.code == 125 && said.err.contains("which the sandbox may write"), format!("{said:?}"))?;
     ensure(!folder.join("vendor/x").exists(), "it was written to")
 }
