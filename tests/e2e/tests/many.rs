@@ -1,6 +1,6 @@
 //! Point 4: several sandboxes, other terminals, names, stopping, starting and deleting.
 
-use e2e::{Case, Terminal, Verdict, World, ensure, eventually};
+use e2e::{Case, Terminal, World, ensure, eventually};
 
 use crate::Named;
 
