@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use fuse_wire::{
     Access, Attributes, Context, Entry, Errno, FileKind, FileStatus, Handle, NodeId, Result, SetAttributes,
-    SpaceReport, Timestamp, XattrMode,
+    SetTime, SpaceReport, Timestamp, XattrMode,
 };
 
 use crate::HostFs;
 use crate::node::Node;
 use crate::owner::{self, Owner};
-use crate::resolve::ITSELF;
 use crate::sys::{self, OpenFor, Stat};
 
 impl HostFs {
@@ -66,12 +65,13 @@ impl HostFs {
 
     pub(crate) fn attributes(&self, node: &Arc<Node>, stat: &Stat) -> Attributes {
         let owner = self.owner(node, stat);
+        let (atime, mtime) = node.state().times.as_deref().copied().unwrap_or((stat.atime, stat.mtime));
         let status = FileStatus {
             inode: self.inode_number(stat.identity.device, stat.identity.inode),
             size: stat.size,
             blocks: stat.blocks,
-            atime: stat.atime,
-            mtime: stat.mtime,
+            atime,
+            mtime,
             ctime: stat.ctime,
             kind: stat.identity.kind,
             permissions: self.shown_mode(stat, owner),
@@ -267,17 +267,17 @@ impl HostFs {
     }
 
     fn change_times(&self, node: &Arc<Node>, changes: &SetAttributes) -> Result<()> {
-        let (atime, mtime) = (changes.atime, changes.mtime);
-        match self.whereabouts(node) {
-            Ok((directory, name, _)) => sys::set_times(directory.as_fd(), &name, atime, mtime),
-            Err(errno) => {
-                let fd = match node.descriptor() {
-                    Some(fd) => fd,
-                    None => Arc::clone(&node.open_files().first().ok_or(errno)?.fd),
-                };
-                sys::set_times(fd.as_fd(), ITSELF, atime, mtime)
-            }
+        if !matches!(node.identity.kind, FileKind::Regular | FileKind::Directory) {
+            // Never opened, and by name times cannot be set: they last as long as the guest keeps the node.
+            let stat = self.stat(node)?;
+            let mut state = node.state();
+            let (atime, mtime) = state.times.as_deref().copied().unwrap_or((stat.atime, stat.mtime));
+            let times = (moment(changes.atime, atime), moment(changes.mtime, mtime));
+            state.times = Some(Box::new(times));
+            return Ok(());
         }
+        let fd = self.any_descriptor(node)?;
+        sys::set_times(fd.as_fd(), changes.atime, changes.mtime)
     }
 
     pub(crate) fn space(&self, id: NodeId) -> Result<SpaceReport> {
@@ -303,6 +303,15 @@ impl HostFs {
             }
         }
         Ok(())
+    }
+}
+
+/// The time that is wanted; `old` where none is.
+fn moment(wanted: Option<SetTime>, old: Timestamp) -> Timestamp {
+    match wanted {
+        None => old,
+        Some(SetTime::Now) => sys::now(),
+        Some(SetTime::At { seconds, nanoseconds }) => Timestamp { seconds, nanoseconds },
     }
 }
 

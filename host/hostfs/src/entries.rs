@@ -37,6 +37,12 @@ impl HostFs {
     pub(crate) fn look(&self, parent: &Arc<Node>, name: &CStr) -> Result<Entry> {
         let directory = self.directory(parent)?;
         let stat = sys::stat_at(directory.as_fd(), name)?;
+        // Something is mounted here. Nodes are looked at again by their device, so that only entering one is to be guarded.
+        if stat.identity.device != parent.identity.device
+            && sys::is_kernel_interface(directory.as_fd(), name)?
+        {
+            return Err(Errno::ACCESS);
+        }
         let node = self.nodes.enter(parent, name, stat.identity)?;
         self.note_owner(&node, &stat, directory.as_fd(), name);
         Ok(self.entry(&node, &stat))

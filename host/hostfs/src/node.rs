@@ -45,6 +45,8 @@ pub(crate) struct State {
     /// The owner attribute, and the time of last change that it was read at.
     pub(crate) owner: Option<(Timestamp, Owner)>,
     pub(crate) fingerprint: Option<Fingerprint>,
+    /// Times of access and modification that the guest gave to a link or special file.
+    pub(crate) times: Option<Box<(Timestamp, Timestamp)>>,
 }
 
 /// One file, directory or link of a share.

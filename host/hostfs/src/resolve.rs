@@ -1,6 +1,6 @@
 //! From a node to a descriptor, by where the node was last seen and with a look at what was found there.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -241,6 +241,3 @@ fn walk(base: BorrowedFd<'_>, names: &[CString]) -> Result<OwnedFd> {
     }
     step(&at, &path)
 }
-
-/// An empty name, for calls about a descriptor itself.
-pub(crate) const ITSELF: &CStr = c"";

@@ -220,6 +220,18 @@ fn read_only_holds_for_every_operation() {
     assert_eq!(std::fs::read_dir(scene.host("")).unwrap().count(), 2);
 }
 
+/// As in a tree that somebody changed into with chroot.
+#[test]
+fn a_mounted_proc_or_sysfs_is_not_entered() {
+    let root = std::path::Path::new("/");
+    let scene = Scene::serving(Options::default(), |_| vec![Share::open(root, true).unwrap()]);
+    let client = scene.client();
+    let root = share(&client).node;
+    assert_eq!(client.lookup(root, b"proc"), Err(Errno::ACCESS));
+    assert_eq!(client.lookup(root, b"sys"), Err(Errno::ACCESS));
+    client.lookup(root, b"etc").unwrap();
+}
+
 #[test]
 fn a_handle_opened_for_reading_does_not_write() {
     let scene = Scene::new();

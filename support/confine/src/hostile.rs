@@ -1,7 +1,7 @@
 //! Attempts to break out of a confined process, as code that a guest took over would make them. For tests only: each
 //! attempt is expected to fail with an error or to kill the process.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -54,6 +54,8 @@ pub const PROBES: &[Probe] = &[
     },
     Probe { name: "kvm-create-vm", attempt: || call(libc::SYS_ioctl, [0, 0xae01, 0, 0, 0, 0]) },
     Probe { name: "device-node", attempt: device_node },
+    Probe { name: "touch-by-path", attempt: || touch(libc::AT_FDCWD, c"/tmp", 0) },
+    Probe { name: "touch-by-empty-path", attempt: || touch(0, c"", libc::AT_EMPTY_PATH) },
 ];
 
 /// The probe of this name.
@@ -151,4 +153,12 @@ fn device_node() -> io::Result<()> {
     let path = CString::new("/tmp/vivarium-hostile-node").map_err(io::Error::other)?;
     // SAFETY: the path is a C string.
     checked(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(1, 3)) }.into())
+}
+
+/// Leaves both times as they are: whether the call is let through is all that counts.
+fn touch(directory: i32, path: &CStr, flags: i32) -> io::Result<()> {
+    let leave = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
+    let times = [leave, leave];
+    // SAFETY: the path is a C string, and the times are an array of two.
+    checked(unsafe { libc::utimensat(directory, path.as_ptr(), times.as_ptr(), flags) }.into())
 }

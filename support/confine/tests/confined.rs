@@ -80,9 +80,16 @@ fn fails(name: &str) -> Result<(), Failed> {
 
 /// The probes must be able to succeed, or their failure would prove nothing. Some need what this machine may lack.
 fn probes_succeed_when_free() -> Result<(), Failed> {
-    for name in
-        ["open-passwd", "list-root", "socket-inet", "socket-unix", "fork", "kill-parent", "map-executable"]
-    {
+    for name in [
+        "open-passwd",
+        "list-root",
+        "socket-inet",
+        "socket-unix",
+        "fork",
+        "kill-parent",
+        "map-executable",
+        "touch-by-path",
+    ] {
         let output = child(&["--attempt", &format!("free:{name}"), ""])?;
         let said = String::from_utf8_lossy(&output.stdout);
         if !said.starts_with(BROKE_OUT) {
@@ -106,6 +113,10 @@ fn uses_grants() -> Result<(), Failed> {
     }
     if std::fs::read(folder.path().join("rw/new"))? != b"written" {
         return Err("what was written did not arrive".into());
+    }
+    let modified = std::fs::metadata(folder.path().join("rw/new"))?.modified()?;
+    if modified != std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400) {
+        return Err("the file's time was not set".into());
     }
     Ok(())
 }
@@ -137,6 +148,9 @@ fn use_grants(folder: &Path) -> Result<(), String> {
     check(content == "content", "a read-only file reads wrong")?;
     let mut new = File::create(folder.join("rw/new")).map_err(text)?;
     new.write_all(b"written").and_then(|()| new.sync_all()).map_err(text)?;
+    let day = rustix::fs::Timespec { tv_sec: 86_400, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: day, last_modification: day };
+    rustix::fs::futimens(&new, &times).map_err(|errno| text(errno.into()))?;
     if report.landlock.is_some() {
         check(File::create(folder.join("ro/new")).is_err(), "a file was made in a read-only directory")?;
         let removed =

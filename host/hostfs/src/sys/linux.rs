@@ -177,6 +177,37 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, flags: OFlags, mode: Mode) -> 
     Err(Errno::STALE)
 }
 
+/// File systems whose files are the kernel's own controls: a guest has no business in the host's, and some of their files
+/// are other processes' memory and environment (`include/uapi/linux/magic.h`).
+const KERNEL_INTERFACES: &[u32] = &[
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xf97c_ff8c, // selinuxfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0xcafe_4a11, // bpf
+    0x6265_6570, // configfs
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstore
+    0x4249_4e4d, // binfmt_misc
+    0x6e73_6673, // nsfs
+    0x6573_5543, // fusectl
+    0x1980_0202, // mqueue
+    0x6c6f_6f70, // binder
+    0x0765_5821, // resctrl
+];
+
+/// Whether an entry of `dir` lies on a file system through which the kernel shows and takes its own state.
+pub(crate) fn is_kernel_interface(dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+    let entry = open_entry(dir, name, OpenFor::Naming, false)?;
+    let stat = retry(|| rustix::fs::fstatfs(&entry))?;
+    // The type is signed on some machines, and 32 bits of it are used.
+    Ok(KERNEL_INTERFACES.contains(&(stat.f_type as u32)))
+}
+
 /// Opens a directory beneath `dir` to name things in it.
 pub(crate) fn open_directory_path(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
     open_beneath(dir, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
@@ -264,16 +295,17 @@ pub(crate) fn set_length(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
     retry(|| rustix::fs::ftruncate(fd, size))
 }
 
-/// Sets times of an entry of `dir`, itself and not what it links to.
-pub(crate) fn set_times(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    atime: Option<SetTime>,
-    mtime: Option<SetTime>,
-) -> Result<()> {
+/// Sets times of what a descriptor is open on. By name it cannot be done: no Landlock right covers `utimensat`, so the filter
+/// of the process allows it without a path only.
+pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Option<SetTime>) -> Result<()> {
     let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
-    let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
-    retry(|| rustix::fs::utimensat(dir, name, &times, flags))
+    retry(|| rustix::fs::futimens(fd, &times))
+}
+
+/// The time now.
+pub(crate) fn now() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Timestamp { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() }
 }
 
 fn timespec(time: Option<SetTime>) -> Timespec {

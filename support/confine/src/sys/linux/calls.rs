@@ -25,8 +25,6 @@ pub(super) enum When {
     OwnProcess(u8),
     /// Both arguments are zero.
     BothZero(u8, u8),
-    /// The bits of the mask in the argument have one of these values.
-    Masked(u8, u64, &'static [u64]),
 }
 
 const fn any(number: c::c_long) -> Call {
@@ -94,9 +92,9 @@ pub(super) const VMM: &[Call] = &[
     any(c::SYS_mkdirat),
     any(c::SYS_unlinkat),
     any(c::SYS_renameat2),
-    any(c::SYS_faccessat2),
     any(c::SYS_fchmod),
-    any(c::SYS_utimensat),
+    // Of descriptors only (no path, no flags): no Landlock right covers times, and with a path any file could be named.
+    only(c::SYS_utimensat, When::BothZero(3, 1)),
     any(c::SYS_fgetxattr),
     any(c::SYS_fsetxattr),
     any(c::SYS_flistxattr),
@@ -104,11 +102,6 @@ pub(super) const VMM: &[Call] = &[
     any(c::SYS_syncfs),
     any(c::SYS_fstatfs),
     any(c::SYS_copy_file_range),
-    // Regular files, pipes and sockets as nodes; never a device.
-    only(
-        c::SYS_mknodat,
-        When::Masked(2, c::S_IFMT as u64, &[c::S_IFREG as u64, c::S_IFIFO as u64, c::S_IFSOCK as u64]),
-    ),
     // Waiting and waking.
     any(c::SYS_poll),
     any(c::SYS_ppoll),

@@ -23,11 +23,11 @@ pub(super) fn restrict(
     threads: usize,
 ) -> Result<Option<u32>, ConfineError> {
     let available = available();
-    if available == ABI::Unsupported {
-        return Ok(None);
-    }
     if threads > 1 && available < ALL_THREADS {
         return Err(ConfineError::Threads(threads));
+    }
+    if available == ABI::Unsupported {
+        return Ok(None);
     }
     let failed = |error: landlock::RulesetError| ConfineError::Landlock(Box::new(error));
     let required = if available >= REQUIRED { AccessFs::from_all(REQUIRED) } else { BitFlags::empty() };

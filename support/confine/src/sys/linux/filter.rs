@@ -59,10 +59,6 @@ fn conditions(when: When, own_process: u64) -> Result<Vec<SeccompRule>, seccompi
             let zero = SeccompCondition::new(second, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
             vec![vec![equal(first, 0)?, zero]]
         }
-        When::Masked(argument, mask, values) => values
-            .iter()
-            .map(|value| Ok(vec![compare(argument, SeccompCmpOp::MaskedEq(mask), *value)?]))
-            .collect::<Result<_, _>>()?,
     };
     alternatives.into_iter().map(SeccompRule::new).collect()
 }
