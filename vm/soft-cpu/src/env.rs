@@ -1,6 +1,6 @@
 //! What a vCPU sees outside itself: guest memory as host addresses, devices, and who must know of stores to code.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use guest_memory::{GuestRam, PAGE_SIZE, RangeKind};
 use hv::CpuIo;
@@ -158,6 +158,16 @@ pub struct Env<'a> {
 }
 
 impl Env<'_> {
+    /// To be called after every store of `len` bytes at `gpa` within one page: reports it if someone must know. A page is
+    /// made code by setting its flag and then reading it; therefore the flag is read only once the store is visible.
+    #[inline]
+    pub fn note_store(&self, gpa: u64, len: u64) {
+        fence(Ordering::SeqCst);
+        if self.ram.page_flags(gpa).is_some_and(|flags| flags.load(Ordering::SeqCst) != 0) {
+            self.stored(gpa, len);
+        }
+    }
+
     /// To be called after a store of `len` bytes at `gpa` within one RAM page whose flags are not zero.
     #[cold]
     pub fn stored(&self, gpa: u64, len: u64) {

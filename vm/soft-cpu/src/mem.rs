@@ -1,6 +1,6 @@
 //! The interpreter's view of linear memory: a small software TLB over [`translate`], page-crossing accesses, MMIO.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use crate::apic;
 use crate::cpu::{Cpu, TlbEvent, cr, flag};
@@ -92,7 +92,7 @@ impl Tlb {
 /// What a linear address of a write leads to.
 pub(crate) enum Target {
     /// Guest memory within one page.
-    Host { ptr: *mut u8, gpa: u64, flags: u8 },
+    Host { ptr: *mut u8, gpa: u64 },
     /// A page whose writes are dropped.
     Dropped { ptr: *const u8 },
     /// A device.
@@ -131,13 +131,7 @@ impl SplitPart {
             // SAFETY: the part lies inside the writable page behind `host`.
             unsafe { rawmem::store(self.page.host.add(self.offset as usize + index), u64::from(*byte), 1) };
         }
-        note_store(env, gpa, data.len() as u64);
-    }
-}
-
-fn note_store(env: &Env<'_>, gpa: u64, len: u64) {
-    if env.ram.page_flags(gpa).is_some_and(|flags| flags.load(Ordering::Relaxed) != 0) {
-        env.stored(gpa, len);
+        env.note_store(gpa, data.len() as u64);
     }
 }
 
@@ -384,7 +378,9 @@ pub(crate) fn write(
             // SAFETY: a filled entry's host page and flag byte live as long as guest memory; the access stays inside.
             let flags = unsafe {
                 rawmem::store(entry.host.add(offset as usize), value, size);
-                (*entry.flags).load(Ordering::Relaxed)
+                // See `Env::note_store`.
+                fence(Ordering::SeqCst);
+                (*entry.flags).load(Ordering::SeqCst)
             };
             if flags != 0 {
                 let gpa = entry.gpa + offset;
@@ -417,9 +413,8 @@ pub(crate) fn target(
     let entry = cpu.interp.tlb.data[table(cpu)][(linear >> 12) as usize % ENTRIES];
     if entry.write == linear & !0xfff {
         // SAFETY: as in `write`.
-        let (ptr, flags) =
-            unsafe { (entry.host.add(offset as usize), (*entry.flags).load(Ordering::Relaxed)) };
-        return Ok(Target::Host { ptr, gpa: entry.gpa + offset, flags });
+        let ptr = unsafe { entry.host.add(offset as usize) };
+        return Ok(Target::Host { ptr, gpa: entry.gpa + offset });
     }
     let page = fill(cpu, env, linear, true, stack)?;
     let gpa = page.gpa + offset;
@@ -431,8 +426,7 @@ pub(crate) fn target(
     if !page.ram_writable {
         return Ok(Target::Dropped { ptr });
     }
-    let flags = env.ram.page_flags(gpa).map_or(0, |flags| flags.load(Ordering::Relaxed));
-    Ok(Target::Host { ptr, gpa, flags })
+    Ok(Target::Host { ptr, gpa })
 }
 
 impl Target {
@@ -458,12 +452,10 @@ impl Target {
     pub(crate) fn store(&self, cpu: &mut Cpu, env: &Env<'_>, value: u64, size: u8) {
         let bytes = value.to_le_bytes();
         match self {
-            Self::Host { ptr, gpa, flags } => {
+            Self::Host { ptr, gpa } => {
                 // SAFETY: the pointer was made for a write of this size inside one page.
                 unsafe { rawmem::store(*ptr, value, size) };
-                if *flags != 0 {
-                    env.stored(*gpa, u64::from(size));
-                }
+                env.note_store(*gpa, u64::from(size));
             }
             Self::Dropped { .. } => {}
             Self::Mmio { gpa } => mmio_write(cpu, env, *gpa, &bytes[..size as usize]),
@@ -484,7 +476,7 @@ impl Target {
         lock: bool,
         mut f: impl FnMut(u64) -> u64,
     ) -> u64 {
-        if lock && let Self::Host { ptr, gpa, flags } = self {
+        if lock && let Self::Host { ptr, gpa } = self {
             // SAFETY: the pointer was made for a write of this size inside one page.
             let mut old = unsafe { rawmem::load(*ptr, size) };
             loop {
@@ -496,9 +488,7 @@ impl Target {
                 }
                 old = seen;
             }
-            if *flags != 0 {
-                env.stored(*gpa, u64::from(size));
-            }
+            env.note_store(*gpa, u64::from(size));
             return old;
         }
         let old = self.load(cpu, env, size);
@@ -553,18 +543,18 @@ fn code_fill(cpu: &mut Cpu, env: &Env<'_>, linear: u64) -> Result<CodeEntry, Exc
     Ok(entry)
 }
 
-/// A run of `len` bytes inside one page of RAM as (host pointer, gpa, page flags); `None` for devices and dropped writes.
+/// A run of `len` bytes inside one page of RAM as (host pointer, gpa); `None` for devices and dropped writes.
 pub(crate) fn page_run(
     cpu: &mut Cpu,
     env: &Env<'_>,
     linear: u64,
     len: u64,
     write: bool,
-) -> Result<Option<(*mut u8, u64, u8)>, Exception> {
+) -> Result<Option<(*mut u8, u64)>, Exception> {
     debug_assert!((linear & 0xfff) + len <= 4096);
     if write {
         return Ok(match target(cpu, env, linear, 1, false)? {
-            Target::Host { ptr, gpa, flags } => Some((ptr, gpa, flags)),
+            Target::Host { ptr, gpa } => Some((ptr, gpa)),
             _ => None,
         });
     }
@@ -580,5 +570,5 @@ pub(crate) fn page_run(
         return Ok(None);
     }
     // SAFETY: the offset stays inside the page.
-    Ok(Some((unsafe { host.add(offset as usize) }, gpa + offset, 0)))
+    Ok(Some((unsafe { host.add(offset as usize) }, gpa + offset)))
 }

@@ -1,7 +1,5 @@
 //! Model-specific registers. What is unknown raises #GP, which Linux's accessors survive, and is counted.
 
-use std::sync::atomic::Ordering;
-
 use crate::apic;
 use crate::clock::host_tsc;
 use crate::cpu::{Cpu, TlbEvent, cr, sreg};
@@ -206,7 +204,9 @@ fn write_physical(env: &Env<'_>, gpa: u64, data: &[u8]) {
         // SAFETY: the span is writable for at least `data.len()` bytes.
         unsafe { crate::rawmem::store(span.host.add(index), u64::from(*byte), 1) };
     }
-    if env.ram.page_flags(gpa).is_some_and(|flags| flags.load(Ordering::Relaxed) != 0) {
-        env.stored(gpa, data.len() as u64);
+    let first = (data.len() as u64).min(4096 - (gpa & 0xfff));
+    env.note_store(gpa, first);
+    if first < data.len() as u64 {
+        env.note_store(gpa + first, data.len() as u64 - first);
     }
 }

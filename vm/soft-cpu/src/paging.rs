@@ -86,22 +86,24 @@ pub const fn is_canonical(linear: u64) -> bool {
     ((linear as i64) << 16 >> 16) as u64 == linear
 }
 
-fn entry_at<'a>(env: &Env<'a>, gpa: u64) -> Option<&'a AtomicU64> {
+/// An entry, and whether it can be written.
+fn entry_at<'a>(env: &Env<'a>, gpa: u64) -> Option<(&'a AtomicU64, bool)> {
     let span = env.ram.lookup(gpa & !7)?;
     if span.len < 8 {
         return None;
     }
     // SAFETY: the span holds 8 bytes at an 8-aligned address (ranges are page-aligned) and lives as long as the map.
-    Some(unsafe { AtomicU64::from_ptr(span.host.cast()) })
+    Some((unsafe { AtomicU64::from_ptr(span.host.cast()) }, span.writable))
 }
 
-/// Sets `bits` in the entry if it still reads `old`; false = it changed under us, walk again.
-fn set_bits(env: &Env<'_>, gpa: u64, entry: &AtomicU64, old: u64, bits: u64) -> bool {
-    if old & bits == bits {
+/// Sets `bits` in the entry if it still reads `old`; false = it changed under us, walk again. Tables in read-only memory
+/// stay as they are, as in a ROM.
+fn set_bits(env: &Env<'_>, gpa: u64, (entry, writable): (&AtomicU64, bool), old: u64, bits: u64) -> bool {
+    if old & bits == bits || !writable {
         return true;
     }
     let done = entry.compare_exchange(old, old | bits, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-    if done && env.ram.page_flags(gpa).is_some_and(|flags| flags.load(Ordering::Relaxed) != 0) {
+    if done && env.ram.page_flags(gpa).is_some_and(|flags| flags.load(Ordering::SeqCst) != 0) {
         env.stored(gpa & !7, 8);
     }
     done
@@ -149,7 +151,7 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
         let at = table + ((linear >> shift) & 0x1ff) * 8;
         // A table outside RAM reads as all ones on hardware; that is a reserved-bit fault here.
         let Some(entry) = entry_at(env, at) else { return fault(1 | 8) };
-        let value = entry.load(Ordering::SeqCst);
+        let value = entry.0.load(Ordering::SeqCst);
         if value & P == 0 {
             return fault(0);
         }
@@ -175,7 +177,9 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
             table = value & ADDRESS;
             continue;
         }
-        rights |= value & G;
+        if cpu.cr4 & cr::CR4_PGE != 0 {
+            rights |= value & G;
+        }
         if !allowed(cpu, rights, access) {
             return fault(1);
         }

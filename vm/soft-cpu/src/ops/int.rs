@@ -256,12 +256,10 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     let expected = (cpu.gpr[reg::RAX], cpu.gpr[reg::RDX]);
     let new = (cpu.gpr[reg::RBX], cpu.gpr[reg::RCX]);
     let old = match mem::target(cpu, env, at, 8, insn.stack)? {
-        mem::Target::Host { ptr, gpa, flags } => {
+        mem::Target::Host { ptr, gpa } => {
             // SAFETY: 16-byte aligned inside one writable page of guest memory.
             let old = unsafe { rawmem::compare_exchange16(ptr, expected, new) };
-            if flags != 0 {
-                env.stored(gpa, 16);
-            }
+            env.note_store(gpa, 16);
             old
         }
         _ => return Err(Exception::gp(0)),

@@ -113,26 +113,22 @@ fn bulk<const K: u8>(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn, left: u64) -> Re
         }
         let source = mem::page_run(cpu, env, from, len as u64, false)?;
         let target = mem::page_run(cpu, env, to, len as u64, true)?;
-        let (Some(source), Some((target, gpa, flags))) = (source, target) else { return Ok(0) };
+        let (Some(source), Some((target, gpa))) = (source, target) else { return Ok(0) };
         // SAFETY: both runs lie inside one mapped page each; the copies go through a private buffer.
         unsafe {
             std::ptr::copy_nonoverlapping(source.0.cast_const(), data.as_mut_ptr(), len);
             std::ptr::copy_nonoverlapping(data.as_ptr(), target, len);
         }
-        if flags != 0 {
-            env.stored(gpa, len as u64);
-        }
+        env.note_store(gpa, len as u64);
     } else {
-        let Some((target, gpa, flags)) = mem::page_run(cpu, env, to, len as u64, true)? else { return Ok(0) };
+        let Some((target, gpa)) = mem::page_run(cpu, env, to, len as u64, true)? else { return Ok(0) };
         let value = cpu.gpr[reg::RAX].to_le_bytes();
         for chunk in data[..len].chunks_exact_mut(size as usize) {
             chunk.copy_from_slice(&value[..size as usize]);
         }
         // SAFETY: the run lies inside one mapped writable page.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, len) };
-        if flags != 0 {
-            env.stored(gpa, len as u64);
-        }
+        env.note_store(gpa, len as u64);
     }
     advance(cpu, reg::RDI, len as i64, 8);
     if K == MOVS {
