@@ -31,6 +31,8 @@ const UNITS: usize = 8;
 const THUNKS: usize = 16384;
 /// Blocks start at multiples of this.
 const ALIGN: usize = 16;
+/// A unit counts as full with this many bytes for each of its blocks.
+const BYTES_PER_BLOCK: usize = 64;
 
 pub(crate) struct CodeCache {
     rw: *mut u8,
@@ -110,6 +112,11 @@ impl CodeCache {
         self.unit = self.next_unit();
         self.next = THUNKS + self.unit * self.unit_len;
         self.unit
+    }
+
+    /// The unit that blocks are placed in, and how many it may hold: what is known of a block takes host memory as well.
+    pub(crate) fn current_unit(&self) -> (usize, usize) {
+        (self.unit, self.unit_len / BYTES_PER_BLOCK)
     }
 
     /// The unit that [`Self::advance`] would go to.

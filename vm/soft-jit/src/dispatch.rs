@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use iced_x86::Decoder;
 use soft_cpu::cpu::{cr, flag, sreg};
-use soft_cpu::{Access, Cpu, Env, Executor, Exit, Step, translate};
+use soft_cpu::{Access, Cpu, Env, Executor, Exit, Page, Step, translate};
 
 use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
 use crate::host;
@@ -15,7 +15,7 @@ use crate::layout::{
     EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, LEAVING, Space, head_of,
 };
 use crate::shared::{BlockId, Shared, VcpuRef, clear_jumps, fill_jump, find_jump};
-use crate::tlb::{self, RunContext, TlbState, space_of};
+use crate::tlb::{self, RunContext, StoreQueue, TlbState, space_of};
 
 /// Runs guest code of one vCPU by translation. Lives on the vCPU's thread.
 pub struct JitVcpu {
@@ -61,6 +61,35 @@ impl JitVcpu {
         })
     }
 
+    /// Reports the stores that page walks of refills made to pages with code.
+    fn report_pending(&self, context: &mut RunContext<'_>) {
+        if !context.pending.is_empty() {
+            self.report(&mut self.jit.lock(), context.pending.drain(..));
+        }
+    }
+
+    fn report(&self, shared: &mut Shared, stores: impl Iterator<Item = (u64, u64)>) {
+        for (gpa, len) in stores {
+            shared.stored(gpa, len);
+        }
+        self.jit.unmark(shared);
+    }
+
+    /// Translates a code address with the lock held: stores of the walk to pages with code are queued, because to report
+    /// them takes the lock.
+    fn translate_locked(&self, context: &RunContext<'_>, shared: &mut Shared, linear: u64) -> Option<Page> {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        let queue = StoreQueue::default();
+        let env = Env { watch: &queue, ..context.env };
+        let page = translate(state, &env, linear, Access::exec(state));
+        let stores = queue.take();
+        if !stores.is_empty() {
+            self.report(shared, stores.into_iter());
+        }
+        page.ok()
+    }
+
     fn head(&self) -> *mut Head {
         head_of(self.cpu)
     }
@@ -101,6 +130,7 @@ impl JitVcpu {
     fn run_loop(&mut self, context: &mut RunContext<'_>) -> Exit {
         let cpu = self.cpu;
         loop {
+            self.report_pending(context);
             if let Some(why) = self.jit.failure() {
                 return Exit::Crashed(why);
             }
@@ -205,28 +235,27 @@ impl JitVcpu {
         };
         let Some(block) = shared.block(id) else { return Next::Step(Vectors::Used) };
         let host = shared.cache.address(block.at);
+        let pages = if block.key.next == ONE_PAGE { 1 } else { 2 };
+        tlb::note_code(self.cpu, &mut context.tlb, space, state.rip, pages);
         fill_jump(self.cpu, space, state.rip, host);
-        tlb::note_code(&mut context.tlb, state.rip);
-        if block.key.next != ONE_PAGE {
-            tlb::note_code(&mut context.tlb, state.rip.wrapping_add(4096));
-        }
         if let Some(vectors) = block.step_only {
             return Next::Step(vectors);
         }
         Next::Enter(host)
     }
 
-    fn lookup(&mut self, context: &RunContext<'_>, shared: &mut Shared, mode: Mode) -> Option<BlockId> {
+    fn lookup(&mut self, context: &mut RunContext<'_>, shared: &mut Shared, mode: Mode) -> Option<BlockId> {
         self.counts.lookups += 1;
         // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
         let state = unsafe { &*self.cpu };
         if !soft_cpu::paging::is_canonical(state.rip) {
             return None;
         }
-        let page = translate(state, &context.env, state.rip, Access::exec(state)).ok()?;
+        let page = self.translate_locked(context, shared, state.rip)?;
         if page.host.is_null() {
             return None;
         }
+        tlb::note_page(self.cpu, &mut context.tlb, mode.space, state.rip, &page);
         let mut place =
             Place { gpa: page.gpa | (state.rip & 0xfff), host: page.host, rip: state.rip, next: None };
         let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
@@ -237,10 +266,11 @@ impl JitVcpu {
         if !soft_cpu::paging::is_canonical(linear) {
             return None;
         }
-        let page = translate(state, &context.env, linear, Access::exec(state)).ok()?;
+        let page = self.translate_locked(context, shared, linear)?;
         if page.host.is_null() {
             return None;
         }
+        tlb::note_page(self.cpu, &mut context.tlb, mode.space, linear, &page);
         place.next = Some((page.gpa, page.host));
         let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
         self.settle_flag_calls(context, shared, id)
@@ -257,17 +287,15 @@ impl JitVcpu {
         if shared.flag_calls.is_empty() {
             return Some(id);
         }
-        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
-        let state = unsafe { &*self.cpu };
         for target in std::mem::take(&mut shared.flag_calls) {
-            match translate(state, &context.env, target, Access::exec(state)) {
-                Ok(page) => shared.make_strict(page.gpa),
-                Err(_) => shared.discard(id),
+            match self.translate_locked(context, shared, target) {
+                Some(page) => shared.make_strict(page.gpa),
+                None => shared.discard(id),
             }
             // Such routines are short, but may go on in the next page.
             let end = target.wrapping_add(0x200);
             if end & !0xfff != target & !0xfff
-                && let Ok(page) = translate(state, &context.env, end, Access::exec(state))
+                && let Some(page) = self.translate_locked(context, shared, end)
             {
                 shared.make_strict(page.gpa);
             }
@@ -309,6 +337,12 @@ impl JitVcpu {
         // lock.
         let (pending, code) = unsafe {
             let head = self.head();
+            if host::bus_error() {
+                (*head).in_guest.store(0, Ordering::SeqCst);
+                return Some(Exit::Crashed(
+                    "The host could not read a page of guest memory (SIGBUS)".to_owned(),
+                ));
+            }
             let pending = (*head).in_guest.load(Ordering::SeqCst) == LEAVING;
             (pending, if pending { 0 } else { (*head).exit_code })
         };
@@ -376,6 +410,7 @@ impl JitVcpu {
             return Some(Exit::Crashed(format!("No exit is known at {address:#x}")));
         };
         let mode = block.key.mode;
+        let frame = block.key.gpa & !0xfff;
         match site.kind {
             SiteKind::Chain { patch, target } => {
                 self.counts.exits[1] += 1;
@@ -384,7 +419,10 @@ impl JitVcpu {
                 if self.jit.tuning.chain
                     && let Some(to) = self.lookup(context, &mut shared, mode)
                     && evicted == shared.stats.evicted_units
-                    && shared.block(to).is_some_and(|to| to.key.next == ONE_PAGE && !to.crossing)
+                    // The page may have another frame by now, and other processes may share this one.
+                    && shared.block(to).is_some_and(|to| {
+                        to.key.next == ONE_PAGE && !to.crossing && to.key.gpa & !0xfff == frame
+                    })
                 {
                     shared.link(id, site.ret, patch, to);
                 }
@@ -430,11 +468,17 @@ impl Executor for JitVcpu {
         // SAFETY: the vCPU's own live Cpu.
         let bit = vcpu_bit(unsafe { (*cpu).index });
         let jit = self.jit.clone();
-        let mut context =
-            RunContext { env: *env, writers: &jit.writers, tlb: std::mem::take(&mut self.tlb), bit };
+        let mut context = RunContext {
+            env: *env,
+            writers: &jit.writers,
+            tlb: std::mem::take(&mut self.tlb),
+            bit,
+            pending: Vec::new(),
+        };
         // SAFETY: the head belongs to this executor.
         unsafe { (*self.head()).context = (&raw mut context) as u64 };
         let exit = self.run_loop(&mut context);
+        self.report_pending(&mut context);
         self.save_vectors();
         // SAFETY: as above.
         unsafe { (*self.head()).context = 0 };

@@ -1,6 +1,7 @@
 //! Small guests that do what a hostile program or kernel may do.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guest_memory::{GuestRam, RangeSpec, WriteObserver};
 use hv::CpuIo;
@@ -57,8 +58,19 @@ impl Guest {
 
     fn run(&mut self, rip: u64) -> Exit {
         self.cpu.rip = rip;
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> Exit {
+        self.cpu.halted = 0;
+        self.cpu.kick.store(0, Ordering::SeqCst);
         let env = Env { ram: &self.map, io: &NoIo, watch: &*self.jit, platform: &self.platform };
         self.executor.run(&mut self.cpu, &env)
+    }
+
+    /// Stores to pages with code that were reported.
+    fn stores(&self) -> u64 {
+        self.jit.lock().stats.stores
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -100,4 +112,127 @@ fn an_undefined_opcode_in_the_cache_goes_to_the_interpreter() {
     }
     assert!(matches!(guest.run(CODE), Exit::Halt));
     assert_eq!(guest.cpu.gpr[reg::RAX], 2);
+}
+
+/// Page tables that map the first 2 MiB of linear addresses as 4 KiB pages and the GiB at 1 GiB as large pages, identically
+/// except that every large page leads to the 2 MiB at 2 MiB.
+fn tables(guest: &mut Guest, rights: u64) {
+    let put = |at: u64, value: u64| guest.write(at, &value.to_le_bytes());
+    put(TABLES, (TABLES + 0x1000) | 7);
+    put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
+    put(TABLES + 0x1008, (TABLES + 0x3000) | 7);
+    put(TABLES + 0x2000, PT | 7);
+    for index in 0..512 {
+        put(PT + 8 * index, index << 12 | rights);
+        put(TABLES + 0x3000 + 8 * index, 0x20_0080 | rights);
+    }
+    guest.cpu.cr0 = cr::CR0_PE | cr::CR0_WP | cr::CR0_PG;
+    guest.cpu.cr4 |= cr::CR4_PAE | cr::CR4_PGE;
+    guest.cpu.cr3 = TABLES;
+}
+
+const TABLES: u64 = 0x1_0000;
+const PT: u64 = TABLES + 0x4000;
+const LARGE: u64 = 0x4000_0000;
+
+#[test]
+fn code_in_a_page_table_is_run() {
+    let mut guest = Guest::new(Tuning::default());
+    tables(&mut guest, 3);
+    // In the entry of a page that nobody uses: HLT.
+    guest.write(PT + 0xf00, &[0xf4]);
+    assert!(matches!(guest.run(PT + 0xf00), Exit::Halt));
+    // The walk for this page's code marks its entry, which lies in a page with code, while the lock is held.
+    guest.write(CODE, &[0xf4]);
+    let before = guest.stores();
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert_eq!(guest.stores(), before + 1);
+    // And so does the walk for data: mov rax, [0x9000]; hlt
+    guest.write(CODE, &[0x48, 0x8b, 0x04, 0x25, 0, 0x90, 0, 0, 0xf4]);
+    let before = guest.stores();
+    let mut exit = guest.run(CODE);
+    while matches!(exit, Exit::Kicked) {
+        exit = guest.go_on();
+    }
+    assert!(matches!(exit, Exit::Halt));
+    assert_eq!(guest.stores(), before + 1);
+}
+
+#[test]
+fn invlpg_of_a_large_page_drops_its_code() {
+    let mut guest = Guest::new(Tuning::default());
+    tables(&mut guest, 3);
+    guest.write(0x20_0000, &[0xf4]); // hlt
+    guest.write(0x40_0000, &[0xff, 0xc0, 0xf4]); // inc eax; hlt
+    assert!(matches!(guest.run(LARGE), Exit::Halt));
+    guest.write(TABLES + 0x3000, &(0x40_0083u64).to_le_bytes());
+    // invlpg [rbx]; hlt - at an address in the page that was not used
+    guest.write(CODE, &[0x0f, 0x01, 0x3b, 0xf4]);
+    guest.cpu.gpr[reg::RBX] = LARGE + 0x12_3456;
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert!(matches!(guest.run(LARGE), Exit::Halt));
+    assert_eq!(guest.cpu.gpr[reg::RAX], 1);
+}
+
+#[test]
+fn code_that_is_not_global_goes_with_cr3() {
+    let mut guest = Guest::new(Tuning::default());
+    tables(&mut guest, 0x103);
+    let page = 0x9000u64;
+    let entry = PT + 8 * (page >> 12);
+    guest.write(entry, &(page | 3).to_le_bytes());
+    guest.write(page, &[0xf4]);
+    guest.write(0xa000, &[0xff, 0xc0, 0xf4]);
+    assert!(matches!(guest.run(page), Exit::Halt));
+    guest.write(entry, &(0xa003u64).to_le_bytes());
+    // mov rbx, cr3; mov cr3, rbx; hlt
+    guest.write(CODE, &[0x0f, 0x20, 0xdb, 0x0f, 0x22, 0xdb, 0xf4]);
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert!(matches!(guest.run(page), Exit::Halt));
+    assert_eq!(guest.cpu.gpr[reg::RAX], 1);
+}
+
+#[test]
+fn a_jump_is_not_linked_to_another_frame() {
+    let mut guest = Guest::new(Tuning::default());
+    tables(&mut guest, 3);
+    let page = 0x9000u64;
+    // mov [rbx], rcx; jmp +0; hlt: the store gives this page another frame, where INC stands behind the jump. Without a
+    // flush the jump may lead to either, but the frame's own code must not change.
+    guest.write(page, &[0x48, 0x89, 0x0b, 0xeb, 0x00, 0xf4]);
+    guest.write(0xa000, &[0x48, 0x89, 0x0b, 0xeb, 0x00, 0xff, 0xc0, 0xf4]);
+    guest.cpu.gpr[reg::RBX] = PT + 8 * (page >> 12);
+    guest.cpu.gpr[reg::RCX] = 0xa003;
+    assert!(matches!(guest.run(page), Exit::Halt));
+    guest.cpu.gpr[reg::RAX] = 0;
+    // The first frame by another address: it holds no INC.
+    guest.write(PT + 8 * (page >> 12), &(page | 3).to_le_bytes());
+    // mov rdx, cr3; mov cr3, rdx; hlt
+    guest.write(CODE, &[0x0f, 0x20, 0xda, 0x0f, 0x22, 0xda, 0xf4]);
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    guest.cpu.gpr[reg::RCX] = page | 3;
+    assert!(matches!(guest.run(page), Exit::Halt));
+    assert_eq!(guest.cpu.gpr[reg::RAX], 0);
+}
+
+#[test]
+fn blocks_of_a_unit_are_limited() {
+    let mut guest = Guest::new(Tuning { cache_bytes: 0, ..Tuning::default() });
+    guest.write(0x20_0000, &vec![0xf4; 0x8000]);
+    let most = guest.jit.lock().cache.current_unit().1;
+    for at in 0..=most as u64 {
+        assert!(matches!(guest.run(0x20_0000 + at), Exit::Halt));
+    }
+    assert_eq!(guest.jit.lock().cache.current_unit().0, 1, "{most} blocks fill a unit");
+}
+
+#[test]
+fn a_target_two_gib_behind_the_page() {
+    let mut guest = Guest::new(Tuning::default());
+    guest.cpu.cpl = 3;
+    // lea rax, [rip + 0x7fffffff]; hlt (which is #GP)
+    guest.write(CODE + 0x100, &[0x48, 0x8d, 0x05, 0xff, 0xff, 0xff, 0x7f, 0xf4]);
+    assert!(matches!(guest.run(CODE + 0x100), Exit::Shutdown));
+    assert_eq!(guest.cpu.gpr[reg::RAX], CODE + 0x107 + 0x7fff_ffff);
+    assert!(guest.counter("entries into translated code") > 0);
 }

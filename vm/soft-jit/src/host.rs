@@ -65,6 +65,7 @@ pub(crate) fn set_gs_base(address: u64) {
 thread_local! {
     /// Translated code that the thread may be in, and where to send it when it faults.
     static CODE: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
+    static BUS_ERROR: Cell<bool> = const { Cell::new(false) };
 }
 
 static mut PREVIOUS: [libc::sigaction; 4] = unsafe_zeroed();
@@ -73,6 +74,12 @@ const SIGNALS: [c_int; 4] = [libc::SIGSEGV, libc::SIGFPE, libc::SIGBUS, libc::SI
 const fn unsafe_zeroed() -> [libc::sigaction; 4] {
     // SAFETY: sigaction is plain old data; all-zero means the default action.
     unsafe { std::mem::zeroed() }
+}
+
+/// Whether translated code on this thread has met a page that the host could not give. The registers of its instruction
+/// may hold host addresses: the guest must not go on.
+pub(crate) fn bus_error() -> bool {
+    BUS_ERROR.get()
 }
 
 /// Prepares the calling thread for faults inside `range`: they continue at `thunk`.
@@ -126,6 +133,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
             let at = *rip as u64;
             std::arch::asm!("mov gs:[{slot}], {at}", slot = in(reg) EXIT_SITE_SLOT as i64, at = in(reg) at);
             *rip = thunk as i64;
+            if signal == libc::SIGBUS {
+                BUS_ERROR.set(true);
+            }
             return;
         }
         let index = SIGNALS.iter().position(|known| *known == signal).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! The translator of a VM and its vCPUs.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::WriteObserver;
@@ -310,6 +310,8 @@ impl CodeWatch for Jit {
 
 impl WriteObserver for Jit {
     fn written(&self, gpa: u64, len: u64) {
+        // Whoever makes a page code sets its flag first and reads it afterwards; here it is the other way round.
+        fence(Ordering::SeqCst);
         let mut at = gpa;
         let mut left = len;
         while left > 0 {

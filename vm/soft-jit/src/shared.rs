@@ -185,6 +185,10 @@ impl Shared {
 
     /// Places a translation; `None` if the unit is full and must be advanced first.
     pub(crate) fn place(&mut self, key: Key, emitted: &mut Emitted) -> Option<BlockId> {
+        let (unit, most) = self.cache.current_unit();
+        if self.units.get(unit).is_some_and(|blocks| blocks.len() >= most) {
+            return None;
+        }
         let at = self.cache.allocate(emitted.code.len())?;
         for (hole, thunk) in &emitted.thunk_calls {
             let target = self.cache.thunk(*thunk) as i64 - at as i64;
@@ -350,14 +354,35 @@ impl Shared {
         }
     }
 
+    /// Takes all dead blocks off the list of a page.
+    fn drop_dead(&mut self, gpa: u64) {
+        let Some(page) = self.pages.get_mut(&gpa) else { return };
+        let blocks = &self.blocks;
+        let alive =
+            |id: &BlockId| blocks.get(*id as usize).and_then(Option::as_ref).is_some_and(|block| !block.dead);
+        page.blocks.retain(alive);
+        if page.blocks.is_empty() {
+            self.pages.remove(&gpa);
+            self.freed_pages.push(gpa);
+        }
+    }
+
     /// Empties the unit that comes next and goes to it. Every vCPU must be out of translated code.
     pub(crate) fn reuse_next_unit(&mut self) {
         let unit = self.cache.next_unit();
         let ids = self.units.get_mut(unit).map(std::mem::take).unwrap_or_default();
         self.stats.evicted_units += u64::from(!ids.is_empty());
+        let mut pages = Vec::new();
         for id in &ids {
             self.kill(*id);
-            self.leave_pages(*id, None);
+            pages.extend(self.block(*id).into_iter().flat_map(Block::pages).flatten());
+        }
+        pages.sort_unstable();
+        pages.dedup();
+        for gpa in pages {
+            self.drop_dead(gpa);
+        }
+        for id in &ids {
             if let Some(slot) = self.blocks.get_mut(*id as usize) {
                 *slot = None;
             }

@@ -2,10 +2,11 @@
 //! table that translated code uses.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use soft_cpu::cpu::flag;
 use soft_cpu::paging::is_canonical;
-use soft_cpu::{Access, Cpu, Env, RamMap, TlbEvent, translate};
+use soft_cpu::{Access, CodeWatch, Cpu, Env, Page, RamMap, TlbEvent, translate};
 
 use crate::layout::{Space, TlbEntry, empty_tag, head_of, tlb_of};
 use crate::lower::KIND_WRITE;
@@ -41,13 +42,34 @@ pub(crate) struct TlbState {
     pub(crate) user_used: bool,
     /// The CPL 0 table holds translations that are not global.
     pub(crate) kernel_private: bool,
-    /// 1 GiB regions of which pieces of large pages were entered.
-    pub(crate) large: Vec<u64>,
-    /// Linear pages from which code was entered in a jump cache: of the lower half, of the upper half.
+    /// 1 GiB regions of which pieces of large pages were entered, as data or as code.
+    large: Vec<u64>,
+    /// Linear pages from which code was entered in a jump cache: of CPL 3, of CPL 0.
     code_pages: [QuickSet; 2],
     pub(crate) refills: u64,
     pub(crate) flushes: u64,
     pub(crate) full_flushes: u64,
+}
+
+/// Regions, and pages of code for each privilege, above which everything is dropped: the guest chooses the addresses.
+const MAX_LARGE: usize = 64;
+const MAX_CODE_PAGES: usize = 1 << 15;
+
+/// Keeps the stores of a page walk to pages with code (gpa, bytes) where reporting them at once could wait for ever: with
+/// the translator's lock held, or while this vCPU counts as being in translated code.
+#[derive(Debug, Default)]
+pub(crate) struct StoreQueue(Mutex<Vec<(u64, u64)>>);
+
+impl StoreQueue {
+    pub(crate) fn take(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl CodeWatch for StoreQueue {
+    fn stored(&self, gpa: u64, len: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((gpa, len));
+    }
 }
 
 /// What the refill thunk's Rust side gets at.
@@ -56,6 +78,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) writers: &'a Writers,
     pub(crate) tlb: TlbState,
     pub(crate) bit: u8,
+    /// Stores that refills made to pages with code; the run loop reports them.
+    pub(crate) pending: Vec<(u64, u64)>,
 }
 
 /// Called by the refill thunk: 1 = the entry is filled, try again; 0 = this access is for the interpreter.
@@ -83,7 +107,14 @@ pub(crate) fn refill(cpu: *mut Cpu, context: &mut RunContext<'_>, linear: u64, k
     let state = unsafe { &*cpu };
     let space = space_of(state);
     let access = if write { Access::write(state) } else { Access::read(state) };
-    let Ok(page) = translate(state, &context.env, linear, access) else { return false };
+    let queue = StoreQueue::default();
+    let page = translate(state, &Env { watch: &queue, ..context.env }, linear, access);
+    let stores = queue.take();
+    if !stores.is_empty() {
+        context.pending.extend(stores);
+        state.kick.store(1, Ordering::SeqCst);
+    }
+    let Ok(page) = page else { return false };
     if page.host.is_null() {
         return false;
     }
@@ -94,13 +125,11 @@ pub(crate) fn refill(cpu: *mut Cpu, context: &mut RunContext<'_>, linear: u64, k
     if write && !writable {
         return false;
     }
+    note_large(cpu, &mut context.tlb, linear, &page);
     match space {
         Space::Kernel if !page.global => context.tlb.kernel_private = true,
         Space::Kernel => {}
         Space::User | Space::KernelAc => context.tlb.user_used = true,
-    }
-    if page.page_size > 4096 && !context.tlb.large.contains(&(linear >> 30)) {
-        context.tlb.large.push(linear >> 30);
     }
     context.tlb.refills += 1;
     let index = (linear >> 12) as usize & (space.tlb_len() - 1);
@@ -210,25 +239,45 @@ fn clear_user(cpu: *mut Cpu, tlb: &mut TlbState) {
     }
 }
 
-/// Whether an address is in the upper, the kernel's, half.
-fn is_upper(linear: u64) -> bool {
-    linear >> 63 != 0
+/// Notes that code on `count` pages from `linear` on is about to be entered in a jump cache.
+pub(crate) fn note_code(cpu: *mut Cpu, tlb: &mut TlbState, space: Space, linear: u64, count: u64) {
+    let set = usize::from(space != Space::User);
+    if tlb.code_pages.get(set).is_some_and(|pages| pages.len() >= MAX_CODE_PAGES) {
+        // What the caller noted of the pages is needed still.
+        let (private, large) = (tlb.kernel_private, std::mem::take(&mut tlb.large));
+        clear_all(cpu, tlb);
+        (tlb.kernel_private, tlb.large) = (private, large);
+    }
+    if let Some(pages) = tlb.code_pages.get_mut(set) {
+        pages.extend((0..count).map(|page| (linear >> 12).wrapping_add(page) & (u64::MAX >> 12)));
+    }
 }
 
-/// Notes that code at `linear` is in a jump cache.
-pub(crate) fn note_code(tlb: &mut TlbState, linear: u64) {
-    if let Some(pages) = tlb.code_pages.get_mut(usize::from(is_upper(linear))) {
-        pages.insert(linear >> 12);
+/// Notes what flushes must know of a page that code is about to be entered from.
+pub(crate) fn note_page(cpu: *mut Cpu, tlb: &mut TlbState, space: Space, linear: u64, page: &Page) {
+    note_large(cpu, tlb, linear, page);
+    if space != Space::User && !page.global {
+        tlb.kernel_private = true;
+    }
+}
+
+fn note_large(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64, page: &Page) {
+    if page.page_size > 4096 && !tlb.large.contains(&(linear >> 30)) {
+        if tlb.large.len() >= MAX_LARGE {
+            let private = tlb.kernel_private;
+            clear_all(cpu, tlb);
+            tlb.kernel_private = private;
+            // An instruction that goes on in this page began in the one before.
+            tlb.large.push(linear.wrapping_sub(1) >> 30);
+        }
+        tlb.large.push(linear >> 30);
     }
 }
 
 fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
     if tlb.large.contains(&(linear >> 30)) {
-        if is_upper(linear) {
-            clear_all(cpu, tlb)
-        } else {
-            clear_user(cpu, tlb)
-        }
+        // The page may be a large one, of which any table may hold any piece.
+        clear_all(cpu, tlb);
         return;
     }
     for space in Space::ALL {
@@ -241,17 +290,15 @@ fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
             (*entry).write = tag;
         }
     }
-    let upper = is_upper(linear);
-    let Some(pages) = tlb.code_pages.get_mut(usize::from(upper)) else { return };
-    if pages.contains(&(linear >> 12)) {
-        pages.clear();
-        if upper {
-            clear_jumps(cpu, Space::Kernel);
-            clear_jumps(cpu, Space::KernelAc);
-        } else {
-            // The kernel may run code of the lower half too, as it does while it starts.
-            Space::ALL.into_iter().for_each(|space| clear_jumps(cpu, space));
-        }
+    let [user, kernel] = &mut tlb.code_pages;
+    if user.contains(&(linear >> 12)) {
+        user.clear();
+        clear_jumps(cpu, Space::User);
+    }
+    if kernel.contains(&(linear >> 12)) {
+        kernel.clear();
+        clear_jumps(cpu, Space::Kernel);
+        clear_jumps(cpu, Space::KernelAc);
     }
 }
 

@@ -409,12 +409,12 @@ impl Builder<'_> {
         if self.source.mode.space == Space::User {
             let distance = linear.wrapping_sub(self.source.linear_page) as i64;
             self.asm.load(reg, Mem::Gs(PC_BASE));
-            if let Ok(disp) = i32::try_from(distance) {
-                if disp != 0 {
-                    self.asm.lea(reg, Mem::at(reg, disp));
+            // A target is within 2 GiB of the next instruction, which lies behind the start of the page.
+            let near = distance.clamp(i32::MIN.into(), i32::MAX.into());
+            for part in [near, distance.wrapping_sub(near)] {
+                if part != 0 {
+                    self.asm.lea(reg, Mem::at(reg, part as i32));
                 }
-            } else {
-                debug_assert!(false, "direct targets are within 2 GiB");
             }
         } else {
             self.asm.constant(reg, linear);
