@@ -7,7 +7,7 @@ use soft_jit::Tuning;
 
 /// What translated code does otherwise than a processor.
 const TRANSLATION_LACKS: &[(&str, &str)] = &[(
-    "exceptions::fault_keeps_registers",
+    "exceptions::fault_keeps_flags",
     "status flags before an instruction that would have set them all (softcpu.md §2.2: they are dead there), when it faults",
 )];
 

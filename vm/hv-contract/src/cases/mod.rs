@@ -31,13 +31,14 @@ pub(crate) const ALL: &[Case] = list! {
         dirty_log_of_vcpu_writes dirty_log_of_device_writes dirty_log_off read_only_reads
         read_only_drops_writes code_changes_itself device_changes_code;
     paging:
-        accessed_and_dirty large_page invlpg cr3_switch global_pages_survive_cr3 two_addresses_of_one_page;
+        accessed_and_dirty large_page invlpg cr3_switch global_pages_survive_cr3 two_addresses_of_one_page
+        code_of_a_remapped_page code_of_a_remapped_large_page;
     exceptions:
         divide_error invalid_opcode breakpoint general_protection reserved_control_bit bad_memory_type paging_stays_on_in_long_mode non_canonical bad_selector segment_not_present
         stack_fault device_not_available page_not_present page_write_protected page_no_execute
         page_supervisor_from_ring_3 page_fault_of_read_modify_write page_fault_across_pages single_step simd_exception alignment_check
         privileged_in_ring_3 software_interrupt_from_ring_3 double_fault_stack triple_fault
-        fault_keeps_registers;
+        fault_keeps_registers fault_keeps_flags;
     registers:
         control_registers segment_bases swapgs system_call_and_return msr_values unknown_msr non_canonical_msr debug_registers
         extended_control_register cpuid flags_of_arithmetic task_priority_register x87_and_sse;

@@ -128,3 +128,45 @@ pub(crate) fn two_addresses_of_one_page(engine: &dyn Hypervisor) -> Outcome {
     })?;
     same("what was read through the other address", (cpu.reg(3)?, cpu.reg(6)?), (5, 6))
 }
+
+/// Calls the code at `linear`, lets `entry` read `after` instead of `before`, executes INVLPG for `flushed`, calls again.
+fn remap_code(
+    engine: &dyn Hypervisor,
+    linear: u64,
+    frames: (u64, u64),
+    (entry, before, after): (u64, u64, u64),
+    flushed: u64,
+) -> Outcome {
+    let machine = Machine::new(engine, 1)?;
+    machine.write(entry, before)?;
+    for (frame, answer) in [(frames.0, 1), (frames.1, 2)] {
+        machine.load(frame, |a| {
+            a.mov(esi, answer)?;
+            a.ret()
+        })?;
+    }
+    let mut cpu = machine.execute(|a| {
+        a.mov(rax, linear)?;
+        a.call(rax)?;
+        a.mov(rbx, rsi)?;
+        a.mov(rdx, after)?;
+        a.mov(rcx, entry)?;
+        a.mov(qword_ptr(rcx), rdx)?;
+        a.mov(rdx, flushed)?;
+        a.invlpg(byte_ptr(rdx))?;
+        a.call(rax)?;
+        done(a)
+    })?;
+    same("what the code said before and after INVLPG", (cpu.reg(3)?, cpu.reg(6)?), (1, 2))
+}
+
+pub(crate) fn code_of_a_remapped_page(engine: &dyn Hypervisor) -> Outcome {
+    remap_code(engine, PAGE, (PAGE, OTHER), (entry(PAGE), PAGE | 7, OTHER | 7), PAGE + 0x123)
+}
+
+pub(crate) fn code_of_a_remapped_large_page(engine: &dyn Hypervisor) -> Outcome {
+    // The second GiB begins with a large page that leads to 2 MiB itself; one INVLPG anywhere in it is enough.
+    const LARGE: u64 = 0x4000_0000;
+    let entry = PDS + 0x1000;
+    remap_code(engine, LARGE + PAGE, (0x20_0000 + PAGE, PAGE), (entry, 0x20_0087, 0x87), LARGE + 0x1_2345)
+}
