@@ -40,9 +40,15 @@ impl<R: Read, W: Write> Session<R, W> {
     /// The stream's, or [`ProtoError::Refused`], [`ProtoError::Incompatible`].
     pub fn open(read: R, mut write: W, exec: &Exec) -> Result<Self, ProtoError> {
         say_hello(&mut write, Purpose::Session)?;
-        frame::write_message(&mut write, kind::EXEC, exec)?;
+        let said = frame::write_message(&mut write, kind::EXEC, exec);
+        let said = match said {
+            Err(e) if !e.is_disconnect() => return Err(e),
+            other => other,
+        };
         let mut frames = FrameReader::new(read);
+        // An agent that refuses does not wait for more: its reason says more than that it is gone.
         hear_welcome(&mut frames)?;
+        said?;
         loop {
             match frames.read_frame()?.ok_or(ProtoError::Closed)? {
                 kind::OPENED => {
@@ -239,5 +245,35 @@ impl Window {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.room(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::Refused;
+
+    /// Takes one write, the hello; then the other side has closed.
+    struct TakesHello(usize);
+
+    impl Write for TakesHello {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += 1;
+            if self.0 == 1 { Ok(bytes.len()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_agent_that_refused_and_left_is_still_heard() {
+        let mut said = Vec::new();
+        let refused = Refused { reason: "too many connections".into(), ..Refused::default() };
+        frame::write_message(&mut said, kind::REFUSED, &refused).unwrap();
+        let opened = Session::open(said.as_slice(), TakesHello(0), &Exec::default());
+        assert!(matches!(opened, Err(ProtoError::Refused(why)) if why == "too many connections"));
+        let opened = Session::open([].as_slice(), TakesHello(0), &Exec::default());
+        assert!(opened.is_err_and(|e| e.is_disconnect()));
     }
 }
