@@ -58,7 +58,7 @@ pub enum StoreError {
 /// An image that is ready for use.
 #[derive(Debug, Clone)]
 pub struct BaseImage {
-    /// What it is known by: architecture, lock file, builder.
+    /// What it is known by: architecture, the lock of what is really in it, builder.
     pub key: String,
     /// The kernel and its modules.
     pub kernel: Kernel,
@@ -111,7 +111,8 @@ impl Store {
     /// # Errors
     /// If there is no lock file for this architecture.
     pub fn base(&self) -> Result<Option<BaseImage>, StoreError> {
-        Ok(self.find(&key(&self.lock()?)))
+        let pinned = key(&self.lock()?);
+        Ok(self.find(&pinned).or_else(|| self.stand_in(&pinned)))
     }
 
     /// How many bytes a set-up would download now.
@@ -156,22 +157,36 @@ impl Store {
         let record = Record::read(&folder)?;
         let base = folder.join("base.erofs");
         let kernel = Kernel::open(&folder, &record.kernel);
-        let whole = std::fs::metadata(&base).is_ok_and(|meta| meta.len() == record.base_bytes)
-            && kernel.elf.is_file();
+        let bytes =
+            |path: &Path| std::fs::metadata(path).ok().filter(|meta| meta.is_file()).map(|meta| meta.len());
+        let elf = bytes(&kernel.elf);
+        // Records of the first versions do not say how large the kernel is.
+        let whole = bytes(&base) == Some(record.base_bytes)
+            && elf.is_some_and(|bytes| bytes > 0)
+            && record.kernel_bytes.is_none_or(|recorded| elf == Some(recorded));
         whole.then(|| BaseImage { key: key.to_owned(), kernel, base, record })
     }
 
-    /// The keys of all images that are there, in no order.
+    /// An image that was made for the lock with this key, but with newer packages in it: it has a key of its own, so that no
+    /// sandbox is ever put above another base than the one it was made with.
+    fn stand_in(&self, pinned: &str) -> Option<BaseImage> {
+        let keys = self.keys();
+        let mut images = keys.iter().filter_map(|key| self.find(key));
+        images.find(|image| image.record.pinned.as_deref() == Some(pinned))
+    }
+
+    /// The keys of all images that are there, sorted.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.filter(|name| self.find(name).is_some()).collect()
+        let mut keys: Vec<String> = names.filter(|name| self.find(name).is_some()).collect();
+        keys.sort_unstable();
+        keys
     }
 
     fn make(&self, vm: &dyn BuilderVm, progress: &dyn Progress) -> Result<BaseImage, StoreError> {
         let pinned = self.lock()?;
-        let key = key(&pinned);
         let client = Client::new();
         let cache = Cache::open(&self.root.join("downloads"))?;
         let archive = Archive::new(client.clone(), cache.clone(), keyring()?, Mirrors::from_environment());
@@ -190,12 +205,13 @@ impl Store {
         }
         let files = files.ok_or_else(|| StoreError::Gone("a Debian package".to_owned()))?;
         let npm = download_npm(&cache, &client, &lock, progress)?;
-
+        let key = key(&lock);
         let folder = self.root.join("images").join(format!(".{key}"));
         std::fs::create_dir_all(&folder).map_err(file_error("create", &folder))?;
         let inputs = inputs(&lock, files, npm)?;
         let output = image_builder::build(&inputs, &folder, vm, progress)?;
-        let record = record(&key, &lock, &output, replaced)?;
+        let mut record = record(&key, &lock, &output, replaced)?;
+        record.pinned = Some(self::key(&pinned)).filter(|pinned| *pinned != key);
         let image = self.publish(&folder, &record)?;
 
         let _ = cache.retain(&digests(&lock));
@@ -212,6 +228,9 @@ impl Store {
             let path = state.join("replaced-packages.json");
             write_synced(&path, &serde_json::to_vec_pretty(&record.replaced).unwrap_or_default())?;
         }
+        // The kernel, its modules and the image were written without: under its name everything has to be on the disk.
+        let synced = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+        synced.map_err(file_error("write", folder))?;
         let target = self.root.join("images").join(&record.key);
         if target.exists() {
             // Damaged, or we would not be here.
@@ -330,7 +349,9 @@ fn record(
     output: &image_builder::Output,
     replaced: Vec<Replaced>,
 ) -> Result<Record, StoreError> {
-    let base_bytes = std::fs::metadata(&output.base).map_err(file_error("read", &output.base))?.len();
+    let bytes =
+        |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).map_err(file_error("read", path));
+    let (base_bytes, kernel_bytes) = (bytes(&output.base)?, bytes(&output.kernel.elf)?);
     let debian = lock.packages.iter().map(|package| format!("{} {}", package.name, package.version));
     let npm = lock.npm.iter().map(|package| format!("{} {}", package.name, package.version));
     Ok(Record {
@@ -339,6 +360,8 @@ fn record(
         arch: lock.arch.to_string(),
         kernel: output.kernel.release.clone(),
         base_bytes,
+        kernel_bytes: Some(kernel_bytes),
+        pinned: None,
         replaced,
         packages: debian.chain(npm).collect(),
     })

@@ -32,6 +32,12 @@ pub struct Record {
     pub kernel: String,
     /// Size of the base image in bytes.
     pub base_bytes: u64,
+    /// Size of the uncompressed kernel in bytes; `None` in records of the first versions.
+    #[serde(default)]
+    pub kernel_bytes: Option<u64>,
+    /// The key that the image would have with nothing replaced, if that is another one.
+    #[serde(default)]
+    pub pinned: Option<String>,
     /// Packages that are not as the lock file has them.
     pub replaced: Vec<Replaced>,
     /// Every package in it, `name version`.

@@ -18,6 +18,28 @@ fn image(root: &Path, key: &str, base_bytes: u64, spoil: impl Fn(&Path)) {
     spoil(&folder);
 }
 
+/// Adds a field to the image's record.
+fn add(folder: &Path, field: &str) {
+    let path = folder.join("image.json");
+    let record = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(path, record.replacen('{', &format!("{{{field},"), 1)).unwrap();
+}
+
+/// A sandbox names the image that it was made with. One with other packages in it must not answer to that name.
+#[test]
+fn an_image_with_replaced_packages_stands_in_under_a_key_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let pinned = shipped_key();
+    image(dir.path(), "with-others", 4096, |folder| add(folder, r#""pinned":"x86_64-another-v1""#));
+    assert!(store.base().unwrap().is_none());
+    image(dir.path(), "with-newer", 4096, |folder| add(folder, &format!(r#""pinned":"{pinned}""#)));
+    assert_eq!(store.base().unwrap().unwrap().key, "with-newer");
+    assert!(store.find(&pinned).is_none(), "it is not the pinned image");
+    image(dir.path(), &pinned, 4096, |_| {});
+    assert_eq!(store.base().unwrap().unwrap().key, pinned);
+}
+
 fn shipped_key() -> String {
     let digest = Lock::shipped(Arch::X86_64).unwrap().digest().hex();
     format!("x86_64-{}-v{}", &digest[..16], image_builder::VERSION)
@@ -36,11 +58,12 @@ fn a_whole_image_is_found_and_nothing_else() {
     image(dir.path(), "other-schema", 4096, |folder| {
         std::fs::write(folder.join("image.json"), "{}").unwrap()
     });
+    image(dir.path(), "empty-kernel", 4096, |folder| std::fs::write(folder.join("vmlinux"), "").unwrap());
+    image(dir.path(), "short-kernel", 4096, |folder| add(folder, r#""kernel_bytes":5"#));
+    image(dir.path(), "whole-kernel", 4096, |folder| add(folder, r#""kernel_bytes":4"#));
     image(dir.path(), ".unfinished", 4096, |_| {});
     image(dir.path(), "older", 4096, |_| {});
-    let mut keys = store.keys();
-    keys.sort();
-    assert_eq!(keys, ["older".to_owned(), shipped_key()]);
+    assert_eq!(store.keys(), ["older".to_owned(), "whole-kernel".to_owned(), shipped_key()]);
     assert!(store.find("../images/older").is_none());
     assert!(store.find("older").is_some());
 }
