@@ -17,16 +17,14 @@ fn main() -> ExitCode {
         Arc::new(LazyLock::new(move || Hostile::prepare(target)));
     let trials = ATTEMPTS.iter().map(|name| {
         let hostile = hostile.clone();
-        Trial::ignorable_test(*name, move || {
-            match hostile.as_ref().as_ref() {
-                Ok(hostile) => {
-                    let how = hostile.attempt(name)?;
-                    println!("{how}");
-                    Ok(Completion::Completed)
-                }
-                Err(why) if why.starts_with("there is no image") => Ok(Completion::ignored_with(why)),
-                Err(why) => Err(why.clone().into()),
+        Trial::ignorable_test(*name, move || match hostile.as_ref().as_ref() {
+            Ok(hostile) => {
+                let how = hostile.attempt(name)?;
+                println!("{how}");
+                Ok(Completion::Completed)
             }
+            Err(why) if why.starts_with("there is no image") => Ok(Completion::ignored_with(why)),
+            Err(why) => Err(why.clone().into()),
         })
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
