@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::exception::deliver;
 use crate::mem::Tlb;
 use crate::ops::sys;
+use crate::overlay::Overlay;
 use crate::stub::Stubs;
 
 /// What [`step`] did.
@@ -52,7 +53,9 @@ pub trait Executor {
 
 /// The interpreter's caches.
 pub struct InterpState {
-    pub(crate) tlb: Box<Tlb>,
+    pub(crate) tlb: Tlb,
+    /// Takes the stores of a dry run; see [`crate::DryRun`].
+    pub(crate) overlay: Option<Box<Overlay>>,
     pub(crate) cache: Cache,
     pub(crate) stubs: Stubs,
     /// Address of the next instruction while one is executed.
@@ -63,7 +66,15 @@ pub struct InterpState {
 
 impl Default for InterpState {
     fn default() -> Self {
-        Self { tlb: Tlb::new(), cache: Cache::new(), stubs: Stubs::new(), next: 0, pauses: 0, x87_ip: 0 }
+        Self {
+            tlb: Tlb::new(),
+            overlay: None,
+            cache: Cache::new(),
+            stubs: Stubs::new(),
+            next: 0,
+            pauses: 0,
+            x87_ip: 0,
+        }
     }
 }
 

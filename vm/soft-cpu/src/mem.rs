@@ -6,6 +6,7 @@ use crate::apic;
 use crate::cpu::{Cpu, TlbEvent, cr, flag};
 use crate::env::Env;
 use crate::exception::{Exception, vector};
+use crate::overlay::Overlay;
 use crate::paging::{Access, Page, is_canonical, translate};
 use crate::rawmem;
 
@@ -13,8 +14,9 @@ const ENTRIES: usize = 512;
 /// Never equal to a page address.
 const EMPTY: u64 = 1;
 
+/// One page of data in [`Tlb`].
 #[derive(Clone, Copy)]
-struct Entry {
+pub(crate) struct Entry {
     read: u64,
     write: u64,
     host: *mut u8,
@@ -43,20 +45,28 @@ pub(crate) struct CodeEntry {
 const CODE_ENTRIES: usize = 128;
 const EMPTY_CODE: CodeEntry = CodeEntry { page: EMPTY, host: std::ptr::null(), gpa: 0, global: false };
 
-/// TLBs: data for CPL 3, supervisor with AC=0, supervisor with AC=1; code for CPL 3 and supervisor.
+/// Translations of data: for CPL 3, supervisor with AC=0, supervisor with AC=1.
+pub(crate) type DataTlb = Box<[[Entry; ENTRIES]; 3]>;
+
+/// A table without entries.
+pub(crate) fn empty_data() -> DataTlb {
+    Box::new([[EMPTY_ENTRY; ENTRIES]; 3])
+}
+
+/// TLBs: data, and code for CPL 3 and supervisor.
 pub(crate) struct Tlb {
-    data: [[Entry; ENTRIES]; 3],
-    code: [[CodeEntry; CODE_ENTRIES]; 2],
+    pub(crate) data: DataTlb,
+    code: Box<[[CodeEntry; CODE_ENTRIES]; 2]>,
 }
 
 impl Tlb {
-    pub(crate) fn new() -> Box<Self> {
-        Box::new(Self { data: [[EMPTY_ENTRY; ENTRIES]; 3], code: [[EMPTY_CODE; CODE_ENTRIES]; 2] })
+    pub(crate) fn new() -> Self {
+        Self { data: empty_data(), code: Box::new([[EMPTY_CODE; CODE_ENTRIES]; 2]) }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.data = [[EMPTY_ENTRY; ENTRIES]; 3];
-        self.code = [[EMPTY_CODE; CODE_ENTRIES]; 2];
+        *self.data = [[EMPTY_ENTRY; ENTRIES]; 3];
+        *self.code = [[EMPTY_CODE; CODE_ENTRIES]; 2];
     }
 
     fn clear_local(&mut self) {
@@ -97,6 +107,8 @@ pub(crate) enum Target {
     Dropped { ptr: *const u8 },
     /// A device.
     Mmio { gpa: u64 },
+    /// Guest memory that a dry run must leave as it is.
+    Dry { ptr: *const u8, gpa: u64 },
     /// Two pages; bytes in the first.
     Split { first: SplitPart, second: SplitPart, at: u8 },
 }
@@ -113,9 +125,13 @@ impl SplitPart {
         if self.page.host.is_null() {
             return mmio_read(cpu, env, gpa, data);
         }
+        let overlay = &mut cpu.interp.overlay;
         for (index, byte) in data.iter_mut().enumerate() {
             // SAFETY: the part lies inside the page behind `host`.
             *byte = unsafe { rawmem::load(self.page.host.add(self.offset as usize + index), 1) } as u8;
+            if let Some(overlay) = overlay {
+                *byte = overlay.read(gpa + index as u64, u64::from(*byte), 1) as u8;
+            }
         }
     }
 
@@ -123,6 +139,9 @@ impl SplitPart {
         let gpa = self.page.gpa + self.offset;
         if self.page.host.is_null() {
             return mmio_write(cpu, env, gpa, data);
+        }
+        if let Some(overlay) = &mut cpu.interp.overlay {
+            return self.write_dry(env, overlay, data);
         }
         if !self.page.ram_writable {
             return;
@@ -133,10 +152,32 @@ impl SplitPart {
         }
         env.note_store(gpa, data.len() as u64);
     }
+
+    fn write_dry(&self, env: &Env<'_>, overlay: &mut Overlay, data: &[u8]) {
+        let gpa = self.page.gpa + self.offset;
+        if !may_store_dry(env, &self.page) {
+            overlay.refuse();
+        }
+        for (index, byte) in data.iter().enumerate() {
+            // SAFETY: the part lies inside the page behind `host`.
+            let old = unsafe { rawmem::load(self.page.host.add(self.offset as usize + index), 1) };
+            overlay.write(gpa + index as u64, old, u64::from(*byte), 1);
+        }
+    }
+}
+
+/// Whether a dry run may go on after a store to this page: a store that is dropped, logged or hits code is left to the
+/// interpreter by translated code.
+fn may_store_dry(env: &Env<'_>, page: &Page) -> bool {
+    page.ram_writable && env.ram.page_flags(page.gpa).is_some_and(|flags| flags.load(Ordering::SeqCst) == 0)
 }
 
 /// Reads a device, in naturally aligned pieces of at most 8 bytes.
 fn mmio_read(cpu: &mut Cpu, env: &Env<'_>, gpa: u64, data: &mut [u8]) {
+    if let Some(overlay) = &mut cpu.interp.overlay {
+        data.fill(0);
+        return overlay.refuse();
+    }
     if let Some(offset) = apic::page_offset(cpu, gpa) {
         let value = apic::mmio_read(cpu, env, offset);
         let bytes = value.to_le_bytes();
@@ -154,6 +195,9 @@ fn mmio_read(cpu: &mut Cpu, env: &Env<'_>, gpa: u64, data: &mut [u8]) {
 }
 
 fn mmio_write(cpu: &mut Cpu, env: &Env<'_>, gpa: u64, data: &[u8]) {
+    if let Some(overlay) = &mut cpu.interp.overlay {
+        return overlay.refuse();
+    }
     if let Some(offset) = apic::page_offset(cpu, gpa) {
         let mut bytes = [0; 4];
         let len = data.len().min(4);
@@ -218,6 +262,8 @@ fn fill(cpu: &mut Cpu, env: &Env<'_>, linear: u64, write: bool, stack: bool) -> 
     let access = if write { Access::write(cpu) } else { Access::read(cpu) };
     let page = walk(cpu, env, linear, access, stack)?;
     if !page.host.is_null()
+        // In a dry run every access comes this way: that is how it gets to the overlay.
+        && cpu.interp.overlay.is_none()
         && let Some(flags) = env.ram.page_flags(page.gpa)
     {
         let index = (linear >> 12) as usize % ENTRIES;
@@ -277,7 +323,11 @@ fn read_slow(cpu: &mut Cpu, env: &Env<'_>, linear: u64, size: u8, stack: bool) -
             return Ok(u64::from_le_bytes(bytes));
         }
         // SAFETY: the access stays inside the page that the walk found.
-        return Ok(unsafe { rawmem::load(page.host.add(offset as usize), size) });
+        let value = unsafe { rawmem::load(page.host.add(offset as usize), size) };
+        return Ok(match &mut cpu.interp.overlay {
+            Some(overlay) => overlay.read(page.gpa + offset, value, size),
+            None => value,
+        });
     }
     read_bytes(cpu, env, linear, &mut bytes[..size as usize], stack)?;
     Ok(u64::from_le_bytes(bytes))
@@ -423,6 +473,12 @@ pub(crate) fn target(
     }
     // SAFETY: the offset stays inside the page.
     let ptr = unsafe { page.host.add(offset as usize) };
+    if let Some(overlay) = &mut cpu.interp.overlay {
+        if !may_store_dry(env, &page) {
+            overlay.refuse();
+        }
+        return Ok(Target::Dry { ptr, gpa });
+    }
     if !page.ram_writable {
         return Ok(Target::Dropped { ptr });
     }
@@ -438,6 +494,14 @@ impl Target {
             Self::Host { ptr, .. } => return unsafe { rawmem::load(*ptr, size) },
             // SAFETY: as above.
             Self::Dropped { ptr } => return unsafe { rawmem::load(*ptr, size) },
+            Self::Dry { ptr, gpa } => {
+                // SAFETY: as above.
+                let value = unsafe { rawmem::load(*ptr, size) };
+                return match &mut cpu.interp.overlay {
+                    Some(overlay) => overlay.read(*gpa, value, size),
+                    None => value,
+                };
+            }
             Self::Mmio { gpa } => mmio_read(cpu, env, *gpa, &mut bytes[..size as usize]),
             Self::Split { first, second, at } => {
                 let (low, high) = bytes[..size as usize].split_at_mut(*at as usize);
@@ -458,6 +522,13 @@ impl Target {
                 env.note_store(*gpa, u64::from(size));
             }
             Self::Dropped { .. } => {}
+            Self::Dry { ptr, gpa } => {
+                // SAFETY: the pointer was made for an access of this size inside one page.
+                let old = unsafe { rawmem::load(*ptr, size) };
+                if let Some(overlay) = &mut cpu.interp.overlay {
+                    overlay.write(*gpa, old, value, size);
+                }
+            }
             Self::Mmio { gpa } => mmio_write(cpu, env, *gpa, &bytes[..size as usize]),
             Self::Split { first, second, at } => {
                 first.write(cpu, env, &bytes[..*at as usize]);

@@ -256,6 +256,14 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, env: &Env<'_>, insn: &Insn) -> Done {
     let expected = (cpu.gpr[reg::RAX], cpu.gpr[reg::RDX]);
     let new = (cpu.gpr[reg::RBX], cpu.gpr[reg::RCX]);
     let old = match mem::target(cpu, env, at, 8, insn.stack)? {
+        low @ mem::Target::Dry { .. } => {
+            let high = mem::target(cpu, env, at.wrapping_add(8), 8, insn.stack)?;
+            let old = (low.load(cpu, env, 8), high.load(cpu, env, 8));
+            let (next_low, next_high) = if old == expected { new } else { old };
+            low.store(cpu, env, next_low, 8);
+            high.store(cpu, env, next_high, 8);
+            old
+        }
         mem::Target::Host { ptr, gpa } => {
             // SAFETY: 16-byte aligned inside one writable page of guest memory.
             let old = unsafe { rawmem::compare_exchange16(ptr, expected, new) };
