@@ -14,6 +14,7 @@ use crate::jit::{Jit, Place, vcpu_bit};
 use crate::layout::{
     EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, LEAVING, Space, head_of,
 };
+use crate::lockstep::{self, Left, LockStep};
 use crate::shared::{BlockId, Shared, VcpuRef, clear_jumps, fill_jump, find_jump};
 use crate::tlb::{self, RunContext, StoreQueue, TlbState, space_of};
 
@@ -25,6 +26,8 @@ pub struct JitVcpu {
     tlb: TlbState,
     no_vector: bool,
     counts: Counts,
+    /// In lock-step mode.
+    lockstep: Option<Box<LockStep>>,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ struct Counts {
 enum Next {
     /// Enter this host address.
     Enter(u64),
+    /// The same in lock-step, with the block that is there.
+    EnterInStep(u64, BlockId),
     /// Interpret one instruction.
     Step(Vectors),
 }
@@ -58,6 +63,7 @@ impl JitVcpu {
             tlb: TlbState::default(),
             no_vector: false,
             counts: Counts::default(),
+            lockstep: jit.tuning.lockstep.then(Box::default),
         })
     }
 
@@ -150,8 +156,18 @@ impl JitVcpu {
             match next {
                 Next::Enter(host) => {
                     if self.enter(host, epoch)
-                        && let Some(exit) = self.after(context)
+                        && let Some(exit) = self.after(context).unwrap_or_else(|why| Some(Exit::Crashed(why)))
                     {
+                        return exit;
+                    }
+                }
+                Next::EnterInStep(host, id) => {
+                    let exit = match self.enter_in_step(context, host, id, epoch) {
+                        Ok(Some(Left::Step(vectors))) => self.step(context, vectors),
+                        Ok(_) => None,
+                        Err(why) => Some(Exit::Crashed(why)),
+                    };
+                    if let Some(exit) = exit {
                         return exit;
                     }
                 }
@@ -162,6 +178,52 @@ impl JitVcpu {
                 }
             }
         }
+    }
+
+    /// Runs the block `id` at `host` twice: by the interpreter, dry, and for real.
+    fn enter_in_step(
+        &mut self,
+        context: &mut RunContext<'_>,
+        host: u64,
+        id: BlockId,
+        epoch: u64,
+    ) -> Result<Option<Left>, String> {
+        let jit = self.jit.clone();
+        let _turn = jit.turns.take();
+        self.save_vectors();
+        {
+            let shared = jit.lock();
+            let Some(lockstep) = self.lockstep.as_deref_mut() else { return Ok(None) };
+            let Some(block) = shared.block(id).filter(|_| jit.epoch.load(Ordering::SeqCst) == epoch) else {
+                return Ok(None);
+            };
+            lockstep.choose(id, block.offsets());
+        }
+        if let Some(lockstep) = self.lockstep.as_deref_mut() {
+            // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+            lockstep.rehearse(unsafe { &mut *self.cpu }, &context.env, &jit.turns);
+        }
+        if !self.enter(host, epoch) {
+            return Ok(None);
+        }
+        let left = self.leave(context)?;
+        self.save_vectors();
+        let Some(lockstep) = self.lockstep.as_deref_mut() else { return Ok(Some(left)) };
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let cpu = unsafe { &*self.cpu };
+        let in_use = |id| jit.epoch.load(Ordering::SeqCst) == epoch && jit.lock().is_alive(id);
+        lockstep
+            .compare(cpu, &context.env, &jit.turns, left, !jit.tuning.liveness, in_use)
+            .map_err(|difference| difference.text + &self.code_at(context, difference.rip))?;
+        Ok(Some(left))
+    }
+
+    /// The code at a linear address in words.
+    fn code_at(&self, context: &RunContext<'_>, rip: u64) -> String {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &*self.cpu };
+        let bytes = code_bytes(state, context, rip);
+        lockstep::describe(bytes.as_deref().unwrap_or_default(), rip, self.jit.tuning.block_limit)
     }
 
     /// Brings the guest's vector state into `cpu.xsave`.
@@ -184,13 +246,31 @@ impl JitVcpu {
         if self.jit.tuning.count {
             self.count_step(context);
         }
+        if self.lockstep.is_some() {
+            return self.step_in_step(context);
+        }
         // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
         let state = unsafe { &mut *self.cpu };
-        match soft_cpu::exec::step(state, &context.env) {
-            Step::Done => None,
-            Step::Halt => Some(Exit::Halt),
-            Step::Shutdown => Some(Exit::Shutdown),
+        exit_of(soft_cpu::exec::step(state, &context.env))
+    }
+
+    /// Interprets one instruction for real, with an eye on the flags it reads.
+    #[cold]
+    fn step_in_step(&mut self, context: &RunContext<'_>) -> Option<Exit> {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &mut *self.cpu };
+        let lockstep = self.lockstep.as_deref_mut()?;
+        let instr = code_bytes(state, context, state.rip)
+            .map(|bytes| Decoder::with_ip(64, &bytes, state.rip, 0).decode())
+            .filter(|instr| !instr.is_invalid());
+        if let Err(why) = lockstep.before_step(state, instr.as_ref()) {
+            return Some(Exit::Crashed(why));
         }
+        self.jit.turns.begin_step();
+        let step = soft_cpu::exec::step(state, &context.env);
+        self.jit.turns.end_step();
+        lockstep.after_step(state, instr.as_ref());
+        exit_of(step)
     }
 
     /// Counts the instruction that is about to be interpreted by its name.
@@ -198,14 +278,8 @@ impl JitVcpu {
     fn count_step(&mut self, context: &RunContext<'_>) {
         // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
         let state = unsafe { &*self.cpu };
-        let Ok(page) = translate(state, &context.env, state.rip, Access::exec(state)) else { return };
-        if page.host.is_null() {
-            return;
-        }
-        let offset = (state.rip & 0xfff) as usize;
-        // SAFETY: the host page is mapped; guest memory may change meanwhile, which matters only to the count.
-        let bytes = unsafe { std::slice::from_raw_parts(page.host.add(offset).cast_const(), 4096 - offset) };
-        let instr = Decoder::with_ip(64, bytes, 0, 0).decode();
+        let Some(bytes) = code_bytes(state, context, state.rip) else { return };
+        let instr = Decoder::with_ip(64, &bytes, 0, 0).decode();
         *self
             .counts
             .by_name
@@ -225,7 +299,9 @@ impl JitVcpu {
                 clear_jumps(self.cpu, space);
             }
         }
-        if let Some(host) = find_jump(self.cpu, space, state.rip) {
+        if self.lockstep.is_none()
+            && let Some(host) = find_jump(self.cpu, space, state.rip)
+        {
             return Next::Enter(host);
         }
         let jit = self.jit.clone();
@@ -235,6 +311,10 @@ impl JitVcpu {
         };
         let Some(block) = shared.block(id) else { return Next::Step(Vectors::Used) };
         let host = shared.cache.address(block.at);
+        if self.lockstep.is_some() {
+            // The jump cache stays empty: every jump comes here.
+            return block.step_only.map_or(Next::EnterInStep(host, id), Next::Step);
+        }
         let pages = if block.key.next == ONE_PAGE { 1 } else { 2 };
         tlb::note_code(self.cpu, &mut context.tlb, space, state.rip, pages);
         fill_jump(self.cpu, space, state.rip, host);
@@ -331,17 +411,23 @@ impl JitVcpu {
         true
     }
 
-    /// Handles the exit that was just made.
-    fn after(&mut self, context: &mut RunContext<'_>) -> Option<Exit> {
+    /// Handles the exit that was just made; the error is a defect.
+    fn after(&mut self, context: &mut RunContext<'_>) -> Result<Option<Exit>, String> {
+        match self.leave(context)? {
+            Left::Jump => Ok(None),
+            Left::Step(vectors) => Ok(self.step(context, vectors)),
+        }
+    }
+
+    /// Finds out where the exit that was just made leads, and links jumps.
+    fn leave(&mut self, context: &mut RunContext<'_>) -> Result<Left, String> {
         // SAFETY: the head belongs to this executor; while `in_guest` is LEAVING, its exit code belongs to whoever holds the
         // lock.
         let (pending, code) = unsafe {
             let head = self.head();
             if host::bus_error() {
                 (*head).in_guest.store(0, Ordering::SeqCst);
-                return Some(Exit::Crashed(
-                    "The host could not read a page of guest memory (SIGBUS)".to_owned(),
-                ));
+                return Err("The host could not read a page of guest memory (SIGBUS)".to_owned());
             }
             let pending = (*head).in_guest.load(Ordering::SeqCst) == LEAVING;
             (pending, if pending { 0 } else { (*head).exit_code })
@@ -349,7 +435,7 @@ impl JitVcpu {
         if code == EXIT_STEP || code == EXIT_STEP_VECTOR {
             self.counts.exits[3] += 1;
             let vectors = if code == EXIT_STEP { Vectors::Untouched } else { Vectors::Used };
-            return self.step(context, vectors);
+            return Ok(Left::Step(vectors));
         }
         if code == EXIT_JUMP {
             self.counts.exits[0] += 1;
@@ -359,10 +445,10 @@ impl JitVcpu {
                 let name = format!("missed jump to {:#x} {:?}", state.rip, space_of(state));
                 *self.counts.by_name.entry(name).or_insert(0) += 1;
             }
-            return None;
+            return Ok(Left::Jump);
         }
         if !pending {
-            return Some(Exit::Crashed(format!("Translated code left with code {code}")));
+            return Err(format!("Translated code left with code {code}"));
         }
         let jit = self.jit.clone();
         let mut shared = jit.lock();
@@ -373,22 +459,19 @@ impl JitVcpu {
             ((*head).exit_code, (*head).exit_site, (*head).pc_base)
         };
         if code == EXIT_JUMP {
-            return None;
+            return Ok(Left::Jump);
         }
         if code == EXIT_STEP_VECTOR {
-            drop(shared);
-            return self.step(context, Vectors::Used);
+            return Ok(Left::Step(Vectors::Used));
         }
         let offset = shared.cache.offset(address);
         let lookup = if code == EXIT_SIGNAL { offset.map(|offset| offset + 1) } else { offset };
         let found = lookup.and_then(|lookup| shared.block_at(lookup));
         let (Some(offset), Some(id)) = (offset, found) else {
-            return Some(Exit::Crashed(format!(
-                "Translated code left at {address:#x}, which is in no block"
-            )));
+            return Err(format!("Translated code left at {address:#x}, which is in no block"));
         };
         let Some(block) = shared.block(id) else {
-            return Some(Exit::Crashed("A block has vanished".to_owned()));
+            return Err("A block has vanished".to_owned());
         };
         let user = block.key.mode.space == Space::User;
         let page = if user { pc_base } else { block.key.rip & !0xfff };
@@ -398,16 +481,15 @@ impl JitVcpu {
             EXIT_SITE => {}
             EXIT_SIGNAL => {
                 let Some(guest) = block.guest_offset(offset) else {
-                    return Some(Exit::Crashed(format!("No instruction is known at {address:#x}")));
+                    return Err(format!("No instruction is known at {address:#x}"));
                 };
                 state.rip = page.wrapping_add(u64::from(guest));
-                drop(shared);
-                return self.step(context, Vectors::Used);
+                return Ok(Left::Step(Vectors::Used));
             }
-            other => return Some(Exit::Crashed(format!("Translated code left with code {other}"))),
+            other => return Err(format!("Translated code left with code {other}")),
         }
         let Some(site) = block.site(offset).copied() else {
-            return Some(Exit::Crashed(format!("No exit is known at {address:#x}")));
+            return Err(format!("No exit is known at {address:#x}"));
         };
         let mode = block.key.mode;
         let frame = block.key.gpa & !0xfff;
@@ -417,6 +499,7 @@ impl JitVcpu {
                 state.rip = page.wrapping_add(u64::from(target));
                 let evicted = shared.stats.evicted_units;
                 if self.jit.tuning.chain
+                    && self.lockstep.is_none()
                     && let Some(to) = self.lookup(context, &mut shared, mode)
                     && evicted == shared.stats.evicted_units
                     // The page may have another frame by now, and other processes may share this one.
@@ -426,21 +509,43 @@ impl JitVcpu {
                 {
                     shared.link(id, site.ret, patch, to);
                 }
-                None
+                Ok(Left::Jump)
             }
             SiteKind::Kick(target) => {
                 self.counts.exits[2] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
-                None
+                Ok(Left::Jump)
             }
             SiteKind::Miss { at, vector } => {
                 self.counts.misses += 1;
                 state.rip = page.wrapping_add(u64::from(at));
-                drop(shared);
-                self.step(context, if vector { Vectors::Used } else { Vectors::Untouched })
+                Ok(Left::Step(if vector { Vectors::Used } else { Vectors::Untouched }))
             }
         }
     }
+}
+
+/// What the result of an interpreted instruction means for the run loop.
+fn exit_of(step: Step) -> Option<Exit> {
+    match step {
+        Step::Done => None,
+        Step::Halt => Some(Exit::Halt),
+        Step::Shutdown => Some(Exit::Shutdown),
+    }
+}
+
+/// A copy of the code at a linear address, up to the end of its page.
+fn code_bytes(state: &Cpu, context: &RunContext<'_>, rip: u64) -> Option<Vec<u8>> {
+    let page = translate(state, &context.env, rip, Access::exec(state)).ok()?;
+    if page.host.is_null() {
+        return None;
+    }
+    let offset = (rip & 0xfff) as usize;
+    let mut bytes = vec![0; (4096 - offset).min(256)];
+    // SAFETY: the host page is mapped and the copy stays inside it; guest memory may change meanwhile, which matters only
+    // to what is counted and reported.
+    unsafe { std::ptr::copy_nonoverlapping(page.host.add(offset), bytes.as_mut_ptr(), bytes.len()) };
+    Some(bytes)
 }
 
 /// States that translated code does not handle: not 64-bit mode, a trap after each instruction, the shadow of STI or
@@ -500,6 +605,9 @@ impl Executor for JitVcpu {
             ("TLB flushes".to_owned(), self.tlb.flushes),
             ("TLB flushes of all entries".to_owned(), self.tlb.full_flushes),
         ];
+        if let Some(lockstep) = &self.lockstep {
+            counters.extend(lockstep.counters());
+        }
         counters.extend(self.counts.by_name.iter().map(|(name, count)| (name.clone(), *count)));
         counters
     }

@@ -11,6 +11,7 @@ use soft_cpu::{CodeWatch, Cpu, RamMap};
 use crate::block::{Key, Mode, ONE_PAGE, SiteKind, Thunk};
 use crate::cache::{CacheError, CodeCache};
 use crate::layout::{EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP_VECTOR, LEAVING, head_of};
+use crate::lockstep::Turns;
 use crate::shared::{BlockId, Shared};
 use crate::tlb::{Writers, drop_write_tags};
 use crate::translate::{Source, Translator};
@@ -34,6 +35,8 @@ pub struct Jit {
     pub(crate) save_vectors: u64,
     pub(crate) code_range: std::ops::Range<u64>,
     pub(crate) totals: Mutex<BTreeMap<String, u64>>,
+    /// For lock-step mode.
+    pub(crate) turns: Turns,
 }
 
 impl Jit {
@@ -64,6 +67,7 @@ impl Jit {
             save_vectors,
             code_range,
             totals: Mutex::new(BTreeMap::new()),
+            turns: Turns::default(),
         }))
     }
 
@@ -310,6 +314,7 @@ impl CodeWatch for Jit {
 
 impl WriteObserver for Jit {
     fn written(&self, gpa: u64, len: u64) {
+        self.turns.device_stores.fetch_add(1, Ordering::SeqCst);
         // Whoever makes a page code sets its flag first and reads it afterwards; here it is the other way round.
         fence(Ordering::SeqCst);
         let mut at = gpa;

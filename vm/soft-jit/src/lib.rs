@@ -19,6 +19,9 @@ mod guest_tests;
 mod host;
 mod jit;
 mod layout;
+mod lockstep;
+#[cfg(test)]
+mod lockstep_tests;
 mod lower;
 #[cfg(test)]
 mod native_tests;

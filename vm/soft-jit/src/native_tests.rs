@@ -360,8 +360,6 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
         cpu.rflags = state.flags;
         cpu.rip = CODE;
         cpu.xsave.0.copy_from_slice(&state.xmm);
-        let tight = Tuning::default();
-        let _ = tight;
         let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit, platform: &platform });
         assert!(!matches!(exit, Exit::Crashed(_)), "case {case} of seed {seed:#x}: {exit:?}");
         if !(END..=END + 2).contains(&cpu.rip) {
@@ -432,6 +430,13 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
             );
         }
     }
+    if tuning.lockstep {
+        let counters = executor.counters();
+        let count = |name| counters.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count);
+        let (compared, doubtful) = (count("blocks compared in lock-step"), count("inconclusive comparisons"));
+        eprintln!("{compared} blocks compared, {doubtful} inconclusive");
+        assert!(compared > doubtful && compared + doubtful >= cases, "{compared} compared, {doubtful} not");
+    }
     eprintln!("{cases} cases, {skipped} left to the interpreter, {:?}", jit.counters());
     assert!(skipped < cases / 2, "{skipped} of {cases} cases left translated code");
 }
@@ -442,8 +447,10 @@ fn random_programs_do_what_the_host_does() {
     let cases = std::env::var("JIT_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
     let seed = std::env::var("JIT_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0x1234_5678);
     let single = Tuning { block_limit: 1, ..Tuning::default() };
+    let lockstep = Tuning { lockstep: true, ..Tuning::default() };
+    let exact = Tuning { lockstep: true, liveness: false, ..Tuning::default() };
     for user in [false, true] {
-        for tuning in [Tuning::default(), Tuning::plain(), single] {
+        for tuning in [Tuning::default(), Tuning::plain(), single, lockstep, exact] {
             compare(tuning, user, seed, cases, &native);
         }
     }

@@ -60,6 +60,8 @@ pub(crate) struct Block {
     pub(crate) at: usize,
     pub(crate) sites: Box<[Site]>,
     pub(crate) map: Box<[(u32, u16)]>,
+    /// Instructions translated; the map may have one more.
+    instructions: u32,
     lines: u64,
     next_lines: u64,
     pub(crate) step_only: Option<Vectors>,
@@ -76,6 +78,11 @@ impl Block {
         let next =
             if self.key.next != ONE_PAGE && self.key.next & !0xfff == page { self.next_lines } else { 0 };
         first | next
+    }
+
+    /// Offsets in the page of the instructions that were translated.
+    pub(crate) fn offsets(&self) -> impl Iterator<Item = u16> {
+        self.map.iter().take(self.instructions as usize).map(|(_, guest)| *guest)
     }
 
     fn pages(&self) -> [Option<u64>; 2] {
@@ -207,6 +214,7 @@ impl Shared {
             at,
             sites: std::mem::take(&mut emitted.sites).into(),
             map: std::mem::take(&mut emitted.map).into(),
+            instructions: emitted.instructions,
             lines: emitted.lines,
             next_lines: emitted.next_lines,
             step_only: emitted.step_only,

@@ -3,7 +3,7 @@
 //! A block is a run of instructions inside one page, extended past conditional branches that are not taken. Every guest
 //! instruction commits after its last memory check, so the state is exact at each site that leaves to Rust.
 
-use iced_x86::{CpuidFeature, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{CpuidFeature, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use crate::block::{Emitted, Mode, Site, SiteKind, Thunk, Vectors};
 use crate::decode::{
@@ -157,6 +157,12 @@ impl Translator {
 
     fn decode_one(&self, instr: Instruction, source: &Source<'_>) -> Decoded {
         let mut item = classify(instr);
+        #[cfg(test)]
+        if let Some((from, to)) = self.tuning.defect
+            && instr.code() == from
+        {
+            item.instr.set_code(to);
+        }
         let kernel = source.mode.space != Space::User;
         let system = self.tuning.inline_system;
         let enabled = match item.class {
@@ -172,7 +178,10 @@ impl Translator {
             Class::Copy => instr.cpuid_features().iter().all(|feature| (self.host_has)(*feature)),
             _ => true,
         };
-        if (item.vector && source.mode.no_vector) || !enabled {
+        // What does something else each time cannot be done twice.
+        let random = matches!(item.instr.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+        let unrepeatable = self.tuning.lockstep && (random || item.class == Class::ReadTsc);
+        if (item.vector && source.mode.no_vector) || !enabled || unrepeatable {
             item.class = Class::Step;
         }
         item

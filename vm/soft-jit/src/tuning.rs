@@ -25,8 +25,13 @@ pub struct Tuning {
     pub verify: bool,
     /// Interpreted instructions are counted by name (slow).
     pub count: bool,
+    /// Each block is also interpreted, and compared (very slow). Jumps are neither linked nor found in the jump cache.
+    pub lockstep: bool,
     /// Code cache size in bytes, rounded up to whole units.
     pub cache_bytes: usize,
+    /// Translates the first as the second, which is wrong, for tests of what finds wrong translations.
+    #[cfg(test)]
+    pub(crate) defect: Option<(iced_x86::Code, iced_x86::Code)>,
 }
 
 impl Default for Tuning {
@@ -42,7 +47,10 @@ impl Default for Tuning {
             extend: true,
             verify: cfg!(debug_assertions),
             count: false,
+            lockstep: false,
             cache_bytes: 256 << 20,
+            #[cfg(test)]
+            defect: None,
         }
     }
 }
@@ -61,7 +69,10 @@ impl Tuning {
             extend: false,
             verify: true,
             count: false,
+            lockstep: false,
             cache_bytes: 256 << 20,
+            #[cfg(test)]
+            defect: None,
         }
     }
 
@@ -81,6 +92,8 @@ impl Tuning {
                 "no-extend" => tuning.extend = false,
                 "verify" => tuning.verify = true,
                 "count" => tuning.count = true,
+                // A routine may store the flags it was entered with, dead or not (`pushfq`): they must be kept.
+                "lockstep" => (tuning.lockstep, tuning.flags_dead_at_return) = (true, false),
                 "no-verify" => tuning.verify = false,
                 _ => {
                     if let Some(count) = word.strip_prefix("block=").and_then(|n| n.parse().ok()) {

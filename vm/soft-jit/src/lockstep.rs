@@ -1,0 +1,278 @@
+//! Lock-step mode: before a block is entered the interpreter runs its instructions dry; where the block leaves, registers,
+//! flags, vector state and the bytes it stored must be what the interpreter says. A difference is a defect of one of the
+//! two and ends the VM.
+//!
+//! Status flags that a look-ahead takes for dead hold rubbish in translated code. With liveness on, they are judged by
+//! their effect: the interpreter goes on with the true flags from block to block, and what reads a wrong one makes a
+//! register, a jump or a stored byte differ. With `no-liveness` they are compared at each exit.
+//!
+//! What another thread did meanwhile explains a difference: then the comparison is inconclusive. vCPUs take turns, so that
+//! this is rare.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
+use soft_cpu::cpu::flag::STATUS;
+use soft_cpu::{Cpu, DryRun, End, Env, status_flags};
+
+use crate::block::Vectors;
+use crate::decode::{self, classify};
+use crate::shared::BlockId;
+
+/// What the vCPUs of a VM share in lock-step mode.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// The next ticket, and the one whose turn it is.
+    next: AtomicU32,
+    serving: AtomicU32,
+    /// Instructions that were begun and finished by interpreters.
+    begun: AtomicU64,
+    finished: AtomicU64,
+    /// Stores by devices.
+    pub(crate) device_stores: AtomicU64,
+}
+
+/// The right to run a block; ends when dropped.
+pub(crate) struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.serving.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Turns {
+    /// Waits for the calling vCPU's turn.
+    pub(crate) fn take(&self) -> Turn<'_> {
+        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
+        let mut spins = 0u32;
+        while self.serving.load(Ordering::SeqCst) != ticket {
+            spins += 1;
+            if spins > 100 {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        Turn(self)
+    }
+
+    /// The interpreter is about to run an instruction for real.
+    pub(crate) fn begin_step(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It has.
+    pub(crate) fn end_step(&self) {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn moment(&self) -> Moment {
+        let finished = self.finished.load(Ordering::SeqCst);
+        let begun = self.begun.load(Ordering::SeqCst);
+        Moment {
+            steps: (begun == finished).then_some(begun),
+            stores: self.device_stores.load(Ordering::SeqCst),
+        }
+    }
+}
+
+/// What others had done to memory at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment {
+    /// `None` while an interpreter is at work.
+    steps: Option<u64>,
+    stores: u64,
+}
+
+/// Status flags as they would be without the rubbish of dead ones.
+#[derive(Clone, Copy, Debug)]
+struct Truth {
+    rip: u64,
+    status: u64,
+}
+
+/// Where a block left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// By a jump: everything before was done.
+    Jump,
+    /// Before the instruction at RIP, which is for the interpreter.
+    Step(Vectors),
+}
+
+/// The block that was entered.
+#[derive(Debug)]
+struct Entered {
+    rip: u64,
+    moment: Moment,
+}
+
+/// A defect was found.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    pub(crate) text: String,
+    /// Where the block starts.
+    pub(crate) rip: u64,
+}
+
+/// The lock-step state of one vCPU.
+#[derive(Debug, Default)]
+pub(crate) struct LockStep {
+    dry: DryRun,
+    id: BlockId,
+    rips: Vec<u64>,
+    truth: Option<Truth>,
+    entered: Option<Entered>,
+    blocks: u64,
+    instructions: u64,
+    inconclusive: u64,
+}
+
+impl LockStep {
+    /// The block `id` is next, whose instructions are at these offsets of their page.
+    pub(crate) fn choose(&mut self, id: BlockId, offsets: impl Iterator<Item = u16>) {
+        self.id = id;
+        self.rips.clear();
+        self.rips.extend(offsets.map(u64::from));
+    }
+
+    /// The interpreter runs the block that was chosen.
+    pub(crate) fn rehearse(&mut self, cpu: &mut Cpu, env: &Env<'_>, turns: &Turns) {
+        let page = cpu.rip & !0xfff;
+        self.rips.iter_mut().for_each(|rip| *rip = rip.wrapping_add(page));
+        let status = match self.truth {
+            Some(truth) if truth.rip == cpu.rip => truth.status,
+            _ => cpu.rflags,
+        };
+        self.entered = Some(Entered { rip: cpu.rip, moment: turns.moment() });
+        self.dry.run(cpu, env, &self.rips, status);
+    }
+
+    /// Compares the CPU, which has just left the block, with what the interpreter said. `exact_flags` = all status flags
+    /// are kept by translated code; `in_use` says whether the block still is.
+    pub(crate) fn compare(
+        &mut self,
+        cpu: &Cpu,
+        env: &Env<'_>,
+        turns: &Turns,
+        left: Left,
+        exact_flags: bool,
+        in_use: impl FnOnce(BlockId) -> bool,
+    ) -> Result<(), Difference> {
+        let Some(entered) = self.entered.take() else { return Ok(()) };
+        let flags = if exact_flags { STATUS } else { 0 };
+        let done = match left {
+            Left::Jump => Some(self.dry.len()),
+            Left::Step(_) => self.dry.done_at(cpu.rip),
+        };
+        let difference = match (left, done, self.dry.end()) {
+            // What comes after an instruction that reads undefined flags is not known.
+            (Left::Jump, _, End::Undefined) | (Left::Step(_), None, End::Undefined) => {
+                self.truth = None;
+                self.inconclusive += 1;
+                return Ok(());
+            }
+            (Left::Jump, _, End::Exception(exception)) => Some(format!(
+                "it went on to {:#x} although instruction {} raises {exception:?}",
+                cpu.rip,
+                self.dry.len() + 1
+            )),
+            (Left::Jump, _, End::Refused) => Some(format!(
+                "it went on to {:#x} although instruction {} reaches a device, or a page with code",
+                cpu.rip,
+                self.dry.len() + 1
+            )),
+            (_, None, _) => Some(format!("it left for {:#x}, where the interpreter does not come", cpu.rip)),
+            (_, Some(done), _) => self
+                .dry
+                .register_difference(done, cpu, flags)
+                .or_else(|| self.dry.memory_difference(env, done))
+                .map(|what| format!("after {done} instructions {what}")),
+        };
+        let Some(what) = difference else {
+            let done = done.unwrap_or_default();
+            self.blocks += 1;
+            self.instructions += done as u64;
+            let (status, undefined) = self.dry.status(done);
+            let status = (status & !undefined) | (cpu.rflags & undefined & STATUS);
+            self.truth = Some(Truth { rip: cpu.rip, status });
+            return Ok(());
+        };
+        self.truth = None;
+        let moment = turns.moment();
+        if moment.steps.is_none() || moment != entered.moment || !in_use(self.id) || !self.dry.loads_hold(env)
+        {
+            self.inconclusive += 1;
+            return Ok(());
+        }
+        let text = format!(
+            "Lock-step: the translation of the code at {:#x} (CPL {}) is not what the interpreter does: {what}",
+            entered.rip, cpu.cpl
+        );
+        Err(Difference { text, rip: entered.rip })
+    }
+
+    /// What was compared.
+    pub(crate) fn counters(&self) -> [(String, u64); 3] {
+        [
+            ("blocks compared in lock-step".to_owned(), self.blocks),
+            ("instructions compared in lock-step".to_owned(), self.instructions),
+            ("inconclusive comparisons".to_owned(), self.inconclusive),
+        ]
+    }
+
+    /// Before the interpreter runs `instr`, which is at RIP, for real: the flags it reads must be true.
+    pub(crate) fn before_step(&mut self, cpu: &Cpu, instr: Option<&Instruction>) -> Result<(), String> {
+        let (Some(truth), Some(instr)) = (self.truth, instr) else {
+            self.truth = None;
+            return Ok(());
+        };
+        if truth.rip != cpu.rip {
+            self.truth = None;
+            return Ok(());
+        }
+        let wrong = (truth.status ^ cpu.rflags) & status_flags(instr.rflags_read());
+        if wrong != 0 {
+            return Err(format!(
+                "Lock-step: {:?} at {:#x} (CPL {}) reads status flags {wrong:#x} that were taken for dead",
+                instr.code(),
+                cpu.rip,
+                cpu.cpl
+            ));
+        }
+        Ok(())
+    }
+
+    /// After it: follows the true flags.
+    pub(crate) fn after_step(&mut self, cpu: &Cpu, instr: Option<&Instruction>) {
+        let (Some(truth), Some(instr)) = (self.truth.take(), instr) else { return };
+        let modified = status_flags(instr.rflags_modified());
+        let conditional = classify(*instr).kills != instr.rflags_modified() & decode::STATUS;
+        if instr.flow_control() != FlowControl::Next
+            || cpu.rip != truth.rip.wrapping_add(instr.len() as u64)
+            || conditional
+        {
+            return;
+        }
+        let status = (cpu.rflags & modified) | (truth.status & !modified);
+        self.truth = Some(Truth { rip: cpu.rip, status: status & STATUS });
+    }
+}
+
+/// Code in words: bytes and names, up to a number of instructions.
+pub(crate) fn describe(bytes: &[u8], ip: u64, limit: usize) -> String {
+    let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
+    let mut text = String::new();
+    for _ in 0..limit {
+        if !decoder.can_decode() {
+            break;
+        }
+        let at = decoder.position();
+        let instr = decoder.decode();
+        let raw = bytes.get(at..decoder.position()).unwrap_or_default();
+        let hex: Vec<String> = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        text += &format!("; {:#x}: {} {:?}", instr.ip(), hex.join(" "), instr.code());
+    }
+    text
+}

@@ -1,0 +1,115 @@
+//! Lock-step mode finds wrong translations.
+
+use std::sync::Arc;
+
+use guest_memory::{GuestRam, RangeSpec};
+use hv::CpuIo;
+use iced_x86::Code;
+use soft_cpu::cpu::{cr, sreg};
+use soft_cpu::{Cpu, Env, Executor, Exit, RamMap};
+
+use crate::{Jit, JitVcpu, Tuning};
+
+const CODE: u64 = 0x1000;
+const DATA: u64 = 0x4000;
+
+struct NoIo;
+impl CpuIo for NoIo {
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+    fn pio_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _: u16, _: &[u8]) {}
+}
+
+/// Runs `code`, which ends with HLT, at CPL 0 in lock-step; returns the exit and blocks compared.
+fn run(tuning: Tuning, code: &[u8]) -> (Exit, u64) {
+    let ram = GuestRam::new(vec![RangeSpec { gpa: 0, len: 0x10000, file: None }]).unwrap();
+    let map = Arc::new(RamMap::new(&ram));
+    let jit = Jit::new(map.clone(), Tuning { lockstep: true, ..tuning }).unwrap();
+    let mut executor = JitVcpu::new(&jit).unwrap();
+    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]);
+    let mut cpu = Cpu::new(0);
+    cpu.efer = cr::EFER_LMA | cr::EFER_LME;
+    cpu.seg[sreg::CS].attributes = 1 << 13 | 0x9b;
+    cpu.cr4 = cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
+    cpu.xcr0 = 7;
+    cpu.rip = CODE;
+    cpu.gpr[0] = 5;
+    cpu.gpr[3] = 3;
+    cpu.gpr[4] = DATA + 0x1000;
+    cpu.gpr[6] = DATA;
+    let host = map.lookup(CODE).unwrap().host;
+    // SAFETY: inside guest memory.
+    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), host, code.len()) };
+    let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit, platform: &platform });
+    let count = |name| executor.counters().into_iter().find(|(n, _)| n == name).map_or(0, |(_, n)| n);
+    assert_eq!(count("inconclusive comparisons"), 0);
+    (exit, count("blocks compared in lock-step"))
+}
+
+fn must_catch(tuning: Tuning, code: &[u8], word: &str) {
+    let right = Tuning { defect: None, ..Tuning::default() };
+    let (exit, compared) = run(right, code);
+    assert_eq!(exit, Exit::Halt, "the right translation");
+    assert!(compared > 0);
+    match run(tuning, code).0 {
+        Exit::Crashed(why) => assert!(why.contains("Lock-step") && why.contains(word), "{why}"),
+        other => panic!("the wrong translation passed: {other:?}"),
+    }
+}
+
+fn instead(from: Code, to: Code) -> Tuning {
+    Tuning { defect: Some((from, to)), ..Tuning::default() }
+}
+
+#[test]
+fn a_wrong_register_is_found() {
+    // add rax, rbx; hlt
+    must_catch(instead(Code::Add_rm64_r64, Code::Sub_rm64_r64), &[0x48, 0x01, 0xd8, 0xf4], "rax is");
+}
+
+#[test]
+fn a_wrong_store_is_found() {
+    // or [rsi], rbx; xor ecx, ecx; hlt
+    let code = [0x48, 0x09, 0x1e, 0x31, 0xc9, 0xf4];
+    must_catch(instead(Code::Or_rm64_r64, Code::And_rm64_r64), &code, "physical 0x4000");
+}
+
+#[test]
+fn a_wrong_vector_is_found() {
+    // pcmpeqd xmm0, xmm0; pcmpeqd xmm1, xmm1; paddd xmm0, xmm1; hlt
+    let code = [0x66, 0x0f, 0x76, 0xc0, 0x66, 0x0f, 0x76, 0xc9, 0x66, 0x0f, 0xfe, 0xc1, 0xf4];
+    must_catch(instead(Code::Paddd_xmm_xmmm128, Code::Psubd_xmm_xmmm128), &code, "xmm0 is");
+}
+
+#[test]
+fn a_wrong_flag_is_found_where_it_is_used() {
+    // cmp rax, rbx; jmp over a hole; setb cl; hlt
+    let code = [0x48, 0x39, 0xd8, 0xeb, 0x02, 0x90, 0x90, 0x0f, 0x92, 0xc1, 0xf4];
+    let wrong = Tuning { defect: Some((Code::Cmp_rm64_r64, Code::Add_rm64_r64)), ..Tuning::default() };
+    must_catch(wrong, &code, "rax is");
+    // test rax, rax instead of cmp rax, rbx: only flags differ, and only `setne` shows it.
+    let code = [0x48, 0x39, 0xc0, 0xeb, 0x02, 0x90, 0x90, 0x0f, 0x95, 0xc1, 0xf4];
+    must_catch(instead(Code::Cmp_rm64_r64, Code::Test_rm64_r64), &code, "rcx is");
+    let exact = Tuning { liveness: false, ..instead(Code::Cmp_rm64_r64, Code::Test_rm64_r64) };
+    must_catch(exact, &code, "rflags is");
+}
+
+#[test]
+fn flags_taken_for_dead_at_a_return_are_found() {
+    // mov eax, target; push rax; cmp rax, rbx; mov rdx, [rsi]; ret; target: setb cl; hlt. By its tuning the translator
+    // takes flags as dead at the return.
+    let code = [
+        0xb8, 0x0d, 0x10, 0x00, 0x00, 0x50, 0x48, 0x39, 0xc0, 0x48, 0x8b, 0x16, 0xc3, 0x0f, 0x94, 0xc1, 0xf4,
+    ];
+    let strict = Tuning { flags_dead_at_return: false, ..Tuning::default() };
+    assert_eq!(run(strict, &code).0, Exit::Halt);
+    match run(Tuning::default(), &code).0 {
+        Exit::Crashed(why) => assert!(why.contains("rcx is"), "{why}"),
+        other => panic!("flags that were lost went unseen: {other:?}"),
+    }
+}
