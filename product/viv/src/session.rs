@@ -51,9 +51,6 @@ pub(crate) fn has_begun() -> bool {
 
 /// Runs it and returns its exit code as a shell has it.
 pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
-    let signals =
-        Signals::catch().map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))?;
-    BEGUN.store(true, Ordering::SeqCst);
     let exec = exec_message(&wanted);
     let back = stream
         .try_clone()
@@ -76,6 +73,10 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
             return Err(Failure::new(message).code(code));
         }
     };
+    // Not before: until the guest has answered, which it may never do, a signal ends this process.
+    let signals =
+        Signals::catch().map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))?;
+    BEGUN.store(true, Ordering::SeqCst);
     let raw = if wanted.tty && wanted.input {
         let raw =
             Raw::enter().map_err(|error| Failure::new(format!("the terminal cannot be used: {error}")))?;
@@ -242,9 +243,42 @@ impl Speaker {
                     }
                     std::process::exit(128 + signal);
                 }
-                other => self.writer.signal(u32::try_from(other).unwrap_or(0))?,
+                other => {
+                    self.writer.signal(u32::try_from(other).unwrap_or(0))?;
+                    // Whoever started this process is gone. The guest's process is hung up on with it.
+                    if other == SIGHUP {
+                        std::process::exit(128 + other);
+                    }
+                }
             }
         }
+        self.signals.passed_on();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn signals_are_left_alone_until_the_guest_has_answered() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let wanted = Wanted {
+            argv: vec![b"true".to_vec()],
+            env: Vec::new(),
+            cwd: b"/".to_vec(),
+            user: String::new(),
+            tty: false,
+            input: false,
+        };
+        let session = std::thread::spawn(move || run(near, wanted));
+        // It has said what it wants and waits for the guest.
+        far.read_exact(&mut [0u8; 8]).unwrap();
+        assert!(!has_begun());
+        drop(far);
+        assert!(session.join().unwrap().is_err());
+        assert!(!has_begun());
     }
 }

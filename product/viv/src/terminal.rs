@@ -3,9 +3,12 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -59,24 +62,40 @@ impl Drop for Raw {
 }
 
 /// The signals that a session handles, as something that can be polled.
-pub(crate) struct Signals(SignalDelivery<UnixStream, SignalOnly>);
+pub(crate) struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    /// Whether a signal that asks for the end has come and was not passed on yet.
+    unheard: Arc<AtomicBool>,
+}
 
 impl Signals {
-    /// From here on these signals no longer end the process.
+    /// From here on these signals no longer end the process, but for a second one that asks for the end while the first
+    /// could not even be passed on: a guest that does not read may hold up who would do that.
     pub(crate) fn catch() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let wanted = [SIGWINCH, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
-        Ok(Self(SignalDelivery::with_pipe(read, write, SignalOnly, wanted)?))
+        let unheard = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGQUIT, SIGTERM] {
+            // In this order, so that the first one only sets the flag.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&unheard))?;
+            flag::register(signal, Arc::clone(&unheard))?;
+        }
+        Ok(Self { delivery: SignalDelivery::with_pipe(read, write, SignalOnly, wanted)?, unheard })
     }
 
     /// Those that have come.
     pub(crate) fn pending(&mut self) -> Vec<i32> {
-        self.0.pending().collect()
+        self.delivery.pending().collect()
+    }
+
+    /// All that have come were passed on.
+    pub(crate) fn passed_on(&self) {
+        self.unheard.store(false, Ordering::SeqCst);
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_read().as_fd()
+        self.delivery.get_read().as_fd()
     }
 }
