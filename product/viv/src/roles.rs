@@ -1,5 +1,6 @@
 //! The hidden roles of this program: the shim and the vmm. They have their own, fixed command lines and no help.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -18,13 +19,40 @@ use crate::setup::AGENT;
 
 /// Runs a hidden role, if this process was started for one.
 pub(crate) fn dispatch() -> Option<ExitCode> {
-    let mut arguments = std::env::args().skip(1);
+    Some(match role(std::env::args_os().skip(1))? {
+        Role::Vmm => {
+            start_vmm_log();
+            sandbox::vmm::main()
+        }
+        Role::Shim(id) => run_shim(&id),
+    })
+}
+
+/// A hidden role and what it is given.
+#[derive(Debug, PartialEq, Eq)]
+enum Role {
+    Vmm,
+    Shim(String),
+}
+
+/// The role that these arguments ask for. They may be any bytes: most are a user's.
+fn role(mut arguments: impl Iterator<Item = OsString>) -> Option<Role> {
     let (role, first, rest) = (arguments.next()?, arguments.next(), arguments.next());
-    match (role.as_str(), first, rest) {
-        (VMM_ROLE, None, None) => Some(sandbox::vmm::main()),
-        (SHIM_ROLE, Some(id), None) => Some(run_shim(&id)),
+    match (role.to_str()?, first, rest) {
+        (VMM_ROLE, None, None) => Some(Role::Vmm),
+        (SHIM_ROLE, Some(id), None) => Some(Role::Shim(id.into_string().ok()?)),
         _ => None,
     }
+}
+
+/// What goes wrong in a vmm is written to its standard error, which its shim keeps, bounded, as `vmm.log`.
+fn start_vmm_log() {
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .without_time()
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 /// The announcement to the client that waits for it; that client may be gone.
@@ -84,5 +112,23 @@ fn start_log(sandbox: &Sandbox) {
         .try_init();
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "The shim panicked")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn any_bytes_may_be_arguments() {
+        let of = |words: &[&[u8]]| {
+            role(words.iter().map(|word| OsString::from_vec(word.to_vec())).collect::<Vec<_>>().into_iter())
+        };
+        assert_eq!(of(&[b"exec", b"box", b"\xff"]), None);
+        assert_eq!(of(&[b"\xff"]), None);
+        assert_eq!(of(&[b"shim", b"\xff"]), None);
+        assert_eq!(of(&[b"shim", b"0123"]), Some(Role::Shim("0123".into())));
+        assert_eq!(of(&[b"vmm"]), Some(Role::Vmm));
     }
 }
