@@ -148,7 +148,20 @@ impl Error {
             Self::Running { name } => Some(format!("viv stop {name}   (viv rm -f stops it as well)")),
             Self::NewerFormat { .. } => Some("use the viv that made it, or a newer one".into()),
             Self::NotStarted { hint, .. } | Self::SetUp { hint, .. } => hint.clone(),
-            Self::Damaged { .. } | Self::File { .. } | Self::Host { .. } | Self::Lost { .. } => None,
+            Self::Damaged { path, .. } => Some(match path.parent() {
+                Some(folder) if path.ends_with("spec.json") => {
+                    format!("rm -r {} deletes that sandbox with its disk", folder.display())
+                }
+                _ => "viv rm deletes the sandbox; the workspace stays as it is".into(),
+            }),
+            Self::File { source, .. } | Self::Host { source, .. } => Some(match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    "free some space:  viv ls shows what each sandbox takes".into()
+                }
+                io::ErrorKind::PermissionDenied => "look who owns it, and who may write it".into(),
+                _ => "run the same again with -v, which says more".into(),
+            }),
+            Self::Lost { .. } => Some("viv ls shows its state; the same command starts it again".into()),
         }
     }
 
@@ -188,6 +201,17 @@ pub(crate) fn in_words(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_mended_by_trying_again_has_a_next_step() {
+        let damaged = |path: &str| Error::Damaged { path: path.into(), why: "x".into() }.hint().unwrap();
+        assert!(damaged("/s/0123/spec.json").starts_with("rm -r /s/0123 "));
+        assert!(damaged("/s/0123/disk/disk.json").contains("viv rm"));
+        let full = Error::file("cannot write", "/x", io::Error::from_raw_os_error(28));
+        assert!(full.hint().unwrap().contains("space"));
+        assert!(Error::host("cannot start", io::Error::other("x")).hint().is_some());
+        assert!(Error::Lost { why: "x".into() }.hint().is_some());
+    }
 
     #[test]
     fn an_error_number_is_never_shown() {

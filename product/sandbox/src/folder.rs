@@ -306,6 +306,14 @@ impl Sandbox {
         files::write_json(&self.folder.join(RUNTIME), runtime)
     }
 
+    /// Notes a run's end. If that cannot be written, nothing is noted any more: what was written before says that it runs,
+    /// which would be taken for a killed shim's.
+    pub(crate) fn note_end(&self, runtime: &Runtime) -> Result<()> {
+        self.note(runtime).inspect_err(|_| {
+            let _ = fs::remove_file(self.folder.join(RUNTIME));
+        })
+    }
+
     /// Connects to the shim; `None` when there is none.
     pub fn connect(&self) -> Result<Option<Connection>> {
         match Connection::open(&self.folder) {

@@ -117,3 +117,24 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
     assert_eq!((kept.shares[0].identity, kept.shares[1].identity), (at(7), at(2)));
     assert!(kept.shares[1].read_only);
 }
+
+#[test]
+fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
+    let (_root, all) = sandboxes();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap();
+    let runtime = Runtime {
+        schema: SCHEMA,
+        pid: 1,
+        state: State::Running,
+        started: String::new(),
+        ended: None,
+        reason: None,
+        engine: "soft".into(),
+    };
+    sandbox.note(&runtime).unwrap();
+    // What is to be written first has a folder in its place.
+    fs::create_dir(sandbox.folder().join(format!("runtime.json.new-{}", std::process::id()))).unwrap();
+    let ended = Runtime { state: State::Stopped, reason: Some("idle".into()), ..runtime };
+    assert!(sandbox.note_end(&ended).is_err());
+    assert_eq!(sandbox.runtime(), None);
+}
