@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Connection, Hold, Reply, Request, Status};
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
 use crate::launch::own_program;
@@ -17,6 +18,9 @@ pub const SHIM_ROLE: &str = "shim";
 
 /// How long a shim may take to listen, or to be gone when its virtual machine has ended.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a guest gets to say what it uses, all in all.
+const METRICS: Duration = Duration::from_secs(2);
 
 /// The variables that a shim gets; it starts with no others.
 const KEPT_VARIABLES: [&str; 6] =
@@ -160,7 +164,7 @@ pub fn metrics(sandbox: &Sandbox) -> Option<agent_proto::messages::Metrics> {
     // A sandbox that is not ready would make this wait.
     (status_over(&connection).ok()?.state == crate::spec::State::Running).then_some(())?;
     let stream = UnixStream::from(connection.open_port(agent_proto::abi::AGENT_PORT).ok()?);
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    let stream = Deadline::new(stream, Instant::now() + METRICS);
     agent_proto::client::Control::connect(stream).ok()?.metrics().ok()
 }
 
@@ -171,12 +175,13 @@ pub fn stop(sandbox: &Sandbox) -> Result<bool> {
     while sandbox.is_running() {
         ran = true;
         if let Some(connection) = sandbox.connect()? {
-            // It may end before it has answered; that is as good.
+            // It may end before it has answered; that is as good. One that does neither is not waited for without end.
+            connection.set_patience(PATIENCE)?;
             if connection.ask(&Request::Stop).is_ok() {
                 connection.wait_for_end();
             }
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline && sandbox.is_running() {
             return Err(Error::Lost { why: "the sandbox does not stop".into() });
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -141,6 +141,16 @@ impl Connection {
         }
     }
 
+    /// From here on an answer is waited for no longer than this.
+    pub fn set_patience(&self, patience: std::time::Duration) -> Result<()> {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        for which in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&self.0, which, Some(patience))
+                .map_err(|error| Error::host("cannot reach the sandbox", error))?;
+        }
+        Ok(())
+    }
+
     /// Waits until the shim has closed the connection, which it does by ending.
     pub fn wait_for_end(&self) {
         while let Ok(Some(_)) = packet::receive::<Reply>(&self.0) {}

@@ -30,6 +30,11 @@ impl<'p> Images<'p> {
         Ok(self.store.base().map_err(|error| set_up(&error))?.map(|image| image.key))
     }
 
+    /// Whether a sandbox with this image can be started.
+    pub fn has(&self, image: &str) -> bool {
+        self.store.find(image).is_some()
+    }
+
     /// Bytes that a set-up would download.
     pub fn download_bytes(&self) -> u64 {
         self.store.download_bytes().unwrap_or(0)
@@ -44,11 +49,14 @@ impl<'p> Images<'p> {
 
     /// What a sandbox with this image boots from.
     pub fn assets(&self, image: &str) -> Result<Assets> {
-        let gone = || Error::SetUp {
+        let gone = || {
+            Error::SetUp {
             why: "the base image of this sandbox is no longer in the cache".into(),
             hint: Some(
-                "viv run makes the current one; a sandbox made with an older one needs that one back".into(),
+                "another viv made it with an image that is gone; viv rm deletes the sandbox, and viv run makes it anew"
+                    .into(),
             ),
+        }
         };
         let BaseImage { kernel, base, .. } = self.store.find(image).ok_or_else(gone)?;
         let initramfs = assets::initramfs(self.places, self.agent, &kernel.modules, &kernel.release)?;

@@ -21,7 +21,7 @@ pub struct Vmm {
     errors: OwnedFd,
 }
 
-/// The line to a vmm; clones may be used from any thread.
+/// The line to a vmm; clones may be used from any thread. Nothing here waits for a vmm that does not read.
 #[derive(Clone, Debug)]
 pub struct VmmLine(Arc<OwnedFd>);
 
@@ -29,13 +29,13 @@ impl VmmLine {
     /// A byte stream to a port of the guest. It ends at once when nothing listens there.
     pub fn connect(&self, port: u32) -> std::io::Result<OwnedFd> {
         let (near, far) = packet::stream_pair()?;
-        packet::send(&*self.0, &ToVmm::Connect { port }, &[far.as_fd()])?;
+        packet::send_now(&*self.0, &ToVmm::Connect { port }, &[far.as_fd()])?;
         Ok(near)
     }
 
     /// Asks for the engine's counters; the answer comes as [`FromVmm::Counted`].
     pub fn count(&self) -> std::io::Result<()> {
-        packet::send(&*self.0, &ToVmm::Count, &[])
+        packet::send_now(&*self.0, &ToVmm::Count, &[])
     }
 
     /// What the vmm says next; `None` when it has ended.

@@ -31,8 +31,26 @@ pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Sends one message with descriptors.
+/// Sends one message with descriptors. Waits while the other side does not read.
 pub fn send<T: Serialize>(socket: impl AsFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, message, descriptors, SendFlags::NOSIGNAL)
+}
+
+/// [`send`] for who must not wait for the other side: [`io::ErrorKind::WouldBlock`] when that does not read.
+pub fn send_now<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    send_with(socket, message, descriptors, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send_with<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > LONGEST || descriptors.len() > MOST_DESCRIPTORS {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is too long"));
@@ -43,7 +61,7 @@ pub fn send<T: Serialize>(socket: impl AsFd, message: &T, descriptors: &[Borrowe
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
     }
     loop {
-        match sendmsg(socket.as_fd(), &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match sendmsg(socket.as_fd(), &[IoSlice::new(&bytes)], &mut ancillary, flags) {
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -108,6 +126,14 @@ mod tests {
         assert!(descriptors.is_empty());
         drop(a);
         assert!(receive::<(String, u32)>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_side_that_does_not_read_stops_nobody() {
+        let (a, _b) = pair().unwrap();
+        let message = "x".repeat(1 << 10);
+        let error = (0..100_000).find_map(|_| send_now(&a, &message, &[]).err());
+        assert_eq!(error.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rustix::net::SocketFlags;
 use crate::clock::{self, Clock, Due};
 use crate::control::{Reply, Request, Status};
 use crate::error::{Error, Result};
+use crate::escape::{LONGEST, escaped};
 use crate::folder::{Lock, Sandbox};
 use crate::launch::Vmm;
 use crate::logs::BoundedLog;
@@ -26,6 +27,9 @@ use crate::{control, packet};
 
 /// What containers and processes get to end when the sandbox is stopped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// Most counters, and most words on the confinement, that are taken from a vmm.
+const MOST_WORDS: usize = 64;
 
 /// Most client connections at once.
 const MOST_CLIENTS: usize = 256;
@@ -117,7 +121,7 @@ pub fn run(
         Ok(reason) => reason.clone(),
         Err(error) => error.to_string(),
     });
-    sandbox.note(&runtime)?;
+    sandbox.note_end(&runtime)?;
     drop(lock);
     outcome.map(|_| ())
 }
@@ -239,9 +243,15 @@ impl Shim<'_> {
 
     fn hear_vmm(&mut self) {
         match self.machine.vmm.line().receive() {
-            Ok(Some(FromVmm::Confined { layers })) => self.confinement = layers,
-            Ok(Some(FromVmm::Counted { counters })) => self.counters = counters,
+            Ok(Some(FromVmm::Confined { layers })) => {
+                self.confinement = layers.iter().take(MOST_WORDS).map(|layer| plain(layer)).collect();
+            }
+            Ok(Some(FromVmm::Counted { counters })) => {
+                let counters = counters.iter().take(MOST_WORDS);
+                self.counters = counters.map(|(name, count)| (plain(name), *count)).collect();
+            }
             Ok(Some(FromVmm::Failed { why })) => {
+                let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
                 self.reason.get_or_insert(why);
             }
@@ -255,13 +265,17 @@ impl Shim<'_> {
                 self.machine.vmm.kill();
             }
             Err(error) => {
-                tracing::error!(%error, "The vmm does not keep to the protocol");
-                self.reason.get_or_insert_with(|| {
-                    "the virtual machine's process did not keep to the protocol".into()
-                });
-                self.machine.vmm.kill();
+                self.distrust(&error);
             }
         }
+    }
+
+    /// Ends a vmm that does not keep to the protocol; one that does not read what it is told is such a one.
+    fn distrust(&mut self, error: &io::Error) {
+        tracing::error!(%error, "The vmm does not keep to the protocol");
+        self.reason
+            .get_or_insert_with(|| "the virtual machine's process did not keep to the protocol".into());
+        self.machine.vmm.kill();
     }
 
     fn hear_steward(&mut self, report: Report) {
@@ -349,6 +363,9 @@ impl Shim<'_> {
                 match self.machine.vmm.line().connect(port) {
                     Ok(stream) => (Reply::Opened, Some(stream)),
                     Err(error) => {
+                        if error.kind() == io::ErrorKind::WouldBlock {
+                            self.distrust(&error);
+                        }
                         (Reply::Refused { why: crate::error::in_words(&error), stopping: false }, None)
                     }
                 }
@@ -364,12 +381,17 @@ impl Shim<'_> {
         };
         let Some(client) = self.clients.get(index) else { return false };
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
-        packet::send(&client.socket, &reply, &descriptors).is_ok()
+        packet::send_now(&client.socket, &reply, &descriptors).is_ok()
     }
 
     /// Asks the vmm for fresh counters and waits for them a moment; a vmm that does not answer costs no more than that.
     fn status(&mut self) -> Status {
-        if self.machine.vmm.line().count().is_ok() {
+        let asked = self.machine.vmm.line().count();
+        if let Err(error) = asked {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.distrust(&error);
+            }
+        } else {
             let line = self.machine.vmm.line().clone();
             let mut polled = [PollFd::new(&line, PollFlags::IN)];
             let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
@@ -443,7 +465,7 @@ impl Shim<'_> {
         let ended = self.machine.vmm.wait();
         while let Ok(Some(message)) = self.machine.vmm.line().receive() {
             if let FromVmm::Failed { why } = message {
-                self.reason.get_or_insert(why);
+                self.reason.get_or_insert(plain(&why));
             }
         }
         let drain = |from: &dyn Fn() -> Vec<u8>, log: &mut BoundedLog| {
@@ -460,7 +482,7 @@ impl Shim<'_> {
         let reason = self.reason.take().or(ended).unwrap_or_else(|| "the virtual machine ended".into());
         for client in &self.clients {
             if !client.waiting.is_empty() {
-                let _ = packet::send(
+                let _ = packet::send_now(
                     &client.socket,
                     &Reply::Refused { why: reason.clone(), stopping: false },
                     &[],
@@ -470,6 +492,11 @@ impl Shim<'_> {
         tracing::info!(%reason, "The sandbox has ended");
         reason
     }
+}
+
+/// What a vmm says, for the log, the state's file and the user's terminal.
+fn plain(text: &str) -> String {
+    escaped(text, LONGEST)
 }
 
 /// What can be read without waiting; nothing also at the end.

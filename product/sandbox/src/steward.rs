@@ -12,6 +12,7 @@ use agent_proto::ProtoError;
 use agent_proto::client::Control;
 use agent_proto::messages::{Setup, Share};
 
+use crate::escape::{LONGEST, escaped};
 use crate::launch::VmmLine;
 use crate::spec::Spec;
 
@@ -63,7 +64,7 @@ pub(crate) fn serve(
     };
     let mut control = match reach(line).and_then(|control| set_up(control, spec)) {
         Ok(control) => control,
-        Err(error) => return say(Report::Failed(crate::engine::sentence(&error))),
+        Err(error) => return say(Report::Failed(words(&error))),
     };
     say(Report::Ready);
     while let Ok(Order::ShutDown(patience)) = orders.recv() {
@@ -74,10 +75,15 @@ pub(crate) fn serve(
             control.shutdown(patience)
         });
         match outcome {
-            Err(error) if !error.is_disconnect() => say(Report::WillNotStop(crate::engine::sentence(&error))),
+            Err(error) if !error.is_disconnect() => say(Report::WillNotStop(words(&error))),
             _ => {}
         }
     }
+}
+
+/// An error as one sentence; the guest may have chosen its words.
+fn words(error: &ProtoError) -> String {
+    escaped(&crate::engine::sentence(error), LONGEST)
 }
 
 fn connect(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use sandbox::client::{self, Held};
 use sandbox::folder::Sandbox;
+use sandbox::places::Places;
 
 use crate::failure::Failure;
+use crate::setup;
 
 /// Whether questions may be asked and progress drawn.
 pub(crate) fn may_interact(no_input: bool) -> bool {
@@ -22,6 +24,9 @@ pub(crate) fn may_interact(no_input: bool) -> bool {
 
 /// Holds a sandbox, with a word to the user when that takes more than a moment.
 pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
+    if !sandbox.is_running() {
+        setup::restore_image(&Places::from_env()?, sandbox, interactive)?;
+    }
     let mut spinner = None;
     let held = client::hold(sandbox, || {
         if interactive {

@@ -2,6 +2,11 @@
 
 use std::fmt::Display;
 
+use sandbox::escape::escaped;
+
+/// The longest sentence, in characters: a path may be in it.
+const LONGEST: usize = 6000;
+
 /// The exit code when the failure is ours and not the command's.
 pub(crate) const OURS: u8 = 125;
 
@@ -56,10 +61,16 @@ impl Failure {
     pub(crate) fn print(&self) {
         use std::io::Write;
         let mut out = std::io::stderr().lock();
-        let _ = writeln!(out, "error: {}", self.message);
+        let _ = out.write_all(self.text().as_bytes());
+    }
+
+    /// The lines. A guest may have had a part in the words, and makes folders whose names are in them.
+    fn text(&self) -> String {
+        let mut text = format!("error: {}\n", escaped(&self.message, LONGEST));
         if let Some(hint) = &self.hint {
-            let _ = writeln!(out, "  hint: {hint}");
+            text.push_str(&format!("  hint: {}\n", escaped(hint, LONGEST)));
         }
+        text
     }
 }
 
@@ -78,5 +89,18 @@ impl From<agent_proto::ProtoError> for Failure {
             return Self { is_loss: true, ..lost };
         }
         Self::new(format!("the guest's agent: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_words_draw_nothing_and_add_no_line() {
+        let failure = Failure::new("it said \x1b[2J\nerror: forged").hint("/tmp/\x1b]0;x\x07");
+        let text = failure.text();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }
 }

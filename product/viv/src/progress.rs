@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use fetch::{Progress, Unit, Update};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use sandbox::escape::escaped;
 
 /// Between two plain lines of one step.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -124,7 +125,8 @@ fn words(update: &Update<'_>) -> String {
         parts.push(format!("{} left", seconds(left)));
     }
     if !update.detail.is_empty() {
-        parts.push(update.detail.to_owned());
+        // The console of the machine that makes the image has a say in it.
+        parts.push(escaped(update.detail, 80));
     }
     parts.join("  ")
 }
@@ -168,6 +170,8 @@ mod tests {
             ..update
         };
         assert_eq!(words(&update), "143/200  configuring docker.io");
+        update.detail = "\x1b[2J";
+        assert_eq!(words(&update), "143/200  \\u{1b}[2J");
         assert_eq!(seconds(Duration::from_secs(112)), "1 min 52 s");
     }
 }

@@ -2,6 +2,7 @@
 
 use sandbox::client;
 use sandbox::engine::{self, Choice};
+use sandbox::escape::escaped;
 use sandbox::folder::Sandboxes;
 use sandbox::images::Images;
 use sandbox::places::Places;
@@ -100,7 +101,7 @@ fn text(findings: &Findings, places: &Places) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
-        let _ = writeln!(out, "{key:<13} {value}");
+        let _ = writeln!(out, "{key:<13} {}", escaped(value, 6000));
     };
     line("engine", &format!("{:<10} {}", findings.engine.engine.name(), findings.engine.why));
     line(

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_proto::messages::Metrics;
 use sandbox::client;
+use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::places::Places;
 use sandbox::spec::{Runtime, State, from_rfc3339};
@@ -120,7 +121,7 @@ fn percent(first: &Metrics, second: &Metrics) -> f64 {
 fn table(rows: &[Row], places: &Places) -> String {
     const HEAD: [&str; 8] = ["NAME", "AGENT", "STATE", "UP", "CPU", "MEMORY", "DISK", "WORKSPACE"];
     let mut lines: Vec<[String; 8]> = vec![HEAD.map(str::to_owned)];
-    lines.extend(rows.iter().map(|row| cells(row, places)));
+    lines.extend(rows.iter().map(|row| cells(row, places).map(|cell| escaped(&cell, LONGEST))));
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let mut widths: [usize; 8] = std::array::from_fn(width);
     // The name and the state may be long; the workspace takes what is left.
@@ -226,6 +227,17 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert!(text.contains("~/src/x") && text.contains("…") && text.contains("/end"), "{text}");
         assert!(text.contains("0.9 / 8 GiB") && text.contains("3 %"), "{text}");
+    }
+
+    #[test]
+    fn a_reason_and_a_folder_of_a_guests_making_draw_nothing() {
+        let places = Places { state: "/s".into(), cache: "/c".into(), home: "/home/u".into() };
+        let mut row = row("shell-x", "/home/u/\x1b[2J");
+        row.state = State::Stopped;
+        row.reason = Some("\x1b]0;x\x07\nfake".into());
+        let text = table(&[row], &places);
+        assert_eq!(text.lines().count(), 2, "{text:?}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }
 
     #[test]

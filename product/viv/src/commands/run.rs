@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 
 use sandbox::engine::Engine;
+use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes, Wish};
 use sandbox::places::Places;
 use sandbox::{spec, workspace};
@@ -133,7 +134,7 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
         stays.push(format!("the engine {}", spec.engine.as_deref().unwrap_or("that suits the host")));
     }
     for share in wish.shares.iter().filter(|share| !spec.shares.iter().any(|known| known.is_like(share))) {
-        stays.push(format!("no share of {} as asked for now", places.short(&share.path)));
+        stays.push(format!("no share of {} as asked for now", escaped(&places.short(&share.path), LONGEST)));
     }
     if !stays.is_empty() {
         eprintln!(
@@ -149,5 +150,6 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
 fn headline(sandbox: &Sandbox, places: &Places) -> String {
     let spec = &sandbox.spec;
     let cpus = if spec.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", spec.cpus) };
-    format!("{}  {cpus}  {}  {}", spec.name, size(spec.memory), places.short(spec.workspace()))
+    let workspace = escaped(&places.short(spec.workspace()), LONGEST);
+    format!("{}  {cpus}  {}  {workspace}", spec.name, size(spec.memory))
 }
