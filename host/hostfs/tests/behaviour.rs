@@ -555,25 +555,6 @@ fn what_cannot_be_shared_is_refused() {
 }
 
 #[test]
-fn inode_numbers_of_two_devices_do_not_meet() {
-    if !std::path::Path::new("/dev/shm").is_dir() {
-        eprintln!("skipped: no /dev/shm to be a second device");
-        return;
-    }
-    let other = tempfile::TempDir::new_in("/dev/shm").unwrap();
-    let scene = Scene::serving(Options::default(), |dir| {
-        vec![Share::open(&dir.join("share"), false).unwrap(), Share::open(other.path(), false).unwrap()]
-    });
-    let client = scene.client();
-    let (first, second) = (share(&client), client.lookup(ROOT, b"1").unwrap());
-    let host = std::fs::metadata(scene.host("")).unwrap();
-    assert_eq!(first.inode, host.ino(), "the first device's numbers are the host's");
-    if host.dev() != std::fs::metadata(other.path()).unwrap().dev() {
-        assert_ne!(second.inode >> 48, first.inode >> 48);
-    }
-}
-
-#[test]
 fn many_threads_at_once() {
     let scene = Scene::with(Options { max_directories: 4, ..Options::default() });
     let client = scene.client();

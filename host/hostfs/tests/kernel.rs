@@ -1,5 +1,5 @@
-//! Ordinary programs on the file server, through this machine's own kernel (see `mounted`). Needs root and `/dev/fuse`; is skipped
-//! with its reason elsewhere.
+//! Ordinary programs on the file server, through this machine's own kernel (see `mounted`). Needs root and `/dev/fuse`; elsewhere
+//! every case is skipped with its reason, and counted.
 
 mod mounted;
 
@@ -7,9 +7,10 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use hostfs::{HostFs, Options, Share};
+use libtest_mimic::{Arguments, Completion, Trial};
 use mounted::Mounted;
 use tempfile::TempDir;
 
@@ -22,7 +23,43 @@ struct Setting {
     _dir: TempDir,
 }
 
-fn setting() -> Option<Setting> {
+/// A case and the programs that it needs.
+type Case = (&'static str, fn(&Setting), &'static [&'static str]);
+
+macro_rules! case {
+    ($name:ident $(, $program:literal)*) => {
+        (stringify!($name), $name as fn(&Setting), &[$($program),*])
+    };
+}
+
+const CASES: &[Case] = &[
+    case!(files_hold_what_is_written_under_any_mix_of_operations),
+    case!(each_side_sees_the_others_changes_at_once),
+    case!(a_tree_of_twenty_thousand_files),
+    case!(git_finds_its_repository_in_order, "git"),
+    case!(programs_run_and_removed_files_live_on),
+    case!(the_read_only_share_and_links_out_of_it_stay_shut),
+];
+
+fn main() -> ExitCode {
+    let trials = CASES.iter().map(|(name, run, programs)| {
+        Trial::ignorable_test(*name, move || {
+            let absent = |program: &&&str| Command::new(program).arg("--version").output().is_err();
+            if let Some(program) = programs.iter().find(absent) {
+                return Ok(Completion::ignored_with(format!("there is no {program}")));
+            }
+            match setting() {
+                Ok(setting) => run(&setting),
+                Err(reason) => return Ok(Completion::ignored_with(reason)),
+            }
+            Ok(Completion::Completed)
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+/// The reason, if this process cannot mount.
+fn setting() -> Result<Setting, String> {
     let dir = TempDir::new().unwrap();
     for name in ["mnt", "share", "fixed", "outside"] {
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -33,18 +70,12 @@ fn setting() -> Option<Setting> {
         Share::open(&dir.path().join("fixed"), true).unwrap(),
     ];
     let options = Options { max_directories: 64, ..Options::default() };
-    match Mounted::new(&dir.path().join("mnt"), HostFs::new(shares, options), 3) {
-        Ok(mounted) => Some(Setting {
-            guest: dir.path().join("mnt/0"),
-            host: dir.path().join("share"),
-            _mounted: mounted,
-            _dir: dir,
-        }),
-        Err(reason) => {
-            eprintln!("skipped: {reason}");
-            None
-        }
-    }
+    Ok(Setting {
+        guest: dir.path().join("mnt/0"),
+        host: dir.path().join("share"),
+        _mounted: Mounted::new(&dir.path().join("mnt"), HostFs::new(shares, options), 3)?,
+        _dir: dir,
+    })
 }
 
 /// The same numbers every time (xorshift).
@@ -98,9 +129,7 @@ fn exercise(path: &Path, seed: u64) {
     assert!(fs::read(path).unwrap() == model);
 }
 
-#[test]
-fn files_hold_what_is_written_under_any_mix_of_operations() {
-    let Some(setting) = setting() else { return };
+fn files_hold_what_is_written_under_any_mix_of_operations(setting: &Setting) {
     std::thread::scope(|threads| {
         for seed in 1..4u64 {
             let path = setting.guest.join(format!("file-{seed}"));
@@ -113,9 +142,7 @@ fn files_hold_what_is_written_under_any_mix_of_operations() {
     }
 }
 
-#[test]
-fn each_side_sees_the_others_changes_at_once() {
-    let Some(setting) = setting() else { return };
+fn each_side_sees_the_others_changes_at_once(setting: &Setting) {
     let (guest, host) = (&setting.guest, &setting.host);
     for n in 1000..1200 {
         let text = format!("value {n}");
@@ -136,9 +163,7 @@ fn each_side_sees_the_others_changes_at_once() {
     }
 }
 
-#[test]
-fn a_tree_of_twenty_thousand_files() {
-    let Some(setting) = setting() else { return };
+fn a_tree_of_twenty_thousand_files(setting: &Setting) {
     let tree = setting.guest.join("node_modules");
     for package in 0..200 {
         let lib = tree.join(format!("package-{package}/lib"));
@@ -168,13 +193,7 @@ fn a_tree_of_twenty_thousand_files() {
     assert_eq!(fs::read_dir(&setting.host).unwrap().count(), 0);
 }
 
-#[test]
-fn git_finds_its_repository_in_order() {
-    let Some(setting) = setting() else { return };
-    if Command::new("git").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no git");
-        return;
-    }
+fn git_finds_its_repository_in_order(setting: &Setting) {
     let git = |dir: &Path, arguments: &[&str]| {
         let output = Command::new("git")
             .args(["-c", "user.email=a@b", "-c", "user.name=n", "-c", "safe.directory=*", "-C"])
@@ -206,9 +225,7 @@ fn git_finds_its_repository_in_order() {
     assert_eq!(git(&clone, &["status", "--short"]), " M d1/f1\n");
 }
 
-#[test]
-fn programs_run_and_removed_files_live_on() {
-    let Some(setting) = setting() else { return };
+fn programs_run_and_removed_files_live_on(setting: &Setting) {
     let program = setting.guest.join("true");
     fs::copy("/bin/true", &program).unwrap();
     assert!(Command::new(&program).status().unwrap().success());
@@ -229,9 +246,7 @@ fn programs_run_and_removed_files_live_on() {
     assert_eq!(fs::read_dir(&setting.host).unwrap().count(), 1);
 }
 
-#[test]
-fn the_read_only_share_and_links_out_of_it_stay_shut() {
-    let Some(setting) = setting() else { return };
+fn the_read_only_share_and_links_out_of_it_stay_shut(setting: &Setting) {
     let fixed = setting.guest.parent().unwrap().join("1");
     let refused = |outcome: std::io::Result<()>| assert_eq!(outcome.unwrap_err().raw_os_error(), Some(30));
     refused(fs::write(fixed.join("file"), "x"));
