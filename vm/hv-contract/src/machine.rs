@@ -182,7 +182,7 @@ impl Machine {
 
     /// Whether APs start by INIT and SIPI.
     pub(crate) fn has_sipi(&self) -> bool {
-        self.limits.ap_startup == ApStartup::InitSipi
+        self.limits.ap_startup == ApStartup::Architectural
     }
 
     fn note(&self, access: Access) {

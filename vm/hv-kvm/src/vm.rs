@@ -1,10 +1,11 @@
 //! Building a VM, its memory slots, interrupts, doorbells and dirty log.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use doorbell::Doorbell;
 use guest_memory::{GuestRam, PAGE_SIZE, RangeKind};
 use hv::{
     ApStartup, Built, CreateVmError, Doorbells, Limits, Msi, ProtoVm, RunError, Vcpu, VcpuBinder, Vm, VmShape,
@@ -87,7 +88,7 @@ impl Proposal {
         let limits = Limits {
             gpa_bits: cpuid::physical_address_bits(&cpuid),
             max_vcpus: max_vcpus.min(cpuid::MAX_VCPUS),
-            ap_startup: ApStartup::InitSipi,
+            ap_startup: ApStartup::Architectural,
             kernel_args: "",
         };
         Ok(Self { kvm, vcpus: shape.vcpus, cpuid, limits })
@@ -268,23 +269,21 @@ impl Vm for KvmVm {
     }
 }
 
-/// Lends a caller's eventfd to a kvm-ioctls call without taking it over.
-fn with_event<T>(event: BorrowedFd<'_>, call: impl FnOnce(&EventFd) -> T) -> T {
+/// Lends a bell's eventfd to a kvm-ioctls call without taking it over.
+fn with_event<T>(bell: &Doorbell, call: impl FnOnce(&EventFd) -> T) -> T {
     // SAFETY: the descriptor is borrowed for the call and `ManuallyDrop` keeps it from being closed.
-    let event = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event.as_raw_fd()) });
+    let event = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(bell.as_fd().as_raw_fd()) });
     call(&event)
 }
 
 impl Doorbells for KvmVm {
-    fn register(&self, gpa: u64, event: BorrowedFd<'_>) -> Result<(), RunError> {
-        with_event(event, |event| self.0.fd.register_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch))
+    fn register(&self, gpa: u64, bell: &Doorbell) -> Result<(), RunError> {
+        with_event(bell, |event| self.0.fd.register_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch))
             .map_err(run_refused("a doorbell"))
     }
 
-    fn unregister(&self, gpa: u64, event: BorrowedFd<'_>) -> Result<(), RunError> {
-        with_event(event, |event| {
-            self.0.fd.unregister_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch)
-        })
-        .map_err(run_refused("a doorbell"))
+    fn unregister(&self, gpa: u64, bell: &Doorbell) -> Result<(), RunError> {
+        with_event(bell, |event| self.0.fd.unregister_ioevent(event, &IoEventAddress::Mmio(gpa), NoDatamatch))
+            .map_err(run_refused("a doorbell"))
     }
 }

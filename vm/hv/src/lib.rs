@@ -7,19 +7,35 @@
 //! | two-phase build | `KVM_CREATE_VM` in `build` | trivial | `hv_vm_create` in `build` | properties are set in `build`, before `WHvSetupPartition` freezes them |
 //! | vCPU bound to a thread | not needed | `gs` base is the thread's | `hv_vcpu_create` in `bind` | not needed |
 //! | MMIO/PIO | exit, then [`CpuIo`] | call from translated code | ESR decoded in the back end | `WHvEmulatorTryMmioEmulation` in the back end |
-//! | doorbells | ioeventfd | none: the write reaches [`CpuIo`] | none | `WHvRegisterPartitionDoorbellEvent` |
+//! | doorbells | ioeventfd | none: the write reaches [`CpuIo`] | none: the write reaches [`CpuIo`] | `WHvRegisterPartitionDoorbellEvent` |
+//! | MSIs | `KVM_SIGNAL_MSI` | the APIC's own port | `hv_gic_send_msi` | `WHvRequestInterrupt` |
 //! | kick | `immediate_exit` + signal | a byte in the vCPU state | `hv_vcpus_exit` | `WHvCancelRunVirtualProcessor` |
-//! | APs start | INIT/SIPI in the kernel, or mailbox | ACPI mailbox, [`Vm::wake_ap`] | PSCI in the back end | INIT/SIPI in the hypervisor |
+//! | APs start | INIT/SIPI in the kernel | ACPI mailbox, [`Vm::wake_ap`] | PSCI `CPU_ON` in the back end | INIT/SIPI in the hypervisor |
+//! | power off, reset | ACPI ports, [`CpuIo`] | ACPI ports, [`CpuIo`] | PSCI `SYSTEM_OFF`, `SYSTEM_RESET`: [`Halt`] | ACPI ports, [`CpuIo`] |
+//! | dirty log | `KVM_GET_DIRTY_LOG` | a byte a page | `hv_vm_protect`, and the faults in the back end | `WHvQueryGpaRangeDirtyBitmap` |
 //!
 //! Only *halts* come back from [`Vcpu::run`]: a back end completes MMIO and port I/O itself through [`CpuIo`], so no exit
 //! type has to be the union of four hypervisors. State is a set of typed, versioned [`state::StateElement`]s; no raw
 //! kernel struct ever leaves a back end.
+//!
+//! No type here belongs to one operating system: what a back end rings is a [`doorbell::Doorbell`], whose `sys` modules
+//! know that it is an eventfd on Linux and will know that it is an event object on Windows.
+//!
+//! # An arm64 guest
+//! Hypervisor.framework runs arm64 guests. Such a back end has no ports, so [`CpuIo`]'s port half is never called. PSCI
+//! (Arm DEN 0022) is the engine's own: guests call it by HVC, which Hypervisor.framework hands to the back end. `CPU_ON` writes
+//! entry and context id into the target, which waits in its [`Vcpu::run`], and lets it go; so its
+//! [`Limits::ap_startup`] is [`ApStartup::Architectural`] and [`Vm::wake_ap`] is not used. `CPU_OFF` makes a vCPU wait
+//! again; `SYSTEM_OFF` and `SYSTEM_RESET` end the run with [`Halt::PowerOff`] and [`Halt::Reset`]. MSIs go to the
+//! framework's GICv3, whose message address the machine puts into the guest's tables as it does the APIC's. The state
+//! elements are laid out in [`state`].
 
 pub mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use doorbell::Doorbell;
 use guest_memory::GuestRam;
 
 use crate::state::{StateElement, StateError, StateId};
@@ -63,8 +79,8 @@ pub struct VmShape {
 /// How application processors are started on this engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApStartup {
-    /// The engine emulates INIT and SIPI itself.
-    InitSipi,
+    /// The engine emulates the architecture's own way by itself: INIT and SIPI on x86-64, PSCI `CPU_ON` on arm64.
+    Architectural,
     /// Through the ACPI multiprocessor wake-up mailbox (ACPI 6.4 §5.2.12.19): the machine offers the mailbox page as
     /// MMIO and calls [`Vm::wake_ap`].
     Mailbox,
@@ -89,7 +105,7 @@ pub trait ProtoVm: Send {
     fn limits(&self) -> &Limits;
 
     /// Second phase: creates the VM over this memory. Binders come in vCPU order; vCPU `n` has APIC id `n`. vCPU 0 is
-    /// runnable, the others wait for [`Vm::wake_ap`] or INIT/SIPI.
+    /// runnable, the others wait to be started as [`Limits::ap_startup`] says.
     fn build(self: Box<Self>, memory: GuestRam) -> Result<Built, CreateVmError>;
 }
 
@@ -138,6 +154,11 @@ pub enum Halt {
     Stopped,
     /// The guest shut the CPU down (triple fault).
     TripleFault,
+    /// The guest powered the machine off by a call to the engine (PSCI `SYSTEM_OFF`); a guest with ACPI registers does it
+    /// through [`CpuIo`].
+    PowerOff,
+    /// The guest asked for a reset by a call to the engine (PSCI `SYSTEM_RESET`).
+    Reset,
     /// The engine cannot go on with this guest; the sentence says why. Never a panic of the process.
     Crashed(String),
 }
@@ -165,7 +186,7 @@ pub trait Vm: Send + Sync {
     /// left alone.
     fn wake_ap(&self, apic_id: u32, entry: u64) -> Result<(), RunError>;
 
-    /// The engine's doorbells, if it can ring a descriptor without leaving to [`CpuIo`].
+    /// The engine's doorbells, if it can ring a bell without leaving to [`CpuIo`].
     fn doorbells(&self) -> Option<&dyn Doorbells> {
         None
     }
@@ -183,12 +204,12 @@ pub trait Vm: Send + Sync {
     }
 }
 
-/// Rings a descriptor when the guest writes an address, without a vCPU exit to [`CpuIo`].
+/// Rings a bell when the guest writes an address, without a vCPU exit to [`CpuIo`].
 pub trait Doorbells {
-    /// Registers an eventfd for 1- to 8-byte writes at `gpa`; the value written is ignored.
-    fn register(&self, gpa: u64, event: std::os::fd::BorrowedFd<'_>) -> Result<(), RunError>;
+    /// Has 1- to 8-byte writes at `gpa` ring `bell`; the value written is ignored.
+    fn register(&self, gpa: u64, bell: &Doorbell) -> Result<(), RunError>;
     /// Undoes [`Doorbells::register`].
-    fn unregister(&self, gpa: u64, event: std::os::fd::BorrowedFd<'_>) -> Result<(), RunError>;
+    fn unregister(&self, gpa: u64, bell: &Doorbell) -> Result<(), RunError>;
 }
 
 /// Asks vCPUs to leave guest code. Request it, then [`Vm::kick`] each vCPU.

@@ -223,7 +223,7 @@ mod tests {
     fn every_table_sums_to_zero_and_is_reached_from_the_root() {
         for vcpus in 1..20 {
             check(&tables(vcpus, ApStartup::Mailbox));
-            check(&tables(vcpus, ApStartup::InitSipi));
+            check(&tables(vcpus, ApStartup::Architectural));
         }
     }
 
@@ -246,13 +246,13 @@ mod tests {
         let entry = [&[0x10u8, 16, 0, 0, 0, 0, 0, 0][..], &layout::MAILBOX.to_le_bytes()].concat();
         let with = tables(2, ApStartup::Mailbox);
         assert_eq!(find(&with, b"APIC").windows(16).filter(|window| *window == entry).count(), 1);
-        let without = tables(2, ApStartup::InitSipi);
+        let without = tables(2, ApStartup::Architectural);
         assert_eq!(find(&without, b"APIC").windows(16).filter(|window| *window == entry).count(), 0);
     }
 
     #[test]
     fn there_is_an_entry_for_each_processor() {
-        let tables = tables(300, ApStartup::InitSipi);
+        let tables = tables(300, ApStartup::Architectural);
         let madt = find(&tables, b"APIC");
         let (mut at, mut ids) = (44, Vec::new());
         while at < madt.len() {

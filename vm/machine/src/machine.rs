@@ -273,6 +273,8 @@ fn run_vcpu(
         match vcpu.run(platform, &control.token) {
             Ok(Halt::Stopped) => {}
             Ok(Halt::TripleFault) => return Exit::TripleFault,
+            Ok(Halt::PowerOff) => return Exit::PowerOff,
+            Ok(Halt::Reset) => return Exit::Reset,
             Ok(Halt::Crashed(reason)) => return Exit::Crashed(reason),
             Err(error) => return crashed("failed", &error),
         }

@@ -93,11 +93,10 @@ impl PciDevice for VirtioPci {
 /// Lets the engine ring the queues' bells itself, where it can. They stay for the life of the machine: the BAR cannot move,
 /// and a ring before DRIVER_OK finds nobody.
 fn register_doorbells(vm: &dyn Vm, bar: u64, function: &function::Function) -> std::io::Result<()> {
-    use std::os::fd::AsFd;
     let Some(doorbells) = vm.doorbells() else { return Ok(()) };
     let mut gpa = bar.saturating_add(NOTIFY);
     for bell in function.bells() {
-        doorbells.register(gpa, bell.as_fd()).map_err(std::io::Error::other)?;
+        doorbells.register(gpa, bell).map_err(std::io::Error::other)?;
         gpa = gpa.saturating_add(NOTIFY_STRIDE);
     }
     Ok(())

@@ -68,10 +68,19 @@ fn the_first_reason_to_end_stays() {
         io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]);
     });
     assert_eq!(machine(1, vec![(0, reset)]).0.run(), Exit::Reset);
-    let fault: Script = Box::new(|_| Some(Halt::TripleFault));
-    assert_eq!(machine(2, vec![(0, fault)]).0.run(), Exit::TripleFault);
-    let panic: Script = Box::new(|_| Some(Halt::Crashed("why".to_owned())));
-    assert_eq!(machine(1, vec![(0, panic)]).0.run(), Exit::Crashed("why".to_owned()));
+}
+
+#[test]
+fn every_halt_ends_the_machine_as_what_it_is() {
+    for (halt, exit) in [
+        (Halt::TripleFault, Exit::TripleFault),
+        (Halt::PowerOff, Exit::PowerOff),
+        (Halt::Reset, Exit::Reset),
+        (Halt::Crashed("why".to_owned()), Exit::Crashed("why".to_owned())),
+    ] {
+        let halts: Script = Box::new(|_| Some(halt));
+        assert_eq!(machine(2, vec![(1, halts)]).0.run(), exit);
+    }
 }
 
 #[test]
