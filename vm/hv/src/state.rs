@@ -3,10 +3,29 @@
 //! A snapshot holds (id, version, bytes) triples; the bytes are the protobuf encoding of the structs here, whose field
 //! numbers never change meaning. Each engine converts its own representation to and from these; see
 //! [`crate::Vcpu::get_state`].
+//!
+//! # arm64
+//! Today's elements are x86-64's. Those of an arm64 guest come with the engine that keeps them, as ids and structs of
+//! their own; nothing of x86-64's changes, and a snapshot, whose architecture is part of its key, holds one kind only.
+//! Ids up to 63 are x86-64's, those from 64 on arm64's; [`Run`] has the same meaning for both (WFI halts):
+//!
+//! | id | element | contents |
+//! |---|---|---|
+//! | 64 | core registers | X0-X30, SP_EL0, SP_EL1, PC, PSTATE |
+//! | 65 | SIMD | V0-V31 as 16 bytes each, FPSR, FPCR |
+//! | 66 | system registers | pairs like [`Msr`]: the 16 bits that name the register in MRS (op0, op1, CRn, CRm, op2), value; EL1 and EL0 |
+//! | 67 | virtual timer | CNTV_CTL_EL0, CNTV_CVAL_EL0, and the guest's CNTVCT_EL0 when it was saved, from which the offset is set anew |
+//! | 68 | GIC, this vCPU's | its redistributor's SGI and PPI registers (GICR_*), ICC_*_EL1, active priorities included |
+//! | 69 | GIC, the VM's | the distributor's registers (GICD_*): enabled, pending, active, priority, route of each SPI |
+//! | 70 | debug | DBGBVRn, DBGBCRn, DBGWVRn, DBGWCRn, MDSCR |
+//!
+//! Element 69 is the VM's; vCPU 0 has it in its [`crate::Vcpu::state_ids`], before its own GIC element. Hypervisor.framework gives
+//! all of them register by register (`hv_vcpu_get_reg`, `hv_vcpu_get_sys_reg`, `hv_gic_get_distributor_reg`,
+//! `hv_gic_get_redistributor_reg`, `hv_gic_get_icc_reg`); its opaque `hv_gic_state` is not used.
 
 use prost::Message;
 
-/// Names one element. The numbers are part of the snapshot format.
+/// Names one element. The numbers are part of the snapshot format; see the module's text for those of arm64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum StateId {
@@ -24,7 +43,7 @@ pub enum StateId {
     Events = 6,
     /// [`Run`]
     Run = 7,
-    /// [`Debug`]
+    /// [`struct@Debug`]
     Debug = 8,
 }
 
@@ -307,5 +326,51 @@ impl Encoded {
             return Some(Err(StateError::Newer { id, version: self.version, known: VERSION }));
         }
         Some(id.decode(&self.bytes).map_err(|source| StateError::Decode { id, source }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_come_back_as_they_were() {
+        for element in [
+            StateElement::Gpr(Gpr { regs: (0..16).collect(), rip: u64::MAX, rflags: 2 }),
+            StateElement::Events(Events { exception_error: Some(0), ..Events::default() }),
+            StateElement::Run(Run { state: RunState::WaitForStart.into() }),
+        ] {
+            let encoded = element.encode();
+            assert_eq!((encoded.id, encoded.version), (element.id() as u16, VERSION));
+            assert_eq!(encoded.decode().unwrap().unwrap(), element);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let encoded = StateElement::Run(Run::default()).encode();
+        let newer = Encoded { version: VERSION + 1, ..encoded.clone() }.decode().unwrap();
+        assert!(
+            matches!(newer, Err(StateError::Newer { id: StateId::Run, version, known }) if version == VERSION + 1 && known == VERSION)
+        );
+        let damaged = Encoded { bytes: vec![0xff; 3], ..encoded.clone() }.decode().unwrap();
+        assert!(matches!(damaged, Err(StateError::Decode { id: StateId::Run, .. })));
+        assert!(Encoded { id: 64, ..encoded }.decode().is_none(), "an id of another architecture");
+    }
+
+    #[test]
+    fn the_numbers_of_a_snapshot_stay() {
+        let numbers: Vec<(StateId, u16)> = StateId::ALL.iter().map(|id| (*id, *id as u16)).collect();
+        let fixed = [
+            (StateId::Gpr, 1),
+            (StateId::System, 2),
+            (StateId::Xsave, 3),
+            (StateId::Msrs, 4),
+            (StateId::Apic, 5),
+            (StateId::Events, 6),
+            (StateId::Run, 7),
+            (StateId::Debug, 8),
+        ];
+        assert_eq!(numbers, fixed);
     }
 }
