@@ -36,6 +36,47 @@ fn random_bytes_fill_the_buffer_up_to_a_limit() {
 }
 
 #[test]
+fn a_random_source_is_restored_between_any_two_requests() {
+    let mut guest = Guest::ready(Rng::new(Box::new(Counting(1))));
+    for number in 1..33u8 {
+        assert_eq!(guest.request(0, &[Buffer::In(3)]).data, [number; 3]);
+        guest.function.quiesce();
+        let heads = [guest.add(0, &[Buffer::In(8)]), guest.add(0, &[Buffer::In(2), Buffer::In(2)])];
+        guest.ring(0);
+        assert_eq!(guest.poll(0), None, "it is quiet");
+        let mut next = guest.moved_to(Rng::new(Box::new(Counting(number + 1))));
+        next.function.resume();
+        for (head, len) in heads.into_iter().zip([8, 4]) {
+            let used = next.wait(0);
+            assert_eq!((used.id, used.data), (u32::from(head), vec![number + 1; len]));
+        }
+        guest = next;
+    }
+}
+
+#[test]
+fn persistent_memory_is_restored_between_any_two_requests() {
+    let pmem = || Pmem::new(0x40_0000_0000, 0x20_0000);
+    let mut guest = Guest::ready(pmem());
+    for _ in 0..32 {
+        assert_eq!(guest.request(0, &[Buffer::Out(&[0; 4]), Buffer::In(4)]).data, [0; 4]);
+        guest.function.quiesce();
+        let heads = [0u32, 1]
+            .map(|request| guest.add(0, &[Buffer::Out(&request.to_le_bytes()), Buffer::In(4)]))
+            .map(u32::from);
+        guest.ring(0);
+        assert_eq!(guest.poll(0), None, "it is quiet");
+        let mut next = guest.moved_to(pmem());
+        next.function.resume();
+        for (head, answer) in heads.into_iter().zip([0u8, 0xff]) {
+            let used = next.wait(0);
+            assert_eq!((used.id, used.data), (head, vec![answer; 4]));
+        }
+        guest = next;
+    }
+}
+
+#[test]
 fn flushes_of_persistent_memory_succeed_and_nothing_else_does() {
     let mut guest = Guest::ready(Pmem::new(0x40_0000_0000, 0x20_0000));
     assert_eq!((guest.read32(0x2004), guest.read32(0x2008)), (0x40, 0x20_0000));
@@ -95,6 +136,39 @@ fn unread_input_survives_save_and_restore() {
     next.queues = guest.queues.clone();
     next.function.resume();
     assert_eq!(next.request(0, &[Buffer::In(6)]).data, b"unread");
+}
+
+#[test]
+fn a_console_is_restored_with_output_and_room_for_input_waiting() {
+    let new = || {
+        let screen = Arc::new(Screen::default());
+        let (console, input) = Console::new(screen.clone()).unwrap();
+        (console, input, screen)
+    };
+    let (console, mut input, mut screen) = new();
+    let mut guest = Guest::ready(console);
+    for round in 0..16u8 {
+        let room = guest.add(0, &[Buffer::In(4)]);
+        guest.ring(0);
+        // Answered after the room for input was looked at: there is nothing to put into it.
+        guest.request(1, &[Buffer::Out(&[round])]);
+        guest.function.quiesce();
+        let waiting = guest.add(1, &[Buffer::Out(&[round, 1]), Buffer::Out(&[round, 2])]);
+        guest.ring(1);
+        // Typed while it is quiet: the next device has it, and only that one.
+        assert_eq!(input.write(&[round, 3]), 2);
+        assert_eq!((guest.poll(0), guest.poll(1)), (None, None), "it is quiet");
+        let (console, next_input, next_screen) = new();
+        let mut next = guest.moved_to(console);
+        next.function.resume();
+        assert_eq!(next.wait(1).id, u32::from(waiting));
+        assert_eq!(*next_screen.0.lock().unwrap(), [round, 1, round, 2]);
+        let used = next.wait(0);
+        assert_eq!((used.id, used.len, used.data), (room.into(), 2, vec![round, 3, 0xa5, 0xa5]));
+        let before = if round == 0 { vec![] } else { vec![round - 1, 1, round - 1, 2] };
+        assert_eq!(*screen.0.lock().unwrap(), [before, vec![round]].concat(), "output comes out once");
+        (guest, input, screen) = (next, next_input, next_screen);
+    }
 }
 
 /// Answers each request with its bytes plus one; remembers resets, which are its session.
@@ -165,6 +239,47 @@ fn a_file_systems_session_moves_with_the_device() {
     let unlucky = guest.function.save().unwrap();
     let next = Guest::with_ram(Fs::new("vivarium", Arc::new(PlusOne::default())), guest.ram.clone());
     assert!(next.function.restore(&unlucky).is_err(), "the file server refused");
+}
+
+/// Says which server it is.
+struct Numbered(u8);
+
+impl RequestHandler for Numbered {
+    fn handle(&self, request: &[IoSlice<'_>], reply: &mut [IoSliceMut<'_>]) -> usize {
+        let bytes = [&[self.0], &request[0][..]].concat();
+        reply[0][..bytes.len()].copy_from_slice(&bytes);
+        bytes.len()
+    }
+    fn reset(&self) {}
+    fn save(&self) -> Vec<u8> {
+        vec![1, 2, 3]
+    }
+    fn restore(&self, state: &[u8]) -> Result<(), fuse_wire::RestoreError> {
+        assert_eq!(state, [1, 2, 3]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_system_is_restored_between_any_two_requests() {
+    let device = |number| Fs::new("vivarium", Arc::new(Numbered(number)));
+    let mut guest = Guest::ready(device(0));
+    for number in 0..32u8 {
+        assert_eq!(guest.request(1, &[Buffer::Out(&[7]), Buffer::In(2)]).data, [number, 7]);
+        guest.function.quiesce();
+        let waiting = [(0, 5), (1, 6), (1, 8)]
+            .map(|(queue, byte)| (queue, byte, guest.add(queue, &[Buffer::Out(&[byte]), Buffer::In(2)])));
+        guest.ring(1);
+        guest.ring(0);
+        assert_eq!((guest.poll(0), guest.poll(1)), (None, None), "it is quiet");
+        let mut next = guest.moved_to(device(number + 1));
+        next.function.resume();
+        for (queue, byte, head) in waiting {
+            let used = next.wait(queue);
+            assert_eq!((used.id, used.data), (u32::from(head), vec![number + 1, byte]));
+        }
+        guest = next;
+    }
 }
 
 /// Panics at its first request.

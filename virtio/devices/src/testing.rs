@@ -263,6 +263,20 @@ impl Guest {
         }
     }
 
+    /// The same driver with `device` in place of its own, restored from it and still quiet. The driver's own device is left
+    /// quiet for good.
+    pub(crate) fn moved_to(&self, device: impl Device) -> Self {
+        self.function.quiesce();
+        let saved = self.function.save().unwrap();
+        let mut next = Self::with_ram(device, self.ram.clone());
+        next.function.restore(&saved).unwrap();
+        assert_eq!(next.function.save().unwrap(), saved, "what was restored is what was saved");
+        next.queues = self.queues.clone();
+        next.next_buffer = self.next_buffer;
+        assert_eq!(next.status(), self.status());
+        next
+    }
+
     /// Adds a chain, rings and waits.
     pub(crate) fn request(&mut self, queue: u16, buffers: &[Buffer<'_>]) -> Used {
         let head = self.add(queue, buffers);
