@@ -22,4 +22,7 @@ pub use boot::BootError;
 pub use control::Exit;
 pub use events::GuestEvent;
 pub use machine::{BuildError, Machine, MachineBuilder, MachineConfig, MachineHandle, PmemRange};
+pub use mailbox::MailboxState;
 pub use pci::SlotError;
+pub use platform::{DEVICES_VERSION, DevicesState};
+pub use serial::SerialState;

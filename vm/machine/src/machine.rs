@@ -15,7 +15,7 @@ use crate::boot::{self, BootError, Entry};
 use crate::control::{Control, Exit};
 use crate::mailbox::Mailbox;
 use crate::pci::{PciBus, PciDevice, SlotError};
-use crate::platform::Platform;
+use crate::platform::{DevicesState, Platform};
 use crate::serial::Serial;
 use crate::{acpi, layout};
 
@@ -330,14 +330,14 @@ impl MachineHandle {
         result.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The state of every PCI slot; only while paused.
-    pub fn save_devices(&self) -> Result<Vec<crate::pci::SlotState>, crate::pci::SaveError> {
-        self.platform.pci.save()
+    /// The state of every device; only while paused.
+    pub fn save_devices(&self) -> Result<DevicesState, crate::pci::SaveError> {
+        self.platform.save()
     }
 
-    /// Sets the state of every PCI slot of a machine that was started paused.
-    pub fn restore_devices(&self, states: &[crate::pci::SlotState]) -> Result<(), crate::pci::RestoreError> {
-        self.platform.pci.restore(states)
+    /// Sets the state of every device of a machine that was started paused; after an error it must not be run.
+    pub fn restore_devices(&self, state: &DevicesState) -> Result<(), crate::pci::RestoreError> {
+        self.platform.restore(state)
     }
 
     /// What the engine counted, for `viv diagnose`.

@@ -8,10 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hv::Vm;
 
 use crate::events::GuestEvent;
+use crate::pci::RestoreError;
 
 /// Bytes of the mailbox that mean something; the rest of the page reads as zeros.
 const LEN: usize = 16;
 const WAKE_UP: u16 = 1;
+
+/// The mailbox's state, as a snapshot holds it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MailboxState {
+    /// Its 16 bytes that mean something. The command is 0: a wake-up is done when its write is.
+    #[prost(bytes = "vec", tag = "1")]
+    pub bytes: Vec<u8>,
+}
 
 static REFUSED: GuestEvent = GuestEvent::new("wake-up of a processor refused");
 
@@ -23,6 +32,18 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     pub(crate) fn new(vm: Arc<dyn Vm>) -> Self {
         Self { vm, bytes: Mutex::new([0; LEN]) }
+    }
+
+    pub(crate) fn save(&self) -> MailboxState {
+        MailboxState { bytes: self.bytes.lock().unwrap_or_else(PoisonError::into_inner).to_vec() }
+    }
+
+    /// Wakes nobody: which processors run is their own state.
+    pub(crate) fn restore(&self, state: &MailboxState) -> Result<(), RestoreError> {
+        let bytes = state.bytes.as_slice().try_into();
+        let bytes = bytes.map_err(|_| RestoreError::Mismatch("the mailbox has another size".to_owned()))?;
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+        Ok(())
     }
 
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {

@@ -8,10 +8,10 @@ use hv::CpuIo;
 use crate::control::{Control, Exit};
 use crate::events::GuestEvent;
 use crate::layout;
-use crate::mailbox::Mailbox;
-use crate::pci::PciBus;
+use crate::mailbox::{Mailbox, MailboxState};
+use crate::pci::{PciBus, RestoreError, SaveError, SlotState};
 use crate::power::{self, PowerRequest};
-use crate::serial::Serial;
+use crate::serial::{Serial, SerialState};
 
 static UNKNOWN_MEMORY: GuestEvent = GuestEvent::new("access to an address without a device");
 
@@ -21,6 +21,54 @@ pub(crate) struct Platform {
     /// Only on engines that start processors through it.
     pub(crate) mailbox: Option<Mailbox>,
     pub(crate) control: Arc<Control>,
+}
+
+/// The version of [`DevicesState`] that is written today.
+pub const DEVICES_VERSION: u32 = 1;
+
+/// The state of everything in a machine besides its vCPUs and memory, as a snapshot holds it. The power registers have none.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DevicesState {
+    /// [`DEVICES_VERSION`]; a newer one is refused.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Every PCI slot.
+    #[prost(message, repeated, tag = "2")]
+    pub slots: Vec<SlotState>,
+    /// The serial port.
+    #[prost(message, optional, tag = "3")]
+    pub serial: Option<SerialState>,
+    /// The wake-up mailbox, on engines that start processors through it.
+    #[prost(message, optional, tag = "4")]
+    pub mailbox: Option<MailboxState>,
+}
+
+impl Platform {
+    /// The state of all devices, which are quiet.
+    pub(crate) fn save(&self) -> Result<DevicesState, SaveError> {
+        Ok(DevicesState {
+            version: DEVICES_VERSION,
+            slots: self.pci.save()?,
+            serial: Some(self.serial.save()),
+            mailbox: self.mailbox.as_ref().map(Mailbox::save),
+        })
+    }
+
+    /// Takes a saved state; the machine must have the same devices. After an error it must not be run.
+    pub(crate) fn restore(&self, state: &DevicesState) -> Result<(), RestoreError> {
+        let mismatch = |what: &str| Err(RestoreError::Mismatch(what.to_owned()));
+        if state.version != DEVICES_VERSION {
+            return mismatch("another version");
+        }
+        match (&self.mailbox, &state.mailbox) {
+            (Some(mailbox), Some(state)) => mailbox.restore(state)?,
+            (None, None) => {}
+            _ => return mismatch("processors are started in another way"),
+        }
+        let Some(serial) = &state.serial else { return mismatch("no serial port") };
+        self.serial.restore(serial)?;
+        self.pci.restore(&state.slots)
+    }
 }
 
 enum Place {

@@ -197,7 +197,7 @@ fn main() -> anyhow::Result<()> {
             let mut count = 0;
             while handle.pause() {
                 match handle.save_devices() {
-                    Ok(states) if count == 0 => eprintln!("{} devices can be saved", states.len()),
+                    Ok(state) if count == 0 => eprintln!("{} PCI devices can be saved", state.slots.len()),
                     Ok(_) => {}
                     Err(error) => eprintln!("{error}"),
                 }

@@ -128,6 +128,100 @@ fn a_machine_can_start_paused() {
     assert_eq!(thread.join().unwrap(), Exit::PowerOff);
 }
 
+fn read_port(io: &dyn CpuIo, register: u16) -> u8 {
+    let mut data = [0];
+    io.pio_read(layout::SERIAL_PORT + register, &mut data);
+    data[0]
+}
+
+fn write_port(io: &dyn CpuIo, register: u16, value: u8) {
+    io.pio_write(layout::SERIAL_PORT + register, &[value]);
+}
+
+/// A guest that has set the serial port up, with two bytes to be read from it, and the mailbox but for its command.
+fn saved() -> DevicesState {
+    let (ready, set_up) = std::sync::mpsc::channel();
+    let guest = script(move |io| {
+        write_port(io, 3, 0x80);
+        write_port(io, 0, 0x34);
+        write_port(io, 1, 0x12);
+        write_port(io, 3, 0x1b);
+        write_port(io, 7, 0x5a);
+        write_port(io, 4, 0x10); // loopback
+        write_port(io, 0, b'a');
+        write_port(io, 0, b'b');
+        write_port(io, 4, 0x0b);
+        io.mmio_write(layout::MAILBOX + 4, &1u32.to_le_bytes());
+        io.mmio_write(layout::MAILBOX + 8, &0x9a100u64.to_le_bytes());
+        ready.send(()).unwrap();
+    });
+    let (machine, output) = machine(2, vec![(0, guest)]);
+    let handle = machine.handle();
+    let thread = std::thread::spawn(|| machine.run());
+    set_up.recv().unwrap();
+    assert!(handle.pause());
+    let state = handle.save_devices().unwrap();
+    handle.stop();
+    thread.join().unwrap();
+    assert!(output.0.lock().unwrap().is_empty());
+    state
+}
+
+#[test]
+fn serial_port_and_mailbox_go_on_in_another_machine() {
+    let bytes = prost::Message::encode_to_vec(&saved());
+    let state = <DevicesState as prost::Message>::decode(&bytes[..]).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = seen.clone();
+    let guest = script(move |io| {
+        let mut noted = noted.lock().unwrap();
+        noted.extend([7, 3, 4].map(|register| read_port(io, register)));
+        noted.extend([5, 0, 5, 0, 5].map(|register| read_port(io, register)));
+        write_port(io, 3, 0x80);
+        noted.extend([0, 1].map(|register| read_port(io, register)));
+        write_port(io, 3, 0x1b);
+        write_port(io, 0, b'c');
+        io.mmio_write(layout::MAILBOX, &1u16.to_le_bytes());
+        io.pio_write(layout::SLEEP_CONTROL_PORT, &[0x34]);
+    });
+    let engine = FakeHypervisor::new(vec![(0, guest)]);
+    let output = Arc::new(Lines::default());
+    let machine = MachineBuilder::new(config(2, output.clone())).build(&engine).unwrap();
+    machine.start_paused();
+    let handle = machine.handle();
+    handle.restore_devices(&state).unwrap();
+    assert_eq!(handle.save_devices().unwrap(), state);
+    assert!(engine.vm().woken().is_empty(), "to restore wakes nobody");
+    handle.resume();
+    assert_eq!(machine.run(), Exit::PowerOff);
+    assert_eq!(*seen.lock().unwrap(), [0x5a, 0x1b, 0x0b, 0x61, b'a', 0x61, b'b', 0x60, 0x34, 0x12]);
+    assert_eq!(*output.0.lock().unwrap(), b"c");
+    assert_eq!(engine.vm().woken(), [(1, 0x9a100)]);
+}
+
+#[test]
+fn device_states_that_do_not_fit_are_refused() {
+    let state = saved();
+    let refused = |change: &dyn Fn(&mut DevicesState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        machine(2, vec![]).0.handle().restore_devices(&state).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|state| state.version += 1));
+    assert!(refused(&|state| state.serial = None));
+    assert!(refused(&|state| state.serial.as_mut().unwrap().scratch = 256));
+    assert!(refused(&|state| state.serial.as_mut().unwrap().divisor = 1 << 16));
+    assert!(refused(&|state| state.serial.as_mut().unwrap().received = vec![0; 65]));
+    assert!(refused(&|state| state.mailbox = None));
+    assert!(refused(&|state| state.mailbox.as_mut().unwrap().bytes.push(0)));
+    assert!(refused(&|state| state.slots.push(Default::default())));
+    let mut engine = FakeHypervisor::new([]);
+    engine.ap_startup = ApStartup::Architectural;
+    let machine = MachineBuilder::new(config(2, Arc::default())).build(&engine).unwrap();
+    assert!(machine.handle().restore_devices(&state).is_err(), "there is no mailbox");
+}
+
 #[test]
 fn a_panic_on_a_vcpu_thread_ends_the_machine() {
     let (machine, _) = machine(2, vec![(1, script(|_| panic!("on purpose")))]);
