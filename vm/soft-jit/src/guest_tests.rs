@@ -1,81 +1,17 @@
 //! Small guests that do what a hostile program or kernel may do.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use guest_memory::{GuestRam, RangeSpec, WriteObserver};
-use hv::CpuIo;
 use iced_x86::CpuidFeature;
-use soft_cpu::cpu::{cr, reg, sreg};
-use soft_cpu::{ApicPort, Cpu, Env, Executor, Exit, Platform, RamMap};
-use vm_memory::{Bytes, GuestAddress};
+use soft_cpu::Exit;
+use soft_cpu::cpu::{cr, reg};
 
-use crate::{Jit, JitVcpu, Tuning};
+use crate::Tuning;
+use crate::bare_guest::Guest;
 
 const CODE: u64 = 0x8000;
 
-struct NoIo;
-impl CpuIo for NoIo {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-}
-
-/// One vCPU at CPL 0 in 64-bit mode, without an IDT: an exception is a shutdown. Paging is off until a test turns it on.
-struct Guest {
-    ram: GuestRam,
-    map: Arc<RamMap>,
-    jit: Arc<Jit>,
-    executor: JitVcpu,
-    platform: Platform,
-    cpu: Box<Cpu>,
-}
-
-impl Guest {
-    fn new(tuning: Tuning) -> Self {
-        let ram = GuestRam::new(vec![RangeSpec { gpa: 0, len: 0x80_0000, file: None }]).unwrap();
-        let map = Arc::new(RamMap::new(&ram));
-        let jit = Jit::new(map.clone(), tuning).unwrap();
-        let executor = JitVcpu::new(&jit).unwrap();
-        let platform = Platform::new(vec![Arc::new(ApicPort::new(0))]);
-        let mut cpu = Cpu::new(0);
-        cpu.efer = cr::EFER_LMA | cr::EFER_LME;
-        cpu.seg[sreg::CS].attributes = 1 << 13 | 0x9b;
-        cpu.cr4 = cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
-        cpu.xcr0 = 7;
-        Self { ram, map, jit, executor, platform, cpu }
-    }
-
-    fn write(&self, gpa: u64, bytes: &[u8]) {
-        self.ram.memory().write_slice(bytes, GuestAddress(gpa)).unwrap();
-        self.jit.written(gpa, bytes.len() as u64);
-    }
-
-    fn run(&mut self, rip: u64) -> Exit {
-        self.cpu.rip = rip;
-        self.go_on()
-    }
-
-    fn go_on(&mut self) -> Exit {
-        self.cpu.halted = 0;
-        self.cpu.kick.store(0, Ordering::SeqCst);
-        let env = Env { ram: &self.map, io: &NoIo, watch: &*self.jit, platform: &self.platform };
-        self.executor.run(&mut self.cpu, &env)
-    }
-
-    /// Stores to pages with code that were reported.
-    fn stores(&self) -> u64 {
-        self.jit.lock().stats.stores
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        self.executor.counters().into_iter().find(|(known, _)| known == name).map_or(0, |(_, count)| count)
-    }
+/// Stores to pages with code that were reported.
+fn stores(guest: &Guest) -> u64 {
+    guest.vm.jit.lock().stats.stores
 }
 
 #[test]
@@ -85,7 +21,7 @@ fn what_the_host_lacks_is_not_translated() {
     let mut steps = Vec::new();
     for host_has in [(|_| true) as fn(CpuidFeature) -> bool, |feature| feature != CpuidFeature::ADX] {
         let mut guest = Guest::new(Tuning::default());
-        guest.jit.lock().translator.host_has = host_has;
+        guest.vm.jit.lock().translator.host_has = host_has;
         guest.write(CODE, &code);
         guest.cpu.gpr[reg::RAX] = 5;
         guest.cpu.gpr[reg::RBX] = 6;
@@ -104,7 +40,7 @@ fn an_undefined_opcode_in_the_cache_goes_to_the_interpreter() {
     guest.write(CODE, &[0xff, 0xc0, 0xf4]);
     assert!(matches!(guest.run(CODE), Exit::Halt));
     {
-        let mut shared = guest.jit.lock();
+        let mut shared = guest.vm.jit.lock();
         let mut blocks = (0..4).filter_map(|id| shared.block(id));
         let at = blocks.find(|block| block.key.gpa == CODE).unwrap().at;
         drop(blocks);
@@ -144,18 +80,18 @@ fn code_in_a_page_table_is_run() {
     assert!(matches!(guest.run(PT + 0xf00), Exit::Halt));
     // The walk for this page's code marks its entry, which lies in a page with code, while the lock is held.
     guest.write(CODE, &[0xf4]);
-    let before = guest.stores();
+    let before = stores(&guest);
     assert!(matches!(guest.run(CODE), Exit::Halt));
-    assert_eq!(guest.stores(), before + 1);
+    assert_eq!(stores(&guest), before + 1);
     // And so does the walk for data: mov rax, [0x9000]; hlt
     guest.write(CODE, &[0x48, 0x8b, 0x04, 0x25, 0, 0x90, 0, 0, 0xf4]);
-    let before = guest.stores();
+    let before = stores(&guest);
     let mut exit = guest.run(CODE);
     while matches!(exit, Exit::Kicked) {
         exit = guest.go_on();
     }
     assert!(matches!(exit, Exit::Halt));
-    assert_eq!(guest.stores(), before + 1);
+    assert_eq!(stores(&guest), before + 1);
 }
 
 #[test]
@@ -219,11 +155,11 @@ fn a_jump_is_not_linked_to_another_frame() {
 fn blocks_of_a_unit_are_limited() {
     let mut guest = Guest::new(Tuning { cache_bytes: 0, ..Tuning::default() });
     guest.write(0x20_0000, &vec![0xf4; 0x8000]);
-    let most = guest.jit.lock().cache.current_unit().1;
+    let most = guest.vm.jit.lock().cache.current_unit().1;
     for at in 0..=most as u64 {
         assert!(matches!(guest.run(0x20_0000 + at), Exit::Halt));
     }
-    assert_eq!(guest.jit.lock().cache.current_unit().0, 1, "{most} blocks fill a unit");
+    assert_eq!(guest.vm.jit.lock().cache.current_unit().0, 1, "{most} blocks fill a unit");
 }
 
 #[test]

@@ -9,6 +9,8 @@
 #![allow(unsafe_code, reason = "runs generated code")]
 #![cfg(target_arch = "x86_64")]
 
+#[cfg(test)]
+mod bare_guest;
 mod block;
 mod cache;
 mod decode;

@@ -1,54 +1,25 @@
 //! Lock-step mode finds wrong translations.
 
-use std::sync::Arc;
-
-use guest_memory::{GuestRam, RangeSpec};
-use hv::CpuIo;
 use iced_x86::Code;
-use soft_cpu::cpu::{cr, sreg};
-use soft_cpu::{Cpu, Env, Executor, Exit, RamMap};
+use soft_cpu::Exit;
 
-use crate::{Jit, JitVcpu, Tuning};
+use crate::Tuning;
+use crate::bare_guest::Guest;
 
 const CODE: u64 = 0x1000;
 const DATA: u64 = 0x4000;
 
-struct NoIo;
-impl CpuIo for NoIo {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-}
-
 /// Runs `code`, which ends with HLT, at CPL 0 in lock-step; returns the exit and blocks compared.
 fn run(tuning: Tuning, code: &[u8]) -> (Exit, u64) {
-    let ram = GuestRam::new(vec![RangeSpec { gpa: 0, len: 0x10000, file: None }]).unwrap();
-    let map = Arc::new(RamMap::new(&ram));
-    let jit = Jit::new(map.clone(), Tuning { lockstep: true, ..tuning }).unwrap();
-    let mut executor = JitVcpu::new(&jit).unwrap();
-    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]);
-    let mut cpu = Cpu::new(0);
-    cpu.efer = cr::EFER_LMA | cr::EFER_LME;
-    cpu.seg[sreg::CS].attributes = 1 << 13 | 0x9b;
-    cpu.cr4 = cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
-    cpu.xcr0 = 7;
-    cpu.rip = CODE;
-    cpu.gpr[0] = 5;
-    cpu.gpr[3] = 3;
-    cpu.gpr[4] = DATA + 0x1000;
-    cpu.gpr[6] = DATA;
-    let host = map.lookup(CODE).unwrap().host;
-    // SAFETY: inside guest memory.
-    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), host, code.len()) };
-    let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit, platform: &platform });
-    let count = |name| executor.counters().into_iter().find(|(n, _)| n == name).map_or(0, |(_, n)| n);
-    assert_eq!(count("inconclusive comparisons"), 0);
-    (exit, count("blocks compared in lock-step"))
+    let mut guest = Guest::new(Tuning { lockstep: true, ..tuning });
+    guest.cpu.gpr[0] = 5;
+    guest.cpu.gpr[3] = 3;
+    guest.cpu.gpr[4] = DATA + 0x1000;
+    guest.cpu.gpr[6] = DATA;
+    guest.write(CODE, code);
+    let exit = guest.run(CODE);
+    assert_eq!(guest.counter("inconclusive comparisons"), 0);
+    (exit, guest.counter("blocks compared in lock-step"))
 }
 
 fn must_catch(tuning: Tuning, code: &[u8], word: &str) {

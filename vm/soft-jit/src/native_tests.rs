@@ -2,19 +2,16 @@
 //!
 //! The host's own copy of guest memory lies at the guest's addresses, so that even stack and RIP-relative accesses agree.
 
-use std::sync::Arc;
-
-use guest_memory::{GuestRam, RangeSpec};
-use hv::CpuIo;
 use iced_x86::code_asm::{
     CodeAssembler, dword_ptr, eax, edx, ptr, qword_ptr, r12, r13, r14, r15, rax, rbp, rbx, rdi, rsp,
 };
 use iced_x86::{Code, Decoder, Encoder, Instruction, Mnemonic, OpKind, Register};
-use soft_cpu::cpu::{cr, flag, sreg};
-use soft_cpu::{Cpu, Env, Executor, Exit, RamMap};
+use soft_cpu::Exit;
+use soft_cpu::cpu::flag;
 
+use crate::Tuning;
+use crate::bare_guest::Shared;
 use crate::decode::{Class, classify};
-use crate::{Jit, JitVcpu, Tuning};
 
 const BASE: u64 = 0x1000_0000;
 const SIZE: u64 = 0x10_0000;
@@ -24,18 +21,6 @@ const END: u64 = BASE + 0x8000;
 /// Registers and the host's stack pointer of a native run.
 const SAVE: u64 = BASE + 0x4000;
 const DATA: u64 = BASE + 0x4_0000;
-
-struct NoIo;
-impl CpuIo for NoIo {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-}
 
 /// A small generator of numbers; the seed of a failing case is printed.
 pub(crate) struct Random(pub(crate) u64);
@@ -321,46 +306,25 @@ impl Native {
     }
 }
 
-fn new_cpu() -> Box<Cpu> {
-    let mut cpu = Cpu::new(0);
-    cpu.efer = cr::EFER_LMA | cr::EFER_LME;
-    cpu.seg[sreg::CS].attributes = 1 << 13 | 0x9b;
-    cpu.cr4 = cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
-    cpu.xcr0 = 7;
-    cpu
-}
-
 fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
     let mut random = Random(seed);
-    let ram = GuestRam::new(vec![RangeSpec { gpa: BASE, len: SIZE, file: None }]).unwrap();
-    let map = Arc::new(RamMap::new(&ram));
-    let jit = Jit::new(map.clone(), tuning).unwrap();
-    let mut executor = JitVcpu::new(&jit).unwrap();
-    let platform = soft_cpu::Platform::new(vec![Arc::new(soft_cpu::ApicPort::new(0))]);
-    let mut cpu = new_cpu();
-    cpu.cpl = if user { 3 } else { 0 };
-    let host = map.lookup(BASE).unwrap().host;
+    let mut guest = Shared::new(BASE, SIZE, 1, tuning).vcpu(0);
+    guest.cpu.cpl = if user { 3 } else { 0 };
+    let host = guest.vm.map.lookup(BASE).unwrap().host;
     let mut skipped = 0;
     for case in 0..cases {
         let length = 1 + random.below(12);
         let code = program(&mut random, length);
         let state = initial(&mut random);
         let expected = native.run(&code, &state);
-        let write = |at: u64, bytes: &[u8]| {
-            // SAFETY: inside guest memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), host.add((at - BASE) as usize), bytes.len())
-            };
-            guest_memory::WriteObserver::written(&*jit, at, bytes.len() as u64);
-        };
-        write(CODE, &code);
-        write(END, &[0x9c, 0xf4]); // pushfq; hlt (which is #GP at CPL 3, and that without an IDT a shutdown)
-        write(DATA, &state.data);
-        cpu.gpr = state.gpr;
-        cpu.rflags = state.flags;
-        cpu.rip = CODE;
-        cpu.xsave.0.copy_from_slice(&state.xmm);
-        let exit = executor.run(&mut cpu, &Env { ram: &map, io: &NoIo, watch: &*jit, platform: &platform });
+        guest.write(CODE, &code);
+        guest.write(END, &[0x9c, 0xf4]); // pushfq; hlt (which is #GP at CPL 3, and that without an IDT a shutdown)
+        guest.write(DATA, &state.data);
+        guest.cpu.gpr = state.gpr;
+        guest.cpu.rflags = state.flags;
+        guest.cpu.xsave.0.copy_from_slice(&state.xmm);
+        let exit = guest.run(CODE);
+        let cpu = &guest.cpu;
         assert!(!matches!(exit, Exit::Crashed(_)), "case {case} of seed {seed:#x}: {exit:?}");
         if !(END..=END + 2).contains(&cpu.rip) {
             skipped += 1;
@@ -378,7 +342,6 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
                 after.data.len(),
             );
         }
-        cpu.halted = 0;
         if cpu.rip != END {
             // pushfq ran.
             after.gpr[4] += 8;
@@ -431,13 +394,13 @@ fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
         }
     }
     if tuning.lockstep {
-        let counters = executor.counters();
-        let count = |name| counters.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count);
-        let (compared, doubtful) = (count("blocks compared in lock-step"), count("inconclusive comparisons"));
+        let compared = guest.counter("blocks compared in lock-step");
+        let doubtful =
+            guest.counter("inconclusive comparisons") + guest.counter("blocks that use undefined flags");
         eprintln!("{compared} blocks compared, {doubtful} inconclusive");
         assert!(compared > doubtful && compared + doubtful >= cases, "{compared} compared, {doubtful} not");
     }
-    eprintln!("{cases} cases, {skipped} left to the interpreter, {:?}", jit.counters());
+    eprintln!("{cases} cases, {skipped} left to the interpreter, {:?}", guest.vm.jit.counters());
     assert!(skipped < cases / 2, "{skipped} of {cases} cases left translated code");
 }
 
