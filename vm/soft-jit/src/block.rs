@@ -93,6 +93,8 @@ pub(crate) enum Thunk {
     Site,
     /// From a jump to `r10` that missed.
     JumpMiss,
+    /// The same, by the instruction at `r11` (CPL 3: that offset in the page).
+    BranchMiss,
     /// The instruction at `r10` is for the interpreter and does not touch vector state.
     Step,
     /// The same, and it may.
@@ -106,10 +108,11 @@ pub(crate) enum Thunk {
 }
 
 impl Thunk {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Enter,
         Self::Site,
         Self::JumpMiss,
+        Self::BranchMiss,
         Self::Step,
         Self::StepVector,
         Self::SaveVectors,

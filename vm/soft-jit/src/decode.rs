@@ -21,6 +21,8 @@ pub(crate) enum Class {
     Copy,
     /// Nothing to do (nop, endbr64, prefetch, pause, cache hints).
     Nop,
+    /// `clflush`, `clflushopt`, `clwb`: nothing but the faults of a read.
+    CacheLine,
     /// `lea`
     Lea,
     /// `bt`, `bts`, `btr`, `btc` with a memory operand and a bit offset in a register.
@@ -305,9 +307,6 @@ fn is_hint(mnemonic: Mnemonic) -> bool {
             | M::Prefetchit1
             | M::Rdsspd
             | M::Rdsspq
-            | M::Clflush
-            | M::Clflushopt
-            | M::Clwb
             | M::Pause
             | M::Cldemote
     )
@@ -346,6 +345,9 @@ fn class_of(instr: &Instruction) -> Class {
     let mnemonic = instr.mnemonic();
     if is_hint(mnemonic) {
         return Class::Nop;
+    }
+    if matches!(mnemonic, M::Clflush | M::Clflushopt | M::Clwb) {
+        return Class::CacheLine;
     }
     match instr.code() {
         Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_r64 | Code::Push_rm64 => return Class::Push,

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
-use iced_x86::Decoder;
-use soft_cpu::cpu::{cr, flag, sreg};
+use iced_x86::{Code, Decoder, Instruction};
+use soft_cpu::cpu::{cr, flag, reg, sreg};
 use soft_cpu::{Access, Cpu, Env, Executor, Exit, Page, Step, translate};
 
 use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
 use crate::host;
 use crate::jit::{Jit, Place, vcpu_bit};
 use crate::layout::{
-    EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, LEAVING, Space, head_of,
+    EXIT_BRANCH, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_STEP, EXIT_STEP_VECTOR, Head, LEAVING, Space,
+    head_of,
 };
 use crate::lockstep::{self, Left, LockStep};
 use crate::shared::{BlockId, Shared, VcpuRef, clear_jumps, fill_jump, find_jump};
@@ -419,6 +420,28 @@ impl JitVcpu {
         }
     }
 
+    /// A jump that left for a target which is no address raises #GP itself (Intel SDM 2, JMP, CALL, RET, Jcc): undoes it for
+    /// the interpreter, which will say so. False if the target is an address.
+    fn is_back_at_branch(&mut self, context: &RunContext<'_>) -> bool {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here. The head belongs to this executor.
+        let (state, from, page) = unsafe {
+            let head = self.head();
+            (&mut *self.cpu, (*head).exit_site, (*head).pc_base)
+        };
+        if soft_cpu::paging::is_canonical(state.rip) {
+            return false;
+        }
+        let from = if space_of(state) == Space::User { page.wrapping_add(from) } else { from };
+        let Some(bytes) = code_bytes(state, context, from) else { return false };
+        let Some(change) = stack_change(&Decoder::with_ip(64, &bytes, from, 0).decode()) else {
+            return false;
+        };
+        state.rip = from;
+        let rsp = &mut state.gpr[reg::RSP];
+        *rsp = rsp.wrapping_sub(change);
+        true
+    }
+
     /// Finds out where the exit that was just made leads, and links jumps.
     fn leave(&mut self, context: &mut RunContext<'_>) -> Result<Left, String> {
         // SAFETY: the head belongs to this executor; while `in_guest` is LEAVING, its exit code belongs to whoever holds the
@@ -437,7 +460,10 @@ impl JitVcpu {
             let vectors = if code == EXIT_STEP { Vectors::Untouched } else { Vectors::Used };
             return Ok(Left::Step(vectors));
         }
-        if code == EXIT_JUMP {
+        if code == EXIT_BRANCH && self.is_back_at_branch(context) {
+            return Ok(Left::Step(Vectors::Used));
+        }
+        if code == EXIT_JUMP || code == EXIT_BRANCH {
             self.counts.exits[0] += 1;
             if self.jit.tuning.count {
                 // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
@@ -522,6 +548,18 @@ impl JitVcpu {
                 Ok(Left::Step(if vector { Vectors::Used } else { Vectors::Untouched }))
             }
         }
+    }
+}
+
+/// How much a near jump, call or return has changed RSP when it is done.
+fn stack_change(instr: &Instruction) -> Option<u64> {
+    match instr.code() {
+        Code::Retnq => Some(8),
+        Code::Retnq_imm16 => Some(8 + u64::from(instr.immediate16())),
+        Code::Call_rm64 | Code::Call_rel32_64 => Some(8u64.wrapping_neg()),
+        _ if instr.is_jmp_near_indirect() || instr.is_jmp_short_or_near() => Some(0),
+        _ if instr.is_jcc_short_or_near() => Some(0),
+        _ => None,
     }
 }
 

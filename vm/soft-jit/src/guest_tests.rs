@@ -172,3 +172,96 @@ fn a_target_two_gib_behind_the_page() {
     assert_eq!(guest.cpu.gpr[reg::RAX], CODE + 0x107 + 0x7fff_ffff);
     assert!(guest.counter("entries into translated code") > 0);
 }
+
+/// Runs at CPL 3 (and 0) until the exception without an IDT; gives RIP and RSP of the instruction that raised it.
+fn raised(tuning: Tuning, user: bool, code: &[u8]) -> (u64, u64) {
+    let mut guest = Guest::new(tuning);
+    guest.cpu.cpl = if user { 3 } else { 0 };
+    guest.write(CODE, code);
+    guest.write(0x9000, &(1u64 << 47).to_le_bytes());
+    guest.cpu.gpr[reg::RBX] = 1 << 47;
+    guest.cpu.gpr[reg::RSP] = 0x9000;
+    assert!(matches!(guest.run(CODE), Exit::Shutdown));
+    assert!(guest.counter("entries into translated code") > 0);
+    (guest.cpu.rip - CODE, guest.cpu.gpr[reg::RSP])
+}
+
+#[test]
+fn a_jump_to_no_address_faults_where_it_is() {
+    let lockstep = Tuning { lockstep: true, ..Tuning::default() };
+    let uncached = Tuning { jump_cache: false, ..Tuning::default() };
+    for tuning in [Tuning::default(), Tuning::plain(), uncached, lockstep] {
+        for user in [false, true] {
+            for (code, at) in [
+                (&[0x90, 0xff, 0xe3][..], 1),                     // nop; jmp rbx
+                (&[0x90, 0xff, 0x24, 0x24], 1),                   // nop; jmp [rsp]
+                (&[0x90, 0xff, 0xd3], 1),                         // nop; call rbx
+                (&[0x90, 0xff, 0x14, 0x24], 1),                   // nop; call [rsp]
+                (&[0x90, 0xc3], 1),                               // nop; ret
+                (&[0x31, 0xc0, 0xc2, 0x10, 0x00], 2),             // xor eax, eax; ret 16
+                (&[0x48, 0x85, 0xe4, 0x75, 0x01, 0xf4, 0xc3], 6), // test rsp, rsp; jne +1; hlt; ret
+            ] {
+                assert_eq!(raised(tuning, user, code), (at, 0x9000), "{code:02x?} {tuning:?} user {user}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_direct_jump_past_the_last_address_faults_where_it_is() {
+    // At the end of the lower half: nop; jmp +0x7fff0000. And a conditional one.
+    for (code, at) in [
+        (&[0x90, 0xe9, 0, 0, 0xff, 0x7f][..], 1),
+        (&[0x48, 0x85, 0xe4, 0x0f, 0x85, 0, 0, 0xff, 0x7f], 3), // test rsp, rsp; jne
+    ] {
+        let mut guest = Guest::new(Tuning::default());
+        tables(&mut guest, 7);
+        // The last 512 GiB of the half are mapped as the first.
+        guest.write(TABLES + 8 * 255, &(TABLES + 0x1000 | 7).to_le_bytes());
+        guest.write(TABLES + 0x1000 + 8 * 511, &(TABLES + 0x2000 | 7).to_le_bytes());
+        guest.write(TABLES + 0x2000 + 8 * 511, &(PT | 7).to_le_bytes());
+        guest.cpu.cpl = 3;
+        guest.cpu.gpr[reg::RSP] = 0x9000;
+        guest.write(CODE, code);
+        let rip = (1 << 47) - 0x20_0000 + CODE;
+        assert!(matches!(guest.run(rip), Exit::Shutdown));
+        assert_eq!(guest.cpu.rip, rip + at);
+        assert!(guest.counter("entries into translated code") > 0);
+    }
+}
+
+#[test]
+fn a_bit_string_with_32_bit_addresses_wraps() {
+    // bts [ebx], ecx; hlt - the bit is 4 GiB behind the address, less 0x8000.
+    let code = [0x67, 0x0f, 0xab, 0x0b, 0xf4];
+    let mut guest = Guest::new(Tuning::default());
+    guest.write(CODE, &code);
+    guest.cpu.gpr[reg::RBX] = 0x9000;
+    guest.cpu.gpr[reg::RCX] = 0xfffc_0000; // -0x40000 bits, -0x8000 bytes
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert_eq!(guest.vm.read::<4>(0x1000), [1, 0, 0, 0]);
+    // From 0x1000 down by 0x8000 bytes: no RAM there, and no host address either.
+    guest.cpu.gpr[reg::RBX] = 0x1000;
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+}
+
+#[test]
+fn flushing_a_cache_line_faults_as_a_read_does() {
+    for code in [
+        &[0x0f, 0xae, 0x3b, 0xf4][..],   // clflush [rbx]; hlt
+        &[0x66, 0x0f, 0xae, 0x3b, 0xf4], // clflushopt [rbx]
+        &[0x66, 0x0f, 0xae, 0x33, 0xf4], // clwb [rbx]
+    ] {
+        for lockstep in [false, true] {
+            let mut guest = Guest::new(Tuning { lockstep, ..Tuning::default() });
+            tables(&mut guest, 3);
+            guest.write(CODE, code);
+            guest.cpu.gpr[reg::RBX] = 0x9000;
+            assert!(matches!(guest.run(CODE), Exit::Halt));
+            guest.write(PT + 8 * 10, &0u64.to_le_bytes());
+            guest.cpu.gpr[reg::RBX] = 0xa000;
+            assert!(matches!(guest.run(CODE), Exit::Shutdown));
+            assert_eq!((guest.cpu.rip, guest.cpu.cr2), (CODE, 0xa000), "{code:02x?}");
+        }
+    }
+}

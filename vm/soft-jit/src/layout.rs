@@ -51,7 +51,7 @@ pub(crate) struct Head {
     pub(crate) entry: u64,
     /// Why translated code was left; one of the `EXIT_` values.
     pub(crate) exit_code: u64,
-    /// Host return address of the exit site.
+    /// Host return address of the exit site, or for [`EXIT_BRANCH`] the guest address of the instruction.
     pub(crate) exit_site: u64,
     /// `extern "sysv64" fn(*mut Cpu, linear, kind) -> u64`: the refill.
     pub(crate) refill: u64,
@@ -87,6 +87,8 @@ pub(crate) struct Head {
 pub(crate) const EXIT_SITE: u64 = 1;
 /// A jump missed the jump cache (or saw a kick); `cpu.rip` is the target.
 pub(crate) const EXIT_JUMP: u64 = 2;
+/// The same, and `exit_site` tells which instruction jumped: its linear address, at CPL 3 its offset in the page.
+pub(crate) const EXIT_BRANCH: u64 = 6;
 /// The instruction at `cpu.rip` is for the interpreter and does not touch vector state.
 pub(crate) const EXIT_STEP: u64 = 4;
 /// The same, and it may.

@@ -68,6 +68,11 @@ impl Builder<'_> {
         match item.class {
             Class::Copy => self.lower_copy(instr).map(|()| false),
             Class::Nop => Ok(false),
+            Class::CacheLine => {
+                let retry = self.asm.here();
+                self.effective_address(instr)?;
+                self.check(retry, 1, false).map(|()| false)
+            }
             Class::Lea => self.lower_lea(instr).map(|()| false),
             Class::BitString => self.lower_bit_string(instr).map(|()| false),
             Class::Push => self.lower_push(instr).map(|()| false),
@@ -488,7 +493,11 @@ impl Builder<'_> {
             4 => false,
             _ => return Err(Unsupported),
         };
-        if is_homed(bits) || number(bits) == 4 {
+        // With 32-bit addresses the sum with the bit's place is cut to 32 bits as well.
+        let (base, index) = (instr.memory_base(), instr.memory_index());
+        let absolute = base == Register::None && index == Register::None;
+        let narrow = base.size() == 4 || index.size() == 4 || (absolute && instr.memory_displ_size() == 4);
+        if is_homed(bits) || number(bits) == 4 || narrow {
             return Err(Unsupported);
         }
         let (_, writes) = self.memory_access(instr)?;

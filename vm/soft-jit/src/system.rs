@@ -112,7 +112,7 @@ impl Builder<'_> {
             Space::Kernel
         };
         self.load_linear(R10, instr.next_ip());
-        self.jump_r10_in(space, self.live);
+        self.jump_r10_in(space, self.live, None);
     }
 
     pub(crate) fn lower_swap_gs(&mut self) {

@@ -9,9 +9,9 @@ use iced_x86::code_asm::{
 
 use crate::block::Thunk;
 use crate::layout::{
-    ENTRY, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP, EXIT_STEP_VECTOR,
-    GUEST_MXCSR, HOST_MXCSR, HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM, THIS, VECTORS_LIVE,
-    XSAVE, gpr,
+    ENTRY, EXIT_BRANCH, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP,
+    EXIT_STEP_VECTOR, GUEST_MXCSR, HOST_MXCSR, HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM,
+    THIS, VECTORS_LIVE, XSAVE, gpr,
 };
 
 /// Components of the extended state that belong to the guest: x87, SSE, AVX.
@@ -30,6 +30,12 @@ pub(crate) fn assemble(thunk: Thunk) -> Result<Vec<u8>, IcedError> {
         Thunk::JumpMiss => {
             a.mov(gs(RIP), r10)?;
             a.mov(gs(EXIT_CODE), EXIT_JUMP as i32)?;
+            leave(&mut a)?;
+        }
+        Thunk::BranchMiss => {
+            a.mov(gs(RIP), r10)?;
+            a.mov(gs(EXIT_SITE_SLOT), r11)?;
+            a.mov(gs(EXIT_CODE), EXIT_BRANCH as i32)?;
             leave(&mut a)?;
         }
         Thunk::Step => {

@@ -40,8 +40,10 @@ pub(crate) enum Cold {
     Site { from: u32, kind: SiteKind },
     /// A TLB miss: (re)make the address in r10, call the refill, try again at `retry`.
     Miss { from: u32, retry: u32, kind: u32, offset: u32, vector: bool, undo: Undo },
-    /// A taken branch to another page.
-    Far { from: u32, target: u64, live: bool },
+    /// A taken branch (the instruction at `at`) to another page.
+    Far { from: u32, target: u64, at: u32, live: bool },
+    /// The jump of the instruction at `at` to the address in r10 missed the jump cache.
+    BranchMiss { from: [u32; 2], at: u32 },
     /// A taken backward branch inside the page.
     Back { from: u32, target: u32, live: bool },
 }
@@ -130,6 +132,7 @@ impl Translator {
             let ends = match item.class {
                 Class::Copy
                 | Class::Nop
+                | Class::CacheLine
                 | Class::Lea
                 | Class::BitString
                 | Class::Push
@@ -334,7 +337,7 @@ impl Builder<'_> {
         } else {
             let target = self.source.linear_page.wrapping_add(next as u64);
             let live = live.get(decoded.len()).is_none_or(|after| *after != 0);
-            self.jump_far(target, live);
+            self.jump_far(target, live, None);
         }
     }
 
@@ -360,7 +363,7 @@ impl Builder<'_> {
     pub(crate) fn jump_to(&mut self, target: u64, live: bool) {
         let offset = target.wrapping_sub(self.source.linear_page);
         if offset >= 4096 {
-            self.jump_far(target, live);
+            self.jump_far(target, live, Some(self.at));
         } else {
             if offset <= u64::from(self.at) {
                 self.poll(offset as u32, live);
@@ -381,7 +384,7 @@ impl Builder<'_> {
     /// A jump inside the page, to be linked later.
     fn jump_near(&mut self, target: u32, live: bool) {
         if !self.is_whole(target) {
-            self.jump_far(self.source.linear_page.wrapping_add(u64::from(target)), live);
+            self.jump_far(self.source.linear_page.wrapping_add(u64::from(target)), live, None);
             return;
         }
         self.asm.align_patch(1);
@@ -407,10 +410,10 @@ impl Builder<'_> {
         }
     }
 
-    /// A jump to another page.
-    fn jump_far(&mut self, target: u64, live: bool) {
+    /// A jump to another page, by the instruction at `by` if it is not just the next one.
+    fn jump_far(&mut self, target: u64, live: bool, by: Option<u32>) {
         self.load_linear(R10, target);
-        self.jump_r10(live);
+        self.jump_r10_in(self.source.mode.space, live, by);
     }
 
     /// Loads a linear address that is given relative to this block's page.
@@ -430,20 +433,35 @@ impl Builder<'_> {
         }
     }
 
-    /// Jumps to the guest address in r10, through the jump cache.
+    /// The instruction being translated jumps to the guest address in r10, through the jump cache.
     pub(crate) fn jump_r10(&mut self, live: bool) {
-        self.jump_r10_in(self.source.mode.space, live);
+        self.jump_r10_in(self.source.mode.space, live, Some(self.at));
     }
 
-    /// The same, with the code at the target belonging to this space.
-    pub(crate) fn jump_r10_in(&mut self, space: Space, live: bool) {
+    /// Leaves for the guest address in r10. For a jump of the instruction at `by` it is told where that is: it raises #GP
+    /// if the address is not canonical.
+    fn jump_missed(&mut self, by: Option<u32>) {
+        let thunk = match by {
+            None => Thunk::JumpMiss,
+            Some(at) => {
+                let user = self.source.mode.space == Space::User;
+                let page = if user { 0 } else { self.source.linear_page };
+                self.asm.constant(R11, page.wrapping_add(u64::from(at)));
+                Thunk::BranchMiss
+            }
+        };
+        let at = self.asm.jmp();
+        self.out.thunk_calls.push((at, thunk));
+    }
+
+    /// The same as [`Self::jump_r10`], with the code at the target belonging to this space.
+    pub(crate) fn jump_r10_in(&mut self, space: Space, live: bool, by: Option<u32>) {
         if !self.tools.tuning.jump_cache {
-            let at = self.asm.jmp();
-            self.out.thunk_calls.push((at, Thunk::JumpMiss));
+            self.jump_missed(by);
             return;
         }
         if live {
-            self.jump_r10_keeping_flags(space);
+            self.jump_r10_keeping_flags(space, by);
             return;
         }
         self.asm.cmp_byte_gs(KICK, 0);
@@ -459,12 +477,17 @@ impl Builder<'_> {
             self.asm.store(Mem::Gs(PC_BASE), R10);
         }
         self.asm.jmp_mem(Mem::GsR11(space.jumps() + JUMP_HOST));
-        self.out.thunk_calls.push((kicked, Thunk::JumpMiss));
-        self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+        match by {
+            None => {
+                self.out.thunk_calls.push((kicked, Thunk::JumpMiss));
+                self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+            }
+            Some(at) => self.cold.push(Cold::BranchMiss { from: [kicked, miss], at }),
+        }
     }
 
     /// The same without touching flags.
-    fn jump_r10_keeping_flags(&mut self, space: Space) {
+    fn jump_r10_keeping_flags(&mut self, space: Space, by: Option<u32>) {
         self.asm.store(Mem::Gs(SPILL_RCX), RCX);
         self.asm.op_mem(false, &[0x0f, 0xb6], RCX, Mem::Gs(KICK));
         let quiet = self.asm.jrcxz();
@@ -480,8 +503,7 @@ impl Builder<'_> {
         let hit = self.asm.jrcxz();
         self.asm.link_here(kicked);
         self.asm.load(RCX, Mem::Gs(SPILL_RCX));
-        let miss = self.asm.jmp();
-        self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+        self.jump_missed(by);
         self.asm.link_short(hit);
         if space == Space::User {
             self.asm.pext(RCX, R10, Mem::Gs(PAGE_MASK));
@@ -497,7 +519,7 @@ impl Builder<'_> {
         let offset = target.wrapping_sub(self.source.linear_page);
         if offset >= 4096 || (offset > u64::from(self.at) && !self.is_whole(offset as u32)) {
             let from = self.asm.jcc(cond);
-            self.cold.push(Cold::Far { from, target, live: live_at_target });
+            self.cold.push(Cold::Far { from, target, at: self.at, live: live_at_target });
         } else if offset <= u64::from(self.at) {
             let from = self.asm.jcc(cond);
             self.cold.push(Cold::Back { from, target: offset as u32, live: live_at_target });
@@ -542,9 +564,15 @@ impl Builder<'_> {
                 let back = self.asm.jmp();
                 self.asm.link(back, i64::from(retry));
             }
-            Cold::Far { from, target, live } => {
+            Cold::Far { from, target, at, live } => {
                 self.asm.link_here(from);
-                self.jump_far(target, live);
+                self.jump_far(target, live, Some(at));
+            }
+            Cold::BranchMiss { from, at } => {
+                for from in from {
+                    self.asm.link_here(from);
+                }
+                self.jump_missed(Some(at));
             }
             Cold::Back { from, target, live } => {
                 self.asm.link_here(from);

@@ -109,6 +109,7 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         | M::Prefetchwt1
         | M::Prefetchit0
         | M::Prefetchit1
+        | M::Cldemote
         // Reserved NOPs without shadow stacks; every C++ unwinder runs RDSSPQ.
         | M::Rdsspd
         | M::Rdsspq
@@ -205,7 +206,7 @@ fn system(mnemonic: Mnemonic) -> Option<Handler> {
         M::Xgetbv => xgetbv,
         M::Xsetbv => xsetbv,
         M::Vmcall | M::Vmmcall => hypercall,
-        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote => cache_line,
+        M::Clflush | M::Clflushopt | M::Clwb => cache_line,
         M::Mfence | M::Lfence | M::Sfence => fence,
         _ => return None,
     })
