@@ -194,7 +194,7 @@ fn turn(
 
 /// Sleeps until the APIC timer is due or another thread kicks this vCPU (whose `unpark` is remembered if it came first).
 fn wait(cpu: &Cpu, env: &Env<'_>) {
-    match apic::sleep_ticks(cpu) {
+    match apic::sleep_ticks(cpu, env) {
         None => std::thread::park(),
         Some(0) => {}
         Some(ticks) => {

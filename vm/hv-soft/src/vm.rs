@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use guest_memory::GuestRam;
 use hv::{CreateVmError, Msi, RunError, Vm};
 use soft_cpu::apic::Message;
+use soft_cpu::clock::Clock;
 use soft_cpu::env::page_flag;
 use soft_cpu::{ApicPort, CodeWatch, Cpu, Env, Executor, Interpreter, NoWatch, Platform, RamMap, StubMemory};
 use soft_jit::{Jit, JitVcpu};
@@ -19,6 +20,9 @@ struct Retired(#[expect(dead_code, reason = "kept for its address")] Box<Cpu>);
 
 // SAFETY: nothing is done with it but to free it after all other threads are done with the VM.
 unsafe impl Send for Retired {}
+
+/// How much slower a guest's clock is with [`soft_jit::Tuning::slow_clock`].
+const SLOW_CLOCK: u64 = 32;
 
 /// The shared part of one vCPU.
 pub(crate) struct Slot {
@@ -64,7 +68,8 @@ impl SoftVm {
             })
         };
         let slots = ports.iter().map(slot).collect::<Result<_, CreateVmError>>()?;
-        let platform = Platform::new(ports);
+        let slow = matches!(executor, ExecutorKind::Translator(tuning) if tuning.slow_clock);
+        let platform = Platform::with_clock(ports, Clock::slowed(if slow { SLOW_CLOCK } else { 1 }));
         let jit = match executor {
             ExecutorKind::Interpreter => None,
             ExecutorKind::Translator(tuning) => {

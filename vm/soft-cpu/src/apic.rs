@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, O
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 
-use crate::clock::host_tsc;
 use crate::cpu::{Cpu, flag};
 use crate::env::Env;
 use crate::exception::{Exception, deliver_interrupt};
@@ -22,7 +21,7 @@ pub struct ApicPort {
     x2apic: AtomicBool,
     logical: AtomicU32,
     flat: AtomicBool,
-    /// Host TSC of the next timer event, `u64::MAX` for none.
+    /// When the next timer event is by the VM's clock, `u64::MAX` for none.
     pub(crate) deadline: AtomicU64,
     /// The timer thread watches the deadline.
     pub(crate) armed: AtomicBool,
@@ -170,7 +169,7 @@ pub struct Apic {
     lvt: [u32; 6],
     initial_count: u32,
     divide: u32,
-    /// Host TSC at which the running count started.
+    /// When the running count started by the VM's clock.
     started: u64,
     /// IA32_TSC_DEADLINE in guest terms.
     tsc_deadline: u64,
@@ -294,10 +293,10 @@ fn delivered(step: Step) -> Poll {
     if step == Step::Shutdown { Poll::Shutdown } else { Poll::Delivered }
 }
 
-/// How long a halted vCPU may sleep, in host TSC ticks; `None` = until it is kicked.
-pub fn sleep_ticks(cpu: &Cpu) -> Option<u64> {
+/// How long a halted vCPU may sleep, in ticks of the clock; `None` = until it is kicked.
+pub fn sleep_ticks(cpu: &Cpu, env: &Env<'_>) -> Option<u64> {
     let deadline = cpu.apic.port.deadline.load(Ordering::SeqCst);
-    (deadline != u64::MAX).then(|| deadline.saturating_sub(host_tsc()))
+    (deadline != u64::MAX).then(|| deadline.saturating_sub(env.platform.clock.now()))
 }
 
 /// The vCPU sleeps by itself until its deadline: the timer thread need not wake it.
@@ -331,7 +330,7 @@ fn divisor(apic: &Apic) -> u64 {
     if code == 7 { 1 } else { 2 << code }
 }
 
-/// Host TSC ticks of the whole count.
+/// Ticks of the clock for the whole count.
 fn period(apic: &Apic, env: &Env<'_>) -> u64 {
     let nanos =
         u128::from(apic.initial_count) * u128::from(divisor(apic)) * 1_000_000_000 / u128::from(TIMER_HZ);
@@ -340,13 +339,13 @@ fn period(apic: &Apic, env: &Env<'_>) -> u64 {
 
 fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
     let deadline = cpu.apic.port.deadline.load(Ordering::Relaxed);
-    if deadline == u64::MAX || host_tsc() < deadline {
+    if deadline == u64::MAX || env.platform.clock.now() < deadline {
         return;
     }
     let next = match timer_mode(&cpu.apic) {
         1 => {
             let period = period(&cpu.apic, env).max(1000);
-            let now = host_tsc();
+            let now = env.platform.clock.now();
             // A guest that was stopped for long gets one tick, not all that it missed.
             let next = if now - deadline > 16 * period { now + period } else { deadline + period };
             cpu.apic.started = next - period;
@@ -367,7 +366,7 @@ fn start_count(cpu: &mut Cpu, env: &Env<'_>) {
     if timer_mode(apic) == 2 {
         return;
     }
-    apic.started = host_tsc();
+    apic.started = env.platform.clock.now();
     let deadline =
         if apic.initial_count == 0 { u64::MAX } else { apic.started.saturating_add(period(apic, env)) };
     arm(cpu, env, deadline);
@@ -379,7 +378,7 @@ fn current_count(cpu: &Cpu, env: &Env<'_>) -> u32 {
     if timer_mode(apic) == 2 || apic.initial_count == 0 || deadline == u64::MAX {
         return 0;
     }
-    let left = deadline.saturating_sub(host_tsc());
+    let left = deadline.saturating_sub(env.platform.clock.now());
     let nanos = u128::from(left) * 1_000_000 / u128::from(env.platform.clock.khz().max(1));
     (nanos / u128::from(divisor(apic))).min(u128::from(apic.initial_count)) as u32
 }
@@ -392,7 +391,7 @@ pub(crate) fn set_tsc_deadline(cpu: &mut Cpu, env: &Env<'_>, value: u64) {
     cpu.apic.tsc_deadline = value;
     let deadline = if value == 0 { u64::MAX } else { value.wrapping_sub(cpu.tsc_offset).min(u64::MAX - 1) };
     arm(cpu, env, deadline);
-    if deadline <= host_tsc() {
+    if deadline <= env.platform.clock.now() {
         cpu.kick.store(1, Ordering::SeqCst);
     }
 }
@@ -629,7 +628,7 @@ pub fn restore(cpu: &mut Cpu, env: &Env<'_>, page: &[u8]) -> bool {
         let whole = period(&cpu.apic, env);
         let rest = (u128::from(whole) * u128::from(left) / u128::from(count)) as u64;
         if left != 0 || timer_mode(&cpu.apic) == 1 {
-            arm(cpu, env, host_tsc().saturating_add(rest));
+            arm(cpu, env, env.platform.clock.now().saturating_add(rest));
         }
     }
     true

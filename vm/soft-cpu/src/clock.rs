@@ -16,6 +16,8 @@ pub struct Clock {
     khz: u64,
     /// Host TSC when the VM was made: the guest's TSC starts at 0 there.
     origin: u64,
+    /// Ticks of the host's TSC for one of this clock.
+    slowness: u64,
     /// Wall-clock time at the origin, since 1970.
     wall: Duration,
     mul: u32,
@@ -23,12 +25,28 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts now.
+    /// A clock that starts now and runs with the host's TSC.
     pub fn new() -> Self {
+        Self::slowed(1)
+    }
+
+    /// A clock that starts now and runs slower than the host's TSC by a factor, for guests that are looked at closely: they
+    /// would do little else than timer ticks. Whoever uses it must not read the host's TSC for the guest.
+    pub fn slowed(slowness: u64) -> Self {
         let khz = host_khz();
         let (mul, shift) = scale(khz * 1000);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { khz, origin: host_tsc(), wall, mul, shift }
+        Self { khz, origin: host_tsc(), slowness: slowness.max(1), wall, mul, shift }
+    }
+
+    /// The time in ticks: the host's TSC, but for a slowed clock.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        let tsc = host_tsc();
+        if self.slowness == 1 {
+            return tsc;
+        }
+        self.origin.wrapping_add(tsc.wrapping_sub(self.origin) / self.slowness)
     }
 
     /// TSC frequency in kHz.
@@ -36,14 +54,14 @@ impl Clock {
         self.khz
     }
 
-    /// What is added to the host's TSC to get the guest's.
+    /// What is added to [`Self::now`] to get the guest's TSC.
     pub fn tsc_offset(&self) -> u64 {
         self.origin.wrapping_neg()
     }
 
-    /// `ticks` of the TSC as time.
+    /// How long `ticks` take on the host.
     pub fn duration(&self, ticks: u64) -> Duration {
-        let nanos = u128::from(ticks) * 1_000_000 / u128::from(self.khz.max(1));
+        let nanos = u128::from(ticks) * u128::from(self.slowness) * 1_000_000 / u128::from(self.khz.max(1));
         Duration::from_nanos(nanos.min(u128::from(u64::MAX)) as u64)
     }
 
@@ -133,6 +151,17 @@ fn measure_khz() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slowed_clock_sleeps_longer_and_ticks_less() {
+        let (plain, slow) = (Clock::new(), Clock::slowed(8));
+        assert_eq!(slow.khz(), plain.khz());
+        assert_eq!(slow.duration(1 << 30), plain.duration(8 << 30));
+        let before = (slow.now(), plain.now());
+        while plain.now() < before.1 + 1_000_000 {}
+        let passed = slow.now() - before.0;
+        assert!(passed > 0 && passed <= (host_tsc() - before.1) / 8 + 1, "{passed}");
+    }
 
     #[test]
     fn the_scale_gives_nanoseconds() {

@@ -1,7 +1,6 @@
 //! Model-specific registers. What is unknown raises #GP, which Linux's accessors survive, and is counted.
 
 use crate::apic;
-use crate::clock::host_tsc;
 use crate::cpu::{Cpu, TlbEvent, cr, sreg};
 use crate::env::Env;
 use crate::exception::Exception;
@@ -81,7 +80,7 @@ pub const SAVED: &[u32] = &[
 pub fn read(cpu: &Cpu, env: &Env<'_>, msr: u32) -> Result<u64, Exception> {
     use number as n;
     Ok(match msr {
-        n::TSC => host_tsc().wrapping_add(cpu.tsc_offset),
+        n::TSC => env.platform.clock.now().wrapping_add(cpu.tsc_offset),
         n::APIC_BASE => cpu.apic.base,
         n::PAT => cpu.pat,
         n::TSC_DEADLINE => apic::tsc_deadline(cpu),
@@ -125,7 +124,7 @@ fn canonical(value: u64) -> Result<u64, Exception> {
 pub fn write(cpu: &mut Cpu, env: &Env<'_>, msr: u32, value: u64) -> Result<(), Exception> {
     use number as n;
     match msr {
-        n::TSC => cpu.tsc_offset = value.wrapping_sub(host_tsc()),
+        n::TSC => cpu.tsc_offset = value.wrapping_sub(env.platform.clock.now()),
         n::APIC_BASE => apic::set_base(cpu, value)?,
         n::PAT => {
             let valid = value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));

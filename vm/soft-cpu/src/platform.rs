@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::apic::{ApicPort, Message};
-use crate::clock::{Clock, host_tsc};
+use crate::clock::Clock;
 use crate::cpuid::CpuidTable;
 
 /// Shared by all vCPUs of a VM.
@@ -26,7 +26,7 @@ pub struct Platform {
 struct Timer {
     ports: Vec<Arc<ApicPort>>,
     clock: Arc<Clock>,
-    /// Host TSC at which the thread will look again.
+    /// When the thread will look again, by the clock.
     next: AtomicU64,
     quit: AtomicBool,
     lock: Mutex<()>,
@@ -36,7 +36,12 @@ struct Timer {
 impl Platform {
     /// The platform over these APICs. Starts no thread; see [`Self::start`].
     pub fn new(ports: Vec<Arc<ApicPort>>) -> Self {
-        let clock = Arc::new(Clock::new());
+        Self::with_clock(ports, Clock::new())
+    }
+
+    /// The same with a given clock.
+    pub fn with_clock(ports: Vec<Arc<ApicPort>>, clock: Clock) -> Self {
+        let clock = Arc::new(clock);
         let timer = Arc::new(Timer {
             ports: ports.clone(),
             clock: clock.clone(),
@@ -119,7 +124,7 @@ impl Timer {
         while !self.quit.load(Ordering::SeqCst) {
             // Any arming from here on finds `next` at its largest and notifies.
             self.next.store(u64::MAX, Ordering::SeqCst);
-            let now = host_tsc();
+            let now = self.clock.now();
             let mut next = u64::MAX;
             for port in &self.ports {
                 if !port.armed.load(Ordering::SeqCst) {
@@ -139,7 +144,7 @@ impl Timer {
             let wait = if next == u64::MAX {
                 Duration::from_secs(3600)
             } else {
-                self.clock.duration(next.saturating_sub(host_tsc()))
+                self.clock.duration(next.saturating_sub(self.clock.now()))
             };
             guard = self.changed.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -176,7 +176,7 @@ impl Translator {
             Class::ReadBase | Class::WriteBase => system && kernel,
             Class::ReadSegment | Class::RepString => system,
             // `no_vector` stands for CR4.TSD too.
-            Class::ReadTsc => system && !source.mode.no_vector,
+            Class::ReadTsc => system && !source.mode.no_vector && !self.tuning.slow_clock,
             // CPUID does not keep a program from running what the host lacks.
             Class::Copy => instr.cpuid_features().iter().all(|feature| (self.host_has)(*feature)),
             _ => true,

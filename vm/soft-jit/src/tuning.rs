@@ -27,6 +27,9 @@ pub struct Tuning {
     pub count: bool,
     /// Each block is also interpreted, and compared (very slow). Jumps are neither linked nor found in the jump cache.
     pub lockstep: bool,
+    /// The guest's clock is slow ([`soft_cpu::clock::Clock::slowed`]), so that a guest that is compared does not spend its
+    /// time on timer ticks. RDTSC is left to the interpreter.
+    pub slow_clock: bool,
     /// Code cache size in bytes, rounded up to whole units.
     pub cache_bytes: usize,
     /// Translates the first as the second, which is wrong, for tests of what finds wrong translations.
@@ -48,6 +51,7 @@ impl Default for Tuning {
             verify: cfg!(debug_assertions),
             count: false,
             lockstep: false,
+            slow_clock: false,
             cache_bytes: 256 << 20,
             #[cfg(test)]
             defect: None,
@@ -70,6 +74,7 @@ impl Tuning {
             verify: true,
             count: false,
             lockstep: false,
+            slow_clock: false,
             cache_bytes: 256 << 20,
             #[cfg(test)]
             defect: None,
@@ -94,6 +99,7 @@ impl Tuning {
                 "count" => tuning.count = true,
                 // A routine may store the flags it was entered with, dead or not (`pushfq`): they must be kept.
                 "lockstep" => (tuning.lockstep, tuning.flags_dead_at_return) = (true, false),
+                "slow-clock" => tuning.slow_clock = true,
                 "no-verify" => tuning.verify = false,
                 _ => {
                     if let Some(count) = word.strip_prefix("block=").and_then(|n| n.parse().ok()) {

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use crate::alu::mask;
-use crate::clock::host_tsc;
 use crate::cpu::{Cpu, TlbEvent, cr, flag, reg, sreg};
 use crate::decode::{Insn, Opnd, linear};
 use crate::env::Env;
@@ -108,16 +107,16 @@ pub(crate) fn pause(cpu: &mut Cpu, _env: &Env<'_>, _insn: &Insn) -> Done {
     Ok(())
 }
 
-fn guest_tsc(cpu: &Cpu) -> Result<u64, Exception> {
+fn guest_tsc(cpu: &Cpu, env: &Env<'_>) -> Result<u64, Exception> {
     if cpu.cr4 & cr::CR4_TSD != 0 && cpu.cpl != 0 {
         return Err(Exception::gp(0));
     }
-    Ok(host_tsc().wrapping_add(cpu.tsc_offset))
+    Ok(env.platform.clock.now().wrapping_add(cpu.tsc_offset))
 }
 
 /// RDTSC, and RDTSCP with `AUX`.
-pub(crate) fn rdtsc<const AUX: bool>(cpu: &mut Cpu, _env: &Env<'_>, _insn: &Insn) -> Done {
-    let tsc = guest_tsc(cpu)?;
+pub(crate) fn rdtsc<const AUX: bool>(cpu: &mut Cpu, env: &Env<'_>, _insn: &Insn) -> Done {
+    let tsc = guest_tsc(cpu, env)?;
     cpu.gpr[reg::RAX] = tsc & 0xffff_ffff;
     cpu.gpr[reg::RDX] = tsc >> 32;
     if AUX {
