@@ -2,14 +2,15 @@
 //! state after each instruction kept. The translator's lock-step mode compares its code with this.
 //!
 //! A dry run ends before the first instruction that reaches a device, stores to a page that translated code must not
-//! store to, raises an exception, or reads status flags that the manual leaves undefined. It may set accessed and dirty
-//! bits in the guest's page tables, a moment before the instruction itself would.
+//! store to, raises an exception, or reads what no manual defines: status flags that are left undefined, or a page-table
+//! entry that it used before (whose accessed and dirty bits depend on what is in the TLB). It sets no such bits itself.
 
 use iced_x86::{Instruction, RflagsBits};
 
+use crate::alu;
 use crate::cpu::flag::{AF, CF, OF, PF, SF, STATUS, ZF};
 use crate::cpu::{Cpu, Segment, XSAVE_BYTES, XsaveArea, sreg};
-use crate::decode;
+use crate::decode::{self, Insn};
 use crate::env::Env;
 use crate::exception::Exception;
 use crate::overlay::Overlay;
@@ -23,7 +24,7 @@ pub enum End {
     Exception(Exception),
     /// The next instruction reaches a device or stores where translated code must not.
     Refused,
-    /// The next instruction reads flags that have no defined value.
+    /// The next instruction reads flags, or accessed and dirty bits, that have no defined value.
     Undefined,
 }
 
@@ -141,7 +142,12 @@ impl DryRun {
             }
             let undefined = self.states.last().map_or(0, |state| state.undefined);
             match one(cpu, env, undefined) {
-                Ok(undefined) => self.record(cpu, undefined),
+                Ok((undefined, jumped)) => {
+                    self.record(cpu, undefined);
+                    if jumped {
+                        break;
+                    }
+                }
                 Err(end) => {
                     self.end = end;
                     break;
@@ -237,8 +243,9 @@ fn bases(cpu: &Cpu) -> [u64; 3] {
     [cpu.seg[sreg::FS].base, cpu.seg[sreg::GS].base, cpu.kernel_gs_base]
 }
 
-/// Runs one instruction; returns which status flags are undefined behind it.
-fn one(cpu: &mut Cpu, env: &Env<'_>, undefined: u64) -> Result<u64, End> {
+/// Runs one instruction; returns which status flags are undefined behind it, and whether it is a conditional jump to the
+/// next instruction that was taken.
+fn one(cpu: &mut Cpu, env: &Env<'_>, undefined: u64) -> Result<(u64, bool), End> {
     let insn = decode::fetch(cpu, env).map_err(End::Exception)?;
     // SAFETY: the cache slot is only replaced by `fetch`, which no handler calls.
     let insn = unsafe { &*insn };
@@ -246,11 +253,15 @@ fn one(cpu: &mut Cpu, env: &Env<'_>, undefined: u64) -> Result<u64, End> {
         return Err(End::Undefined);
     }
     let shadow = cpu.shadow;
+    let jumped = jumps_to_next(cpu, insn);
     loop {
         cpu.interp.next = cpu.rip.wrapping_add(u64::from(insn.len));
         (insn.run)(cpu, env, insn).map_err(End::Exception)?;
         if cpu.interp.overlay.as_ref().is_none_or(|overlay| overlay.refused()) {
             return Err(End::Refused);
+        }
+        if cpu.interp.overlay.as_ref().is_some_and(|overlay| overlay.unknown()) {
+            return Err(End::Undefined);
         }
         // A repeated string instruction may stop to look at interrupts.
         if cpu.interp.next != cpu.rip || !insn.iced.is_string_instruction() {
@@ -261,7 +272,15 @@ fn one(cpu: &mut Cpu, env: &Env<'_>, undefined: u64) -> Result<u64, End> {
     if shadow != 0 {
         cpu.shadow = 0;
     }
-    Ok(undefined_after(&insn.iced, undefined))
+    Ok((undefined_after(&insn.iced, undefined), jumped))
+}
+
+/// Whether this is a conditional jump to the next instruction (jump labels of Linux may be) that will be taken.
+fn jumps_to_next(cpu: &Cpu, insn: &Insn) -> bool {
+    let instr = &insn.iced;
+    instr.is_jcc_short_or_near()
+        && insn.imm == 0
+        && alu::condition((instr.condition_code() as u8).wrapping_sub(1), cpu.rflags)
 }
 
 /// Status flags without a defined value after an instruction. What shifts by a register and the like leave undefined only

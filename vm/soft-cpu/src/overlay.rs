@@ -1,5 +1,7 @@
 //! The stores of a dry run, kept beside guest memory, and a log of what it loaded.
 
+use std::cell::RefCell;
+
 use crate::env::RamMap;
 use crate::mem::{DataTlb, empty_data};
 use crate::rawmem;
@@ -61,6 +63,10 @@ pub(crate) struct Overlay {
     /// Number of the instruction being run.
     pub(crate) instruction: u32,
     refused: bool,
+    /// Page-table entries whose accessed or dirty bit a walk would have set.
+    entries: RefCell<Vec<u64>>,
+    /// One of them was read.
+    unknown: bool,
 }
 
 impl Overlay {
@@ -73,6 +79,8 @@ impl Overlay {
             stores: Vec::new(),
             instruction: 0,
             refused: false,
+            entries: RefCell::default(),
+            unknown: false,
         }
     }
 
@@ -81,6 +89,19 @@ impl Overlay {
         self.loads.clear();
         self.stores.clear();
         self.refused = false;
+        self.entries.get_mut().clear();
+        self.unknown = false;
+    }
+
+    /// A walk would have set a bit of the page-table entry at `gpa`.
+    pub(crate) fn note_entry(&self, gpa: u64) {
+        self.entries.borrow_mut().push(gpa);
+    }
+
+    /// A page-table entry was read whose accessed and dirty bits are not known: whether the processor has set them already
+    /// depends on what is in its TLB.
+    pub(crate) fn unknown(&self) -> bool {
+        self.unknown
     }
 
     /// The instruction does what a dry run cannot.
@@ -117,6 +138,17 @@ impl Overlay {
     /// What the dry run sees at `gpa` (`size` bytes inside a page), where memory holds `memory`.
     pub(crate) fn read(&mut self, gpa: u64, memory: u64, size: u8) -> u64 {
         self.loads.push(Load { gpa, size, value: memory });
+        let end = gpa + u64::from(size);
+        self.unknown |= self.entries.get_mut().iter().any(|entry| *entry < end && gpa < entry + 8);
+        self.merge(gpa, memory, size)
+    }
+
+    /// What a walk sees of the page-table entry at `gpa`, where memory holds `memory`.
+    pub(crate) fn peek(&self, gpa: u64, memory: u64) -> u64 {
+        self.merge(gpa, memory, 8)
+    }
+
+    fn merge(&self, gpa: u64, memory: u64, size: u8) -> u64 {
         let Some(page) = self.page(gpa) else { return memory };
         let mut bytes = memory.to_le_bytes();
         for (index, byte) in bytes[..size as usize].iter_mut().enumerate() {

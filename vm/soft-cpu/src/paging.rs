@@ -110,7 +110,8 @@ fn set_bits(env: &Env<'_>, gpa: u64, (entry, writable): (&AtomicU64, bool), old:
 }
 
 /// Walks the guest's page tables for one access, sets A and D, and says what is there. `linear` must be canonical; the
-/// caller checks (that fault is #GP or #SS, not #PF).
+/// caller checks (that fault is #GP or #SS, not #PF). In a dry run, bits for data are not set and the entries are those
+/// that the dry run sees.
 pub fn translate(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Result<Page, PageFault> {
     if cpu.cr0 & cr::CR0_PG == 0 {
         return Ok(finish(env, linear & !0xfff, W | U, true, 1 << 12));
@@ -144,6 +145,16 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
         let code = bits | u32::from(access.write) << 1 | u32::from(access.user) << 2 | u32::from(fetch) << 4;
         Some(Err(PageFault { error_code: code }))
     };
+    let dry = if access.exec { None } else { cpu.interp.overlay.as_deref() };
+    let set = |at, entry, value, bits| match dry {
+        None => set_bits(env, at, entry, value, bits),
+        Some(overlay) => {
+            if value & bits != bits {
+                overlay.note_entry(at);
+            }
+            true
+        }
+    };
     let mut table = cpu.cr3 & ADDRESS;
     let mut rights = W | U;
     for level in (0..4u32).rev() {
@@ -152,6 +163,7 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
         // A table outside RAM reads as all ones on hardware; that is a reserved-bit fault here.
         let Some(entry) = entry_at(env, at) else { return fault(1 | 8) };
         let value = entry.0.load(Ordering::SeqCst);
+        let value = dry.map_or(value, |overlay| overlay.peek(at, value));
         if value & P == 0 {
             return fault(0);
         }
@@ -171,7 +183,7 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
         }
         rights = (rights & value & (W | U)) | ((rights | value) & NX);
         if !leaf {
-            if !set_bits(env, at, entry, value, A) {
+            if !set(at, entry, value, A) {
                 return None;
             }
             table = value & ADDRESS;
@@ -184,7 +196,7 @@ fn walk(cpu: &Cpu, env: &Env<'_>, linear: u64, access: Access) -> Option<Result<
             return fault(1);
         }
         let bits = if access.write { A | D } else { A };
-        if !set_bits(env, at, entry, value, bits) {
+        if !set(at, entry, value, bits) {
             return None;
         }
         let size = 1u64 << shift;

@@ -127,6 +127,7 @@ pub(crate) struct LockStep {
     blocks: u64,
     instructions: u64,
     inconclusive: u64,
+    undefined: u64,
 }
 
 impl LockStep {
@@ -167,10 +168,10 @@ impl LockStep {
             Left::Step(_) => self.dry.done_at(cpu.rip),
         };
         let difference = match (left, done, self.dry.end()) {
-            // What comes after an instruction that reads undefined flags is not known.
+            // What comes after an instruction that reads flags or table entries without a defined value is not known.
             (Left::Jump, _, End::Undefined) | (Left::Step(_), None, End::Undefined) => {
                 self.truth = None;
-                self.inconclusive += 1;
+                self.undefined += 1;
                 return Ok(());
             }
             (Left::Jump, _, End::Exception(exception)) => Some(format!(
@@ -214,11 +215,12 @@ impl LockStep {
     }
 
     /// What was compared.
-    pub(crate) fn counters(&self) -> [(String, u64); 3] {
+    pub(crate) fn counters(&self) -> [(String, u64); 4] {
         [
             ("blocks compared in lock-step".to_owned(), self.blocks),
             ("instructions compared in lock-step".to_owned(), self.instructions),
             ("inconclusive comparisons".to_owned(), self.inconclusive),
+            ("blocks that use undefined flags".to_owned(), self.undefined),
         ]
     }
 

@@ -84,3 +84,12 @@ fn flags_taken_for_dead_at_a_return_are_found() {
         other => panic!("flags that were lost went unseen: {other:?}"),
     }
 }
+
+#[test]
+fn a_jump_to_the_next_instruction_is_no_difference() {
+    // test rax, rax; jne +0; inc rcx; je +0; inc rcx; hlt
+    let code = [0x48, 0x85, 0xc0, 0x75, 0, 0x48, 0xff, 0xc1, 0x74, 0, 0x48, 0xff, 0xc1, 0xf4];
+    for tuning in [Tuning::default(), Tuning { extend: false, ..Tuning::default() }] {
+        assert_eq!(run(tuning, &code).0, Exit::Halt);
+    }
+}
