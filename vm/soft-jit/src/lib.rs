@@ -17,6 +17,8 @@ mod decode;
 mod dispatch;
 mod emit;
 #[cfg(test)]
+mod eviction_tests;
+#[cfg(test)]
 mod guest_tests;
 mod host;
 mod jit;

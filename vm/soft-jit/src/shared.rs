@@ -181,9 +181,9 @@ impl Shared {
         self.blocks.get(id as usize)?.as_ref()
     }
 
-    /// The block whose code holds a cache offset; a call's return address may be one past the end.
+    /// The block whose code ends at a cache offset or holds the byte before it, as it does before a call's return address.
     pub(crate) fn block_at(&self, offset: usize) -> Option<BlockId> {
-        let unit = self.units.get(self.cache.unit_of(offset))?;
+        let unit = self.units.get(self.cache.unit_of(offset.checked_sub(1)?))?;
         let index = unit
             .partition_point(|id| self.block(*id).is_some_and(|block| block.at < offset))
             .checked_sub(1)?;
