@@ -122,7 +122,7 @@ fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
         .args([SHIM_ROLE, &sandbox.spec.id])
         .env_clear()
         .envs(kept)
-        .envs(crate::hostile::variable())
+        .envs(crate::environment::passed_on())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(said))

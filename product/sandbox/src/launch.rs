@@ -65,7 +65,7 @@ impl Vmm {
         let child = Command::new(own_program())
             .arg(VMM_ROLE)
             .env_clear()
-            .envs(crate::hostile::variable())
+            .envs(crate::environment::passed_on())
             .current_dir("/")
             .stdin(Stdio::from(far))
             .stdout(Stdio::null())

@@ -12,6 +12,7 @@ mod clock;
 pub mod control;
 mod deadline;
 pub mod engine;
+mod environment;
 mod error;
 pub mod escape;
 mod files;
