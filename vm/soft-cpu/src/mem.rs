@@ -57,36 +57,70 @@ pub(crate) fn empty_data() -> DataTlb {
 pub(crate) struct Tlb {
     pub(crate) data: DataTlb,
     code: Box<[[CodeEntry; CODE_ENTRIES]; 2]>,
+    /// Where entries were made since they were last dropped, and perhaps more: most flushes find a few.
+    filled: Vec<u16>,
 }
+
+/// Places above this number in [`Tlb::filled`] are those of code.
+const DATA_PLACES: usize = 3 * ENTRIES;
+/// Length of [`Tlb::filled`] at which what was since replaced or dropped is taken off.
+const MAX_FILLED: usize = 4 * ENTRIES;
 
 impl Tlb {
     pub(crate) fn new() -> Self {
-        Self { data: empty_data(), code: Box::new([[EMPTY_CODE; CODE_ENTRIES]; 2]) }
+        Self { data: empty_data(), code: Box::new([[EMPTY_CODE; CODE_ENTRIES]; 2]), filled: Vec::new() }
+    }
+
+    fn set_data(&mut self, table: usize, index: usize, entry: Entry) {
+        self.data[table][index] = entry;
+        self.note_filled(table * ENTRIES + index);
+    }
+
+    fn set_code(&mut self, table: usize, index: usize, entry: CodeEntry) {
+        self.code[table][index] = entry;
+        self.note_filled(DATA_PLACES + table * CODE_ENTRIES + index);
+    }
+
+    fn note_filled(&mut self, place: usize) {
+        if self.filled.len() >= MAX_FILLED {
+            self.filled.sort_unstable();
+            self.filled.dedup();
+        }
+        self.filled.push(place as u16);
+    }
+
+    /// Drops the entries for which the answer (to tag and whether it is global) is yes.
+    fn drop_entries(&mut self, stale: impl Fn(u64, bool) -> bool) {
+        let (data, code) = (self.data.as_flattened_mut(), self.code.as_flattened_mut());
+        self.filled.retain(|place| {
+            let place = usize::from(*place);
+            if let Some(entry) = data.get_mut(place) {
+                let keep = !stale(entry.read, entry.global);
+                if !keep {
+                    *entry = EMPTY_ENTRY;
+                }
+                return keep;
+            }
+            let Some(entry) = code.get_mut(place - DATA_PLACES) else { return false };
+            let keep = !stale(entry.page, entry.global);
+            if !keep {
+                *entry = EMPTY_CODE;
+            }
+            keep
+        });
     }
 
     pub(crate) fn clear(&mut self) {
-        *self.data = [[EMPTY_ENTRY; ENTRIES]; 3];
-        *self.code = [[EMPTY_CODE; CODE_ENTRIES]; 2];
+        self.drop_entries(|_, _| true);
     }
 
     fn clear_local(&mut self) {
-        for entry in self.data.iter_mut().flatten().filter(|entry| !entry.global) {
-            *entry = EMPTY_ENTRY;
-        }
-        for entry in self.code.iter_mut().flatten().filter(|entry| !entry.global) {
-            *entry = EMPTY_CODE;
-        }
+        self.drop_entries(|_, global| !global);
     }
 
     fn clear_page(&mut self, linear: u64) {
         // Large pages are entered as 4 KiB pieces and INVLPG must drop all of them.
-        let piece = linear & !0x3fff_ffff;
-        for entry in self.data.iter_mut().flatten().filter(|entry| entry.read & !0x3fff_ffff == piece) {
-            *entry = EMPTY_ENTRY;
-        }
-        for entry in self.code.iter_mut().flatten().filter(|entry| entry.page & !0x3fff_ffff == piece) {
-            *entry = EMPTY_CODE;
-        }
+        self.drop_entries(|page, _| page & !0x3fff_ffff == linear & !0x3fff_ffff);
     }
 
     /// Applies what an instruction did to translations. This TLB has no PCIDs: every CR3 load drops local entries.
@@ -268,8 +302,7 @@ fn fill(cpu: &mut Cpu, env: &Env<'_>, linear: u64, write: bool, stack: bool) -> 
     {
         let index = (linear >> 12) as usize % ENTRIES;
         let tag = linear & !0xfff;
-        let entry = &mut cpu.interp.tlb.data[table_of(cpu.cpl, cpu.rflags)][index];
-        *entry = Entry {
+        let entry = Entry {
             read: tag,
             write: if page.writable && page.ram_writable { tag } else { EMPTY },
             host: page.host,
@@ -277,6 +310,7 @@ fn fill(cpu: &mut Cpu, env: &Env<'_>, linear: u64, write: bool, stack: bool) -> 
             flags,
             global: page.global,
         };
+        cpu.interp.tlb.set_data(table_of(cpu.cpl, cpu.rflags), index, entry);
     }
     Ok(page)
 }
@@ -610,7 +644,7 @@ fn code_fill(cpu: &mut Cpu, env: &Env<'_>, linear: u64) -> Result<CodeEntry, Exc
         return Err(Exception::gp(0));
     }
     let entry = CodeEntry { page: linear & !0xfff, host: page.host, gpa: page.gpa, global: page.global };
-    cpu.interp.tlb.code[usize::from(cpu.cpl != 3)][(linear >> 12) as usize % CODE_ENTRIES] = entry;
+    cpu.interp.tlb.set_code(usize::from(cpu.cpl != 3), (linear >> 12) as usize % CODE_ENTRIES, entry);
     Ok(entry)
 }
 
