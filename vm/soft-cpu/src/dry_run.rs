@@ -61,7 +61,6 @@ struct Saved {
     kernel_gs_base: u64,
     xsave: XsaveArea,
     next: u64,
-    pauses: u32,
     x87_ip: u64,
 }
 
@@ -76,7 +75,6 @@ impl Saved {
             kernel_gs_base: cpu.kernel_gs_base,
             xsave: cpu.xsave.clone(),
             next: cpu.interp.next,
-            pauses: cpu.interp.pauses,
             x87_ip: cpu.interp.x87_ip,
         }
     }
@@ -90,7 +88,6 @@ impl Saved {
         cpu.kernel_gs_base = self.kernel_gs_base;
         cpu.xsave = self.xsave;
         cpu.interp.next = self.next;
-        cpu.interp.pauses = self.pauses;
         cpu.interp.x87_ip = self.x87_ip;
     }
 }

@@ -60,21 +60,12 @@ pub struct InterpState {
     pub(crate) stubs: Stubs,
     /// Address of the next instruction while one is executed.
     pub(crate) next: u64,
-    pub(crate) pauses: u32,
     pub(crate) x87_ip: u64,
 }
 
 impl Default for InterpState {
     fn default() -> Self {
-        Self {
-            tlb: Tlb::new(),
-            overlay: None,
-            cache: Cache::new(),
-            stubs: Stubs::new(),
-            next: 0,
-            pauses: 0,
-            x87_ip: 0,
-        }
+        Self { tlb: Tlb::new(), overlay: None, cache: Cache::new(), stubs: Stubs::new(), next: 0, x87_ip: 0 }
     }
 }
 

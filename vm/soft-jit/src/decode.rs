@@ -19,10 +19,12 @@ pub(crate) const STATUS: u32 =
 pub(crate) enum Class {
     /// Copied with registers renamed and its memory operand redirected.
     Copy,
-    /// Nothing to do (nop, endbr64, prefetch, pause, cache hints).
+    /// Nothing to do (nop, endbr64, prefetch, cache hints).
     Nop,
     /// `clflush`, `clflushopt`, `clwb`: nothing but the faults of a read.
     CacheLine,
+    /// `pause`
+    Pause,
     /// `lea`
     Lea,
     /// `bt`, `bts`, `btr`, `btc` with a memory operand and a bit offset in a register.
@@ -49,6 +51,10 @@ pub(crate) enum Class {
     CallIndirect,
     /// `cli`
     Cli,
+    /// `cld`
+    Cld,
+    /// `mov` of a control register to a general one.
+    ReadControl,
     /// `pushfq`
     PushFlags,
     /// `rdtsc`, `rdtscp`
@@ -307,7 +313,6 @@ fn is_hint(mnemonic: Mnemonic) -> bool {
             | M::Prefetchit1
             | M::Rdsspd
             | M::Rdsspq
-            | M::Pause
             | M::Cldemote
     )
 }
@@ -361,6 +366,9 @@ fn class_of(instr: &Instruction) -> Class {
         Code::Call_rm64 => return Class::CallIndirect,
         Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX => return Class::CountBranch,
         Code::Cli => return Class::Cli,
+        Code::Cld => return Class::Cld,
+        Code::Pause => return Class::Pause,
+        Code::Mov_r64_cr => return Class::ReadControl,
         Code::Pushfq => return Class::PushFlags,
         Code::Rdtsc | Code::Rdtscp => return Class::ReadTsc,
         Code::Movsb_m8_m8 | Code::Movsw_m16_m16 | Code::Movsd_m32_m32 | Code::Movsq_m64_m64
@@ -472,6 +480,8 @@ fn kills(instr: &Instruction) -> u32 {
         M::Bsf | M::Bsr | M::Bt | M::Bts | M::Btr | M::Btc | M::Div | M::Idiv => {
             modified & !instr.rflags_undefined()
         }
+        // Moves of control and debug registers.
+        M::Mov => modified & !instr.rflags_undefined(),
         _ if instr.is_string_instruction() => 0,
         _ => modified,
     }

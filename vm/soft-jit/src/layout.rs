@@ -81,6 +81,10 @@ pub(crate) struct Head {
     pub(crate) vectors_live: u64,
     /// The guest's MXCSR while Rust runs.
     pub(crate) guest_mxcsr: u64,
+    /// The lowest byte counts PAUSE in steps of 4; where it wraps the interpreter gets one, which yields the host's core.
+    pub(crate) pauses: u64,
+    /// Keeps status flags across tests of an instruction that does not write them.
+    pub(crate) flags: u64,
 }
 
 /// Translated code reached a site that wants Rust; `exit_site` tells which.
@@ -176,6 +180,17 @@ pub(crate) const TSC_OFFSET: i32 = offset_of!(Cpu, tsc_offset) as i32;
 pub(crate) const TSC_AUX: i32 = offset_of!(Cpu, tsc_aux) as i32;
 pub(crate) const XSAVE: i32 = offset_of!(Cpu, xsave) as i32;
 
+/// `gs` offset of a control register that is kept in the state block.
+pub(crate) const fn control(number: u32) -> Option<i32> {
+    match number {
+        0 => Some(offset_of!(Cpu, cr0) as i32),
+        2 => Some(offset_of!(Cpu, cr2) as i32),
+        3 => Some(offset_of!(Cpu, cr3) as i32),
+        4 => Some(offset_of!(Cpu, cr4) as i32),
+        _ => None,
+    }
+}
+
 /// `gs` offset of a segment's base.
 pub(crate) const fn seg_base(segment: usize) -> i32 {
     (offset_of!(Cpu, seg) + segment * size_of::<Segment>() + offset_of!(Segment, base)) as i32
@@ -216,6 +231,8 @@ head_slots!(
     SAVED_YMM = saved_ymm,
     VECTORS_LIVE = vectors_live,
     GUEST_MXCSR = guest_mxcsr,
+    PAUSES = pauses,
+    FLAGS = flags,
 );
 
 /// The tag of entry `index` that no access can match: an access to the page it names looks into another entry, and so does

@@ -106,7 +106,16 @@ impl Builder<'_> {
                 Ok(true)
             }
             Class::CallIndirect => self.lower_call_indirect(instr).map(|()| true),
+            Class::Pause => {
+                self.lower_pause();
+                Ok(false)
+            }
             Class::Cli => self.lower_cli().map(|()| false),
+            Class::Cld => {
+                self.lower_cld();
+                Ok(false)
+            }
+            Class::ReadControl => self.lower_read_control(instr).map(|()| false),
             Class::PushFlags => self.lower_push_flags().map(|()| false),
             Class::ReadTsc => self.lower_read_tsc(instr).map(|()| false),
             Class::Sti => self.lower_sti().map(|()| false),

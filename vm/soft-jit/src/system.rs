@@ -8,11 +8,13 @@ use crate::block::Vectors;
 use crate::decode::Class;
 use crate::emit::{ABOVE, EQUAL, GUEST_SP, Mem, NOT_EQUAL, R10, R11, RAX, RCX, RDI, RDX, RSI};
 use crate::layout::{
-    IRQ_WINDOW, KERNEL_GS_BASE, RFLAGS, SPILL_RCX, Space, TEMP, TSC_AUX, TSC_OFFSET, gpr, seg_base, selector,
+    FLAGS, IRQ_WINDOW, KERNEL_GS_BASE, PAUSES, RFLAGS, SPILL_RCX, Space, TEMP, TSC_AUX, TSC_OFFSET, control,
+    gpr, seg_base, selector,
 };
 use crate::translate::{Builder, Cold, Unsupported};
 
 const IF: i32 = 0x200;
+const DF: i32 = 0x400;
 const AC: i32 = 0x4_0000;
 
 impl Builder<'_> {
@@ -27,6 +29,33 @@ impl Builder<'_> {
         self.asm.bytes(&(!0x200u32).to_le_bytes());
         if self.live {
             self.asm.bytes(&[0x9d]); // popfq
+        }
+        Ok(())
+    }
+
+    pub(crate) fn lower_cld(&mut self) {
+        self.change_rflags(4, !DF);
+    }
+
+    /// A loop that waits for another vCPU gives its core away now and then: that vCPU's thread may want it.
+    pub(crate) fn lower_pause(&mut self) {
+        self.asm.bytes(&[0xf3, 0x90]);
+        if self.live {
+            return;
+        }
+        self.asm.op_mem(false, &[0x80], 0, Mem::Gs(PAUSES)); // add byte
+        self.asm.bytes(&[4]);
+        let from = self.asm.jcc(EQUAL);
+        self.cold.push(Cold::Step { from, at: self.at, vectors: Vectors::Untouched });
+    }
+
+    /// `mov` from CR0, CR2, CR3 or CR4. CPL 0 only.
+    pub(crate) fn lower_read_control(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
+        let slot = control(instr.op1_register().number() as u32).ok_or(Unsupported)?;
+        let (host, home) = Self::destination(instr.op0_register());
+        self.asm.load(host, Mem::Gs(slot));
+        if let Some(home) = home {
+            self.asm.store(Mem::Gs(home), host);
         }
         Ok(())
     }
@@ -150,10 +179,18 @@ impl Builder<'_> {
             self.asm.op_mem(false, &[0x89], R11, Mem::at(R10, 0));
             return Ok(());
         }
-        if instr.op0_register().size() < 4 {
-            return Err(Unsupported);
-        }
         let (host, home) = Self::destination(instr.op0_register());
+        if instr.op0_register().size() < 4 {
+            // The upper part of the register stays.
+            let to = if home.is_some() { R11 } else { host };
+            self.asm.bytes(&[0x66]);
+            self.asm.op_mem(false, &[0x8b], to, Mem::Gs(selector(slot)));
+            if let Some(home) = home {
+                self.asm.bytes(&[0x66]);
+                self.asm.op_mem(false, &[0x89], to, Mem::Gs(home));
+            }
+            return Ok(());
+        }
         self.asm.op_mem(false, &[0x0f, 0xb7], host, Mem::Gs(selector(slot)));
         if let Some(home) = home {
             self.asm.store(Mem::Gs(home), host);
@@ -178,16 +215,27 @@ impl Builder<'_> {
     }
 
     pub(crate) fn lower_write_base(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
-        if self.live {
-            return Err(Unsupported);
-        }
         let source = self.address_register(instr.op0_register(), R10);
         self.asm.store(Mem::Gs(TEMP), source);
         self.asm.constant(R11, 47);
         self.asm.sarx(true, R10, source, R11);
         self.asm.lea(R10, Mem::at(R10, 1));
-        self.asm.alu_imm(true, 7, R10, 1);
-        let from = self.asm.jcc(ABOVE);
+        let from = if self.live {
+            // 0 and 1 are canonical.
+            self.asm.constant(R11, 1);
+            self.asm.sarx(true, R10, R10, R11);
+            self.asm.store(Mem::Gs(SPILL_RCX), RCX);
+            self.asm.mov(RCX, R10);
+            let canonical = self.asm.jrcxz();
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+            let from = self.asm.jmp();
+            self.asm.link_short(canonical);
+            self.asm.load(RCX, Mem::Gs(SPILL_RCX));
+            from
+        } else {
+            self.asm.alu_imm(true, 7, R10, 1);
+            self.asm.jcc(ABOVE)
+        };
         self.cold.push(Cold::Step { from, at: self.at, vectors: Vectors::Untouched });
         self.asm.load(R10, Mem::Gs(TEMP));
         self.asm.store(Mem::Gs(Self::base_slot(instr)), R10);
@@ -217,9 +265,6 @@ impl Builder<'_> {
     /// `rep movs`, `rep stos` that stay within one page on each side run as such on the host's addresses; others are left
     /// to the interpreter.
     pub(crate) fn lower_rep_string(&mut self, instr: &Instruction) -> Result<(), Unsupported> {
-        if self.live {
-            return Err(Unsupported);
-        }
         let (moves, shift, opcode): (bool, u8, &[u8]) = match instr.code() {
             Code::Movsb_m8_m8 => (true, 0u8, &[0xf3, 0xa4][..]),
             Code::Movsw_m16_m16 => (true, 1, &[0x66, 0xf3, 0xa5]),
@@ -233,9 +278,19 @@ impl Builder<'_> {
         };
         let size = 1usize << shift;
         let scale = size as u8;
+        let live = self.live;
         let leave = |builder: &mut Self, from| {
-            builder.cold.push(Cold::Step { from, at: builder.at, vectors: Vectors::Untouched });
+            let (at, vectors) = (builder.at, Vectors::Untouched);
+            builder.cold.push(if live {
+                Cold::StepWithFlags { from, at, vectors }
+            } else {
+                Cold::Step { from, at, vectors }
+            });
         };
+        if live {
+            self.asm.bytes(&[0x9c]); // pushfq
+            self.asm.op_mem(false, &[0x8f], 0, Mem::Gs(FLAGS)); // pop
+        }
         // test dword gs:[RFLAGS], DF
         self.asm.op_mem(false, &[0xf7], 0, Mem::Gs(RFLAGS));
         self.asm.bytes(&0x400u32.to_le_bytes());
@@ -255,6 +310,10 @@ impl Builder<'_> {
         // test rcx, rcx; je done
         self.asm.op_reg(true, &[0x85], RCX, RCX);
         let nothing = self.asm.jcc(EQUAL);
+        if live {
+            leave(self, nothing);
+            self.restore_flags();
+        }
         let retry = self.asm.here();
         self.asm.mov(R10, RDI);
         self.check(retry, size, true)?;
@@ -274,7 +333,15 @@ impl Builder<'_> {
         if moves {
             self.asm.mov(RSI, R10);
         }
-        self.asm.link_here(nothing);
+        if !live {
+            self.asm.link_here(nothing);
+        }
         Ok(())
+    }
+
+    /// Loads the status flags that were kept in their slot.
+    pub(crate) fn restore_flags(&mut self) {
+        self.asm.op_mem(false, &[0xff], 6, Mem::Gs(FLAGS)); // push
+        self.asm.bytes(&[0x9d]); // popfq
     }
 }

@@ -36,6 +36,8 @@ pub(crate) const FLAG_PEEK: u32 = 6;
 pub(crate) enum Cold {
     /// The instruction at `at` is for the interpreter.
     Step { from: u32, at: u32, vectors: Vectors },
+    /// The same; the status flags are in their slot.
+    StepWithFlags { from: u32, at: u32, vectors: Vectors },
     /// `call` of the site thunk.
     Site { from: u32, kind: SiteKind },
     /// A TLB miss: (re)make the address in r10, call the refill, try again at `retry`.
@@ -138,7 +140,10 @@ impl Translator {
                 | Class::Push
                 | Class::Pop
                 | Class::Leave
+                | Class::Pause
                 | Class::Cli
+                | Class::Cld
+                | Class::ReadControl
                 | Class::PushFlags
                 | Class::Sti
                 | Class::SwapGs
@@ -173,8 +178,8 @@ impl Translator {
             Class::Cli | Class::PushFlags | Class::Sti | Class::Stac | Class::Clac | Class::SwapGs => {
                 system && kernel
             }
-            Class::ReadBase | Class::WriteBase => system && kernel,
-            Class::ReadSegment | Class::RepString => system,
+            Class::ReadBase | Class::WriteBase | Class::ReadControl => system && kernel,
+            Class::ReadSegment | Class::RepString | Class::Cld => system,
             // `no_vector` stands for CR4.TSD too.
             Class::ReadTsc => system && !source.mode.no_vector && !self.tuning.slow_clock,
             // CPUID does not keep a program from running what the host lacks.
@@ -551,6 +556,11 @@ impl Builder<'_> {
             }
             Cold::Step { from, at, vectors } => {
                 self.asm.link_here(from);
+                self.step_here(at, vectors);
+            }
+            Cold::StepWithFlags { from, at, vectors } => {
+                self.asm.link_here(from);
+                self.restore_flags();
                 self.step_here(at, vectors);
             }
             Cold::Miss { from, retry, kind, offset, vector, undo } => {

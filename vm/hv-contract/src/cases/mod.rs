@@ -41,7 +41,8 @@ pub(crate) const ALL: &[Case] = list! {
         fault_keeps_registers fault_keeps_flags;
     registers:
         control_registers segment_bases swapgs system_call_and_return msr_values unknown_msr non_canonical_msr debug_registers
-        extended_control_register cpuid flags_of_arithmetic task_priority_register x87_and_sse;
+        extended_control_register cpuid flags_of_arithmetic task_priority_register x87_and_sse
+        flags_kept_by_string_and_system_instructions;
     timers:
         tsc_runs tsc_can_be_set tsc_aux apic_one_shot apic_periodic apic_deadline;
     state:

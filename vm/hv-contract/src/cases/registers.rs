@@ -366,6 +366,88 @@ pub(crate) fn flags_of_arithmetic(engine: &dyn Hypervisor) -> Outcome {
     Ok(())
 }
 
+/// String stores and system instructions leave the status flags alone, however they are done.
+pub(crate) fn flags_kept_by_string_and_system_instructions(engine: &dyn Hypervisor) -> Outcome {
+    const FROM: u64 = 0x10_0000;
+    const TO: u64 = 0x10_2000;
+    let machine = Machine::new(engine, 1)?;
+    let keep = |a: &mut CodeAssembler, slot: u64| {
+        a.pushfq()?;
+        a.pop(qword_ptr(DATA + slot * 8))
+    };
+    // CF, PF, AF and SF set, ZF and OF clear; clobbers rbx only.
+    let set = |a: &mut CodeAssembler| {
+        a.mov(ebx, 0)?;
+        a.sub(ebx, 1)
+    };
+    let mut cpu = machine.execute(|a| {
+        // (where from the start of a page, elements): in a page, to its end, across it, none.
+        for (slot, (offset, count)) in (0..).zip([(0x10u64, 3u64), (0xff0, 2), (0xff4, 4), (0x10, 0)]) {
+            for (slot, moves) in [(slot * 2, false), (slot * 2 + 1, true)] {
+                a.mov(rax, 0x0101_0101_0101_0101u64)?;
+                a.mov(rsi, FROM + offset)?;
+                a.mov(rdi, TO + offset)?;
+                a.mov(rcx, count)?;
+                set(a)?;
+                if moves {
+                    a.rep().movsq()?
+                } else {
+                    a.rep().stosq()?
+                }
+                keep(a, slot)?;
+            }
+        }
+        // Downwards and, after CLD, upwards again.
+        a.mov(rdi, TO + 0x808)?;
+        a.mov(ecx, 2)?;
+        a.std()?;
+        set(a)?;
+        a.rep().stosq()?;
+        keep(a, 8)?;
+        a.mov(r8, rdi)?;
+        set(a)?;
+        a.cld()?;
+        keep(a, 9)?;
+        a.mov(ecx, 2)?;
+        a.rep().stosq()?;
+        a.mov(r12, rdi)?;
+        // PAUSE often enough for whatever is done now and then.
+        for _ in 0..100 {
+            a.pause()?;
+        }
+        set(a)?;
+        a.pause()?;
+        a.mov(r13, cr3)?;
+        a.mov(r10, -1i64)?;
+        a.mov(r14, -1i64)?;
+        a.mov(r10w, ds)?;
+        a.mov(r14w, ds)?;
+        a.mov(r9, cr3)?;
+        keep(a, 10)?;
+        a.mov(r11, cr4)?;
+        a.bts(r11, 16)?;
+        a.mov(cr4, r11)?;
+        a.mov(r11, 0xffff_8000_1234_5678u64)?;
+        set(a)?;
+        a.wrgsbase(r11)?;
+        keep(a, 11)?;
+        a.rdgsbase(r15)?;
+        done(a)
+    })?;
+    for slot in 0..12 {
+        let df = if slot == 8 { 0x400 } else { 0 };
+        let flags = machine.read(DATA + slot * 8)? & 0xcd5;
+        same(&format!("the flags of operation {slot}"), flags, 0x095 | df)?;
+    }
+    same("RDI after going down, then up", (cpu.reg(8)?, cpu.reg(12)?), (TO + 0x7f8, TO + 0x808))?;
+    let selector = 0xffff_ffff_ffff_0000 | u64::from(guest::KERNEL_DATA);
+    same("selectors in 16-bit registers", (cpu.reg(10)?, cpu.reg(14)?), (selector, selector))?;
+    same("CR3 in two registers", (cpu.reg(13)?, cpu.reg(9)?), (guest::PML4, guest::PML4))?;
+    same("the GS base", cpu.reg(15)?, 0xffff_8000_1234_5678)?;
+    same("the end of the longest run", machine.read(TO + 0xff4 + 24)?, 0)?;
+    same("its last element but one", machine.read(TO + 0xff4 - 4)?, 0)
+}
+
 pub(crate) fn task_priority_register(engine: &dyn Hypervisor) -> Outcome {
     let machine = Machine::new(engine, 1)?;
     let mut cpu = machine.execute(|a| {
