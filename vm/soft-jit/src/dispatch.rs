@@ -643,6 +643,7 @@ impl Executor for JitVcpu {
             ("TLB flushes".to_owned(), self.tlb.flushes),
             ("TLB flushes of all entries".to_owned(), self.tlb.full_flushes),
         ];
+        counters.extend(tlb::EVENTS.into_iter().map(str::to_owned).zip(self.tlb.events));
         if let Some(lockstep) = &self.lockstep {
             counters.extend(lockstep.counters());
         }

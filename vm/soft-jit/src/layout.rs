@@ -124,7 +124,7 @@ impl Space {
 
     /// Entries in the jump cache.
     pub(crate) const fn jump_len(self) -> usize {
-        [4096, 4096, 256][self as usize]
+        [4096, 32768, 256][self as usize]
     }
 
     /// Offset of the TLB from the start of the JIT area.
@@ -138,7 +138,7 @@ impl Space {
         let entry = size_of::<JumpEntry>();
         Self::KernelAc.tlb_area()
             + Self::KernelAc.tlb_len() * size_of::<TlbEntry>()
-            + [0, 4096 * entry, 8192 * entry][self as usize]
+            + [0, 4096 * entry, (4096 + 32768) * entry][self as usize]
     }
 
     /// `gs` offset of the TLB.

@@ -49,7 +49,19 @@ pub(crate) struct TlbState {
     pub(crate) refills: u64,
     pub(crate) flushes: u64,
     pub(crate) full_flushes: u64,
+    /// What instructions did to translations, by [`EVENTS`].
+    pub(crate) events: [u64; EVENTS.len()],
 }
+
+/// Names of [`TlbState::events`].
+pub(crate) const EVENTS: [&str; 6] = [
+    "flushes of everything asked for",
+    "flushes of all PCIDs asked for",
+    "flushes of one PCID asked for",
+    "CR3 loads with a flush",
+    "CR3 loads without one",
+    "flushes of one page asked for",
+];
 
 /// Regions, and pages of code for each privilege, above which everything is dropped: the guest chooses the addresses.
 const MAX_LARGE: usize = 64;
@@ -305,6 +317,17 @@ fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
 /// Follows what instructions did to translations.
 pub(crate) fn apply(cpu: *mut Cpu, tlb: &mut TlbState, events: &[TlbEvent], current: u16) {
     for event in events {
+        let kind = match *event {
+            TlbEvent::All => 0,
+            TlbEvent::NonGlobal => 1,
+            TlbEvent::Pcid(_) => 2,
+            TlbEvent::Cr3 { flush: true, .. } => 3,
+            TlbEvent::Cr3 { flush: false, .. } => 4,
+            TlbEvent::Page { .. } => 5,
+        };
+        if let Some(count) = tlb.events.get_mut(kind) {
+            *count += 1;
+        }
         match *event {
             TlbEvent::All | TlbEvent::NonGlobal => clear_all(cpu, tlb),
             TlbEvent::Pcid(pcid) => {
