@@ -140,6 +140,15 @@ impl CodeCache {
             .store(relative, std::sync::atomic::Ordering::SeqCst);
     }
 
+    /// All its bytes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        // SAFETY: the mapping is readable and of this length; whoever asks lets no vCPU run.
+        unsafe { std::ptr::copy_nonoverlapping(self.rx, bytes.as_mut_ptr(), self.len) };
+        bytes
+    }
+
     /// The executable address of an offset.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.rx as u64 + offset as u64

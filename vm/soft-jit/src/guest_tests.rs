@@ -52,7 +52,7 @@ fn an_undefined_opcode_in_the_cache_goes_to_the_interpreter() {
 
 /// Page tables that map the first 2 MiB of linear addresses as 4 KiB pages and the GiB at 1 GiB as large pages, identically
 /// except that every large page leads to the 2 MiB at 2 MiB.
-fn tables(guest: &mut Guest, rights: u64) {
+pub(crate) fn tables(guest: &mut Guest, rights: u64) {
     let put = |at: u64, value: u64| guest.write(at, &value.to_le_bytes());
     put(TABLES, (TABLES + 0x1000) | 7);
     put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
@@ -69,7 +69,7 @@ fn tables(guest: &mut Guest, rights: u64) {
 
 const TABLES: u64 = 0x1_0000;
 const PT: u64 = TABLES + 0x4000;
-const LARGE: u64 = 0x4000_0000;
+pub(crate) const LARGE: u64 = 0x4000_0000;
 
 #[test]
 fn code_in_a_page_table_is_run() {

@@ -13,6 +13,8 @@
 mod bare_guest;
 mod block;
 mod cache;
+#[cfg(test)]
+mod cache_tests;
 mod decode;
 mod dispatch;
 mod emit;

@@ -13,14 +13,14 @@ use crate::Tuning;
 use crate::bare_guest::Shared;
 use crate::decode::{Class, classify};
 
-const BASE: u64 = 0x1000_0000;
-const SIZE: u64 = 0x10_0000;
+pub(crate) const BASE: u64 = 0x1000_0000;
+pub(crate) const SIZE: u64 = 0x10_0000;
 /// Code starts here; the end of a program is at `END`.
-const CODE: u64 = BASE + 0x1_0000;
-const END: u64 = BASE + 0x8000;
+pub(crate) const CODE: u64 = BASE + 0x1_0000;
+pub(crate) const END: u64 = BASE + 0x8000;
 /// Registers and the host's stack pointer of a native run.
 const SAVE: u64 = BASE + 0x4000;
-const DATA: u64 = BASE + 0x4_0000;
+pub(crate) const DATA: u64 = BASE + 0x4_0000;
 
 /// A small generator of numbers; the seed of a failing case is printed.
 pub(crate) struct Random(pub(crate) u64);
@@ -158,7 +158,7 @@ fn instruction(random: &mut Random, out: &mut Vec<Instruction>) {
     }
 }
 
-fn program(random: &mut Random, length: u64) -> Vec<u8> {
+pub(crate) fn program(random: &mut Random, length: u64) -> Vec<u8> {
     let mut instrs = Vec::new();
     for _ in 0..length {
         instruction(random, &mut instrs);
@@ -176,14 +176,14 @@ fn program(random: &mut Random, length: u64) -> Vec<u8> {
 }
 
 #[derive(Clone, PartialEq, Debug)]
-struct State {
-    gpr: [u64; 16],
-    flags: u64,
+pub(crate) struct State {
+    pub(crate) gpr: [u64; 16],
+    pub(crate) flags: u64,
     xmm: Vec<u8>,
     data: Vec<u8>,
 }
 
-fn initial(random: &mut Random) -> State {
+pub(crate) fn initial(random: &mut Random) -> State {
     let mut gpr = [0; 16];
     for value in &mut gpr {
         *value = random.value();

@@ -181,6 +181,12 @@ impl Shared {
         self.blocks.get(id as usize)?.as_ref()
     }
 
+    /// Number of blocks placed in a unit, dead ones included.
+    #[cfg(test)]
+    pub(crate) fn blocks_of(&self, unit: usize) -> usize {
+        self.units[unit].len()
+    }
+
     /// The block whose code ends at a cache offset or holds the byte before it, as it does before a call's return address.
     pub(crate) fn block_at(&self, offset: usize) -> Option<BlockId> {
         let unit = self.units.get(self.cache.unit_of(offset.checked_sub(1)?))?;
