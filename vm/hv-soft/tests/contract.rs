@@ -1,8 +1,7 @@
 //! The contract suite on the software CPU as the product uses it.
 
-use std::sync::Arc;
+mod translated;
 
-use hv_soft::{ExecutorKind, SoftEngine};
 use soft_jit::Tuning;
 
 /// What translated code does otherwise than a processor.
@@ -12,8 +11,7 @@ const TRANSLATION_LACKS: &[(&str, &str)] = &[(
 )];
 
 fn main() {
-    let executor = ExecutorKind::Translator(Tuning::default());
-    hv_contract::main(Arc::new(SoftEngine::with_executor(executor)), |case| {
+    translated::main(Tuning::default(), |case| {
         let lacks = TRANSLATION_LACKS.iter().find(|(name, _)| *name == case);
         lacks.map(|(_, what)| format!("translated code does not keep {what}"))
     });

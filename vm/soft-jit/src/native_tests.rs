@@ -307,6 +307,7 @@ impl Native {
 }
 
 fn compare(tuning: Tuning, user: bool, seed: u64, cases: u64, native: &Native) {
+    assert!(tuning.verify, "every block is verified");
     let mut random = Random(seed);
     let mut guest = Shared::new(BASE, SIZE, 1, tuning).vcpu(0);
     guest.cpu.cpl = if user { 3 } else { 0 };

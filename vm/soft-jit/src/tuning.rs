@@ -48,7 +48,7 @@ impl Default for Tuning {
             liveness: true,
             inline_system: true,
             extend: true,
-            verify: cfg!(debug_assertions),
+            verify: cfg!(any(debug_assertions, test)),
             count: false,
             lockstep: false,
             slow_clock: false,
