@@ -1,11 +1,9 @@
 //! Boots the same guest on both sides and reads the rows it reports on its console.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use sandbox::assets::Assets;
@@ -14,19 +12,23 @@ use sandbox::engine::Engine;
 use sandbox::places::Places;
 use tempfile::TempDir;
 
+use crate::qemu::Machine;
 use crate::table::Rows;
 
 /// Who runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Viv,
+    /// As `Viv`, with the base image as a disk in place of persistent memory.
+    VivBlk,
     Qemu,
 }
 
 impl Side {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Viv => "viv",
+            Self::VivBlk => "viv-blk",
             Self::Qemu => "qemu",
         }
     }
@@ -110,14 +112,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Boots until the agent runs, several times.
-    pub(crate) fn boots(&self, side: Side, rows: &mut Rows) -> Result<()> {
-        (0..self.times).try_for_each(|_| self.boot(side, "ready.sh", rows))
-    }
-
-    /// One boot that does all the other rows.
-    pub(crate) fn work(&self, side: Side, rows: &mut Rows) -> Result<()> {
-        self.boot(side, "run.sh", rows)
+    /// All rows of these sides: boots until the agent runs, and one boot that does all the rest.
+    pub(crate) fn all(&self, sides: &[Side], rows: &mut Rows) -> Result<()> {
+        for _ in 0..self.times {
+            sides.iter().try_for_each(|side| self.boot(*side, "ready.sh", rows))?;
+        }
+        sides.iter().try_for_each(|side| self.boot(*side, "run.sh", rows))
     }
 
     fn boot(&self, side: Side, script: &str, rows: &mut Rows) -> Result<()> {
@@ -152,13 +152,31 @@ impl Bench {
             }
         };
         match side {
-            Side::Viv => self.boot_viv(&disks, &mut line)?,
+            Side::Viv => self.boot_viv(&self.assets, &disks, &mut line)?,
+            Side::VivBlk => self.boot_viv(&self.with_a_disk()?, &disks, &mut line)?,
             Side::Qemu => self.boot_qemu(&disks, &mut line)?,
         }
         if failed.is_empty() { Ok(()) } else { bail!("on {}: {}", side.name(), failed.join("; ")) }
     }
 
-    fn boot_viv(&self, disks: &[(&str, PathBuf, bool)], line: &mut dyn FnMut(&str)) -> Result<()> {
+    /// A base whose length is no multiple of large pages cannot be mapped and is offered as a disk.
+    fn with_a_disk(&self) -> Result<Assets> {
+        let base = self.assets.base.as_deref().context("the bench has a base image")?;
+        let copy = self.folder.path().join("base.erofs");
+        if !copy.exists() {
+            fs::copy(base, &copy)?;
+            let file = File::options().write(true).open(&copy)?;
+            file.set_len(file.metadata()?.len() + 4096)?;
+        }
+        Ok(Assets { base: Some(copy), ..self.assets.clone() })
+    }
+
+    fn boot_viv(
+        &self,
+        assets: &Assets,
+        disks: &[(&str, PathBuf, bool)],
+        line: &mut dyn FnMut(&str),
+    ) -> Result<()> {
         let disks: Vec<_> = disks
             .iter()
             .map(|(serial, file, read_only)| JobDisk {
@@ -168,66 +186,34 @@ impl Bench {
             })
             .collect();
         let words = WORDS.iter().map(|word| (*word).to_owned()).collect();
-        let job = Job {
-            assets: &self.assets,
-            disks: &disks,
-            words,
-            engine: Engine::Soft,
-            cpus: CPUS,
-            memory: MEMORY_MIB << 20,
-        };
+        let job =
+            Job { assets, disks: &disks, words, engine: Engine::Soft, cpus: CPUS, memory: MEMORY_MIB << 20 };
         Ok(build_vm::run(&job, line)?)
     }
 
     fn boot_qemu(&self, disks: &[(&str, PathBuf, bool)], line: &mut dyn FnMut(&str)) -> Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let words = WORDS.join(" ");
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-M",
-            "q35",
-            "-cpu",
-            "max",
-            "-accel",
-            "tcg,thread=multi",
-            "-nographic",
-            "-no-reboot",
-            "-nodefaults",
-        ])
-        .args(["-serial", "stdio", "-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
-        .arg("-kernel")
-        .arg(&self.bzimage)
-        .arg("-initrd")
-        .arg(&self.assets.initramfs)
-        .args(["-append", &format!("console=ttyS0 quiet panic=-1 viv.time={now} {words}")]);
         let base = self.assets.base.clone().context("the bench has a base image")?;
-        let all = std::iter::once(&("viv-base", base, true)).chain(disks).cloned().collect::<Vec<_>>();
-        for (number, (serial, file, read_only)) in all.iter().enumerate() {
-            let read_only = if *read_only { "on" } else { "off" };
-            qemu.arg("-drive").arg(format!(
-                "id=d{number},if=none,format=raw,discard=unmap,readonly={read_only},file={}",
-                file.display()
-            ));
-            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=d{number},serial={serial}"));
-        }
-        let mut child =
-            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
-        let output = child.stdout.take().context("QEMU has an output")?;
-        for bytes in BufReader::new(output).split(b'\n') {
-            line(String::from_utf8_lossy(&bytes?).trim_end());
-        }
-        let status = child.wait()?;
-        if !status.success() {
-            bail!("QEMU ended with {status}");
-        }
-        Ok(())
+        let all: Vec<_> = std::iter::once(&("viv-base", base, true))
+            .chain(disks)
+            .map(|(serial, file, read_only)| ((*serial).to_owned(), file.clone(), *read_only))
+            .collect();
+        let machine = Machine {
+            bzimage: &self.bzimage,
+            initramfs: &self.assets.initramfs,
+            words: &WORDS.join(" "),
+            disks: &all,
+            cpus: CPUS,
+            memory_mib: MEMORY_MIB,
+        };
+        machine.run(line)
     }
 }
 
 /// For the agent, and the switches that `soft` sets anyway, so that both sides run the same kernel code.
 const WORDS: [&str; 4] = ["viv.script=viv-script", "viv.docker=off", "mitigations=off", "ia32_emulation=0"];
 
-fn newest(folder: &Path) -> Result<PathBuf> {
+/// The newest file of a folder.
+pub(crate) fn newest(folder: &Path) -> Result<PathBuf> {
     let files = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let dated = files.filter_map(|entry| {
         let entry = entry.ok()?;

@@ -2,8 +2,12 @@
 //!
 //! `cargo run --release -p vs-tcg` prints the table of `docs/benchmarks.md`. It needs QEMU 10 or newer, gcc, and the base
 //! image (`viv run shell` makes it). `--times N` (default 5) repeats each row, `--only viv|qemu` measures one side.
+//! Instead of that, `--setup` measures the first run's set-up by its parts, once, with an empty cache, and `--bases` the base
+//! image as persistent memory with DAX against the same image as a virtio disk.
 
 mod guest;
+mod qemu;
+mod setup;
 mod table;
 
 use std::process::ExitCode;
@@ -27,30 +31,59 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// `soft` against QEMU's TCG.
+    Engines,
+    /// The base image as persistent memory against the same as a disk, on `soft`.
+    Bases,
+    /// The first run's set-up.
+    SetUp,
+}
+
 fn run() -> Result<()> {
-    let (mut times, mut sides) = (5, vec![Side::Qemu, Side::Viv]);
+    let (mut times, mut only, mut what) = (5, None, What::Engines);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
         match argument.as_str() {
+            "--setup" => what = What::SetUp,
+            "--bases" => what = What::Bases,
             "--times" => times = value()?.parse().context("--times takes a number")?,
             "--only" => {
-                sides = match value()?.as_str() {
-                    "viv" => vec![Side::Viv],
-                    "qemu" => vec![Side::Qemu],
+                only = Some(match value()?.as_str() {
+                    "viv" => Side::Viv,
+                    "qemu" => Side::Qemu,
                     other => bail!("--only takes viv or qemu, not {other}"),
-                }
+                });
             }
-            other => bail!("unknown argument {other}; known: --times N, --only viv|qemu"),
+            other => bail!("unknown argument {other}; known: --times N, --only viv|qemu, --bases, --setup"),
         }
     }
-    let bench = Bench::prepare(times)?;
+    let sides = match (what, only) {
+        (_, Some(only)) => vec![only],
+        (What::Bases, None) => vec![Side::VivBlk, Side::Viv],
+        (_, None) => vec![Side::Qemu, Side::Viv],
+    };
     let mut rows = Rows::default();
-    bench.native(&mut rows)?;
-    for side in sides {
-        bench.boots(side, &mut rows)?;
-        bench.work(side, &mut rows)?;
-    }
-    print!("{}", rows.markdown());
+    let viv = Side::Viv.name();
+    let columns = match what {
+        What::SetUp => {
+            setup::measure(&sides, &mut rows)?;
+            vec![(viv, "viv soft"), (Side::Qemu.name(), "QEMU TCG")]
+        }
+        What::Bases => {
+            Bench::prepare(times)?.all(&sides, &mut rows)?;
+            vec![(viv, "pmem"), (Side::VivBlk.name(), "blk")]
+        }
+        What::Engines => {
+            let bench = Bench::prepare(times)?;
+            bench.native(&mut rows)?;
+            bench.all(&sides, &mut rows)?;
+            vec![("native", "native"), (viv, "viv soft"), (Side::Qemu.name(), "QEMU TCG")]
+        }
+    };
+    print!("{}", rows.markdown(&columns));
     Ok(())
 }

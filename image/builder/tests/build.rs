@@ -1,5 +1,5 @@
 //! A build of made-up packages, with the guest's part played by the test: what the guest is given, and what is made of what it says.
-//! The real thing, with a machine, is the example `build-image` of the crate `store`.
+//! The real thing, with a machine, is what `viv run` does first, and `cargo run -p vs-tcg -- --setup` measures.
 
 use std::fs::File;
 use std::io::{Read, Write};

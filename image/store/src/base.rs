@@ -8,6 +8,7 @@ use fetch::{Cache, Client, Digest, FetchError, FileLock, Item, Outcome, Progress
 use image_builder::{BuildError, BuilderVm, Inputs, Kernel, Package};
 
 use crate::record::{Record, Replaced, SCHEMA, describe, differences};
+use crate::timed::Timed;
 
 /// What a build needs besides the downloads while it runs, in bytes: disk of packages, upper layer, archive, image (measured, rounded up).
 const BUILD_BYTES: u64 = 5 << 30;
@@ -186,6 +187,8 @@ impl Store {
     }
 
     fn make(&self, vm: &dyn BuilderVm, progress: &dyn Progress) -> Result<BaseImage, StoreError> {
+        let timed = Timed::new(progress);
+        let progress: &dyn Progress = &timed;
         let pinned = self.lock()?;
         let client = Client::new();
         let cache = Cache::open(&self.root.join("downloads"))?;
@@ -212,13 +215,18 @@ impl Store {
         let output = image_builder::build(&inputs, &folder, vm, progress)?;
         let mut record = record(&key, &lock, &output, replaced)?;
         record.pinned = Some(self::key(&pinned)).filter(|pinned| *pinned != key);
+        // The kernel, its modules and the image were written without: under its name everything has to be on the disk.
+        let synced = File::open(&folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+        synced.map_err(file_error("write", &folder))?;
+        timed.end("Writing to the disk");
+        record.parts = timed.parts();
         let image = self.publish(&folder, &record)?;
 
         let _ = cache.retain(&digests(&lock));
         Ok(image)
     }
 
-    /// Gives the finished folder its name.
+    /// Gives the finished folder, whose files are on the disk, its record and its name.
     fn publish(&self, folder: &Path, record: &Record) -> Result<BaseImage, StoreError> {
         let text = serde_json::to_vec_pretty(record).unwrap_or_default();
         let path = folder.join("image.json");
@@ -228,9 +236,7 @@ impl Store {
             let path = state.join("replaced-packages.json");
             write_synced(&path, &serde_json::to_vec_pretty(&record.replaced).unwrap_or_default())?;
         }
-        // The kernel, its modules and the image were written without: under its name everything has to be on the disk.
-        let synced = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
-        synced.map_err(file_error("write", folder))?;
+        File::open(folder).and_then(|dir| dir.sync_all()).map_err(file_error("write", folder))?;
         let target = self.root.join("images").join(&record.key);
         if target.exists() {
             // Damaged, or we would not be here.
@@ -363,6 +369,7 @@ fn record(
         kernel_bytes: Some(kernel_bytes),
         pinned: None,
         replaced,
+        parts: Vec::new(),
         packages: debian.chain(npm).collect(),
     })
 }

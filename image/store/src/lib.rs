@@ -12,6 +12,7 @@
 
 mod base;
 mod record;
+mod timed;
 
 pub use base::{BaseImage, Store, StoreError};
-pub use record::{Record, Replaced};
+pub use record::{Part, Record, Replaced};

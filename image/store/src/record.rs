@@ -19,6 +19,15 @@ pub struct Replaced {
     pub taken: Option<String>,
 }
 
+/// A part of the set-up that made an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The step, by the name that its progress has.
+    pub step: String,
+    /// How long it took; what an earlier attempt had downloaded is not in it.
+    pub milliseconds: u64,
+}
+
 /// `image.json`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -40,6 +49,9 @@ pub struct Record {
     pub pinned: Option<String>,
     /// Packages that are not as the lock file has them.
     pub replaced: Vec<Replaced>,
+    /// The parts of the set-up that made it, in their order; none in records of the first versions.
+    #[serde(default)]
+    pub parts: Vec<Part>,
     /// Every package in it, `name version`.
     pub packages: Vec<String>,
 }
