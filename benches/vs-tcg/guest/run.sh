@@ -23,6 +23,6 @@ for _ in $(seq "$times"); do
   row run docker run --rm --network none bench
   docker rmi -f bench >/dev/null 2>&1
   kill $daemon; wait $daemon 2>/dev/null
+  echo ROW-IDLE
+  sleep 2
 done
-echo ROW-IDLE
-sleep 2

@@ -66,6 +66,9 @@ fn run() -> Result<()> {
         (What::Bases, None) => vec![Side::VivBlk, Side::Viv],
         (_, None) => vec![Side::Qemu, Side::Viv],
     };
+    if sides.contains(&Side::Qemu) {
+        qemu::check_version()?;
+    }
     let mut rows = Rows::default();
     let viv = Side::Viv.name();
     let columns = match what {
