@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use hv::Hypervisor as _;
+use hv::{Hypervisor as _, Unavailable};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -74,8 +74,10 @@ struct Finding {
 /// The engine for a new run: the one asked for, else KVM where it is real, else the software CPU.
 pub fn choose(asked: Option<Engine>, places: &Places) -> Result<Choice> {
     let finding = || find(places);
+    let soft = || hv_soft::SoftEngine::new().probe().map(|_| ());
     match asked {
         Some(Engine::Soft) => {
+            soft().map_err(no_soft)?;
             Ok(Choice { engine: Engine::Soft, why: "asked for with --engine soft".into(), would_help: None })
         }
         Some(Engine::Kvm) => {
@@ -91,11 +93,33 @@ pub fn choose(asked: Option<Engine>, places: &Places) -> Result<Choice> {
                 }),
             }
         }
-        None => Ok(judge(&finding())),
+        None => judge(&finding(), soft()),
     }
 }
 
-fn judge(finding: &Finding) -> Choice {
+fn no_soft(unavailable: Unavailable) -> Error {
+    Error::Engine { engine: "soft".into(), why: unavailable.reason, hint: unavailable.hint }
+}
+
+fn judge(finding: &Finding, soft: std::result::Result<(), Unavailable>) -> Result<Choice> {
+    let choice = prefer(finding);
+    match (choice.engine, soft) {
+        (Engine::Soft, Err(unavailable)) if finding.missing.is_some() => Err(Error::Engine {
+            engine: "soft".into(),
+            why: format!("{}; and for kvm: {}", unavailable.reason, choice.why),
+            hint: choice.would_help.unwrap_or(unavailable.hint),
+        }),
+        (Engine::Soft, Err(unavailable)) => Ok(Choice {
+            engine: Engine::Kvm,
+            why: format!("{}; and the software CPU cannot be used: {}", choice.why, unavailable.reason),
+            ..choice
+        }),
+        _ => Ok(choice),
+    }
+}
+
+/// What would be best here if the software CPU can be used.
+fn prefer(finding: &Finding) -> Choice {
     if let Some((why, hint)) = &finding.missing {
         return Choice { engine: Engine::Soft, why: why.clone(), would_help: Some(hint.clone()) };
     }
@@ -189,12 +213,25 @@ mod tests {
 
     #[test]
     fn an_emulating_kvm_is_not_chosen_and_the_reason_says_so() {
-        let slow = judge(&finding(false, 587.0, true));
+        let slow = judge(&finding(false, 587.0, true), Ok(())).unwrap();
         assert_eq!(slow.engine, Engine::Soft);
         assert!(slow.why.contains("587 ns") && slow.would_help.is_some(), "{slow:?}");
-        assert_eq!(judge(&finding(false, 0.4, false)).engine, Engine::Kvm);
-        let none = judge(&finding(true, 0.0, false));
+        assert_eq!(judge(&finding(false, 0.4, false), Ok(())).unwrap().engine, Engine::Kvm);
+        let none = judge(&finding(true, 0.0, false), Ok(())).unwrap();
         assert_eq!((none.engine, none.why.as_str()), (Engine::Soft, "There is no /dev/kvm"));
+    }
+
+    #[test]
+    fn a_processor_that_the_software_cpu_cannot_use_is_named() {
+        let old =
+            || Err(Unavailable { reason: "The processor lacks BMI2".into(), hint: "Use a newer one".into() });
+        let emulated = judge(&finding(false, 587.0, true), old()).unwrap();
+        assert_eq!(emulated.engine, Engine::Kvm, "slow is better than nothing");
+        assert!(emulated.why.contains("BMI2"), "{emulated:?}");
+        let neither = judge(&finding(true, 0.0, false), old()).unwrap_err();
+        assert!(neither.to_string().contains("BMI2; and for kvm: There is no /dev/kvm"), "{neither}");
+        assert_eq!(neither.hint().as_deref(), Some("Turn it on"));
+        assert_eq!(judge(&finding(false, 0.4, false), old()).unwrap().engine, Engine::Kvm);
     }
 
     #[test]
