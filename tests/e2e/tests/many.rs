@@ -7,15 +7,18 @@ use crate::Named;
 pub(crate) const CASES: &[Named] = &[
     ("others_see_and_use_a_running_sandbox", others),
     ("exec_has_its_own_user_folder_variables_and_input", exec),
+    ("exec_can_have_a_terminal", exec_terminal),
     ("the_window_may_change_and_keys_mean_what_they_mean", keys),
     ("jobs_stop_and_go_on", jobs),
     ("a_terminated_client_leaves_the_terminal_as_it_was", terminated),
     ("names_by_default_second_ones_and_taken_ones", names),
     ("a_stopped_sandbox_keeps_its_disk", disk),
+    ("stop_from_another_terminal_ends_open_sessions", stop_open),
     ("a_killed_shim_leaves_a_sandbox_that_starts_again", killed),
     ("rm_leaves_nothing", remove),
     ("mistakes_have_one_sentence_and_one_hint", mistakes),
     ("diagnose_names_the_engine_and_why", diagnose),
+    ("an_unknown_instruction_is_the_guests_fault_and_named", unknown_instruction),
 ];
 
 fn others(world: &World) -> Case {
@@ -68,6 +71,18 @@ fn exec(world: &World) -> Case {
     ensure(said.text() == folder.to_str().unwrap_or_default(), format!("{said:?}"))?;
     let said = world.run(&["exec", "-u", "nobodyatall", "shell-main", "true"])?;
     ensure(said.code == 125, format!("{said:?}"))
+}
+
+fn exec_terminal(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    let command = world.viv(&folder, ["exec", "-it", "shell-main", "sh", "-c", "tty; stty size; exit 4"]);
+    let mut terminal = Terminal::start(&command, 27, 91)?;
+    terminal.wait_for("/dev/pts/")?;
+    terminal.wait_for("27 91")?;
+    ensure(terminal.end()? == 4, "the command's code")?;
+    let said = world.run(&["exec", "shell-main", "tty"])?;
+    ensure(said.code == 1 && said.text() == "not a tty", format!("without -t: {said:?}"))
 }
 
 fn keys(world: &World) -> Case {
@@ -180,6 +195,18 @@ fn disk(world: &World) -> Case {
     world.run(&["rm", "-f", "shell-kept"]).map(|_| ())
 }
 
+fn stop_open(world: &World) -> Case {
+    let folder = world.project("open");
+    let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
+    terminal.wait_for("$ ")?;
+    let stopped = world.run(&["stop", "shell-open"])?;
+    ensure(stopped.code == 0, format!("{stopped:?}"))?;
+    let code = terminal.end()?;
+    ensure(code == 129, format!("the session was hung up on, and its client ended with {code}"))?;
+    ensure(terminal.is_cooked()?, "the terminal is left raw")?;
+    world.run(&["rm", "-f", "shell-open"]).map(|_| ())
+}
+
 fn killed(world: &World) -> Case {
     let folder = world.project("killed");
     world.shell_ok(&folder, "echo before > ~/before; sync")?;
@@ -276,4 +303,30 @@ fn diagnose(world: &World) -> Case {
     )?;
     let json: serde_json::Value = serde_json::from_str(&world.run(&["diagnose", "--json"])?.text())?;
     ensure(matches!(json["engine"]["engine"].as_str(), Some("kvm" | "soft")), json.to_string())
+}
+
+/// AVX-512 is in no CPUID of the software CPU. The program that uses it all the same gets its signal, and nobody else notices.
+fn unknown_instruction(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    let found = || -> Result<serde_json::Value, e2e::Verdict> {
+        let json: serde_json::Value = serde_json::from_str(&world.run(&["diagnose", "--json"])?.text())?;
+        let all = json["sandboxes"].as_array().cloned().unwrap_or_default();
+        let row = all.into_iter().find(|row| row["name"] == "shell-main");
+        row.ok_or_else(|| e2e::Verdict::Wrong(json.to_string()))
+    };
+    if found()?["engine"] != "soft" {
+        return Err(e2e::Verdict::Skipped("the engine is the processor itself, which may know it".into()));
+    }
+    let script = r#"printf 'int main(void) { __asm__ volatile (".byte 0x62,0xf1,0x7d,0x48,0x6f,0xc0"); }' > /tmp/e.c
+gcc -o /tmp/e /tmp/e.c && exec /tmp/e"#;
+    let said = world.shell(&folder, script, b"")?;
+    ensure(said.code == 128 + 4, format!("SIGILL was expected: {said:?}"))?;
+    let row = found()?;
+    let named = row["counters"].as_array().is_some_and(|counters| {
+        counters.iter().any(|entry| {
+            entry[0] == "instruction Vmovdqa32" && entry[1].as_u64().is_some_and(|count| count > 0)
+        })
+    });
+    ensure(named, format!("diagnose does not name it: {row}"))
 }

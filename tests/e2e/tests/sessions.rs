@@ -22,11 +22,29 @@ fn first_run(world: &World) -> Case {
     ensure(said == expected, format!("{said:?} is not {expected:?}"))
 }
 
-/// Every way to the network is closed by a proxy that is not there.
+/// A stopped sandbox starts, and a new one, with every way to the network closed: by a proxy that is not there, and by a
+/// network namespace with nothing in it where the test may make one.
 fn no_network(world: &World) -> Case {
-    let folder = world.project("main");
-    world.shell_ok(&folder, "true")?;
-    let mut command = world.viv(&folder, ["run", "shell", ".", "--", "-c", "echo here"]);
+    world.shell_ok(&world.project("main"), "true")?;
+    world.run(&["stop", "shell-main"])?;
+    for name in ["main", "offline"] {
+        offline(world, name)?;
+    }
+    world.run(&["rm", "-f", "shell-offline"]).map(|_| ())
+}
+
+fn offline(world: &World, project: &str) -> Case {
+    let folder = world.project(project);
+    let may = std::process::Command::new("unshare").args(["--net", "true"]).status();
+    let mut command = if may.is_ok_and(|status| status.success()) {
+        let mut command = std::process::Command::new("unshare");
+        world.environment(&mut command, &folder);
+        command.arg("--net").arg(world.program()).args(world.interactive());
+        command
+    } else {
+        world.viv(&folder, world.interactive())
+    };
+    command.args(["--", "-c", "echo here"]);
     for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         command.env(name, "http://127.0.0.1:1");
     }

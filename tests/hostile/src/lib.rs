@@ -35,6 +35,37 @@ pub const ATTEMPTS: &[&str] = &[
     "device-node",
 ];
 
+/// Runs `confine`'s own test of the same attempts: that they succeed in a free process, that what is granted works, and
+/// that each part of the confinement stops what it is there for. It needs the feature, so it is built in this folder.
+///
+/// # Errors
+/// What the test printed, if it failed.
+pub fn confined(folder: &Path) -> Result<(), String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "test",
+            "--package",
+            "confine",
+            "--features",
+            "hostile-hook",
+            "--test",
+            "confined",
+            "--target-dir",
+        ])
+        .arg(folder)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .map_err(|error| format!("cargo: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
 /// The hostile program and the cache with the image.
 #[derive(Debug)]
 pub struct Hostile {

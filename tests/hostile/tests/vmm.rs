@@ -5,13 +5,16 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
-use hostile::{ATTEMPTS, Hostile};
+use hostile::{ATTEMPTS, Hostile, confined};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("/var/tmp"));
+    let of_confined = target.join("hostile");
+    // The same attempts with and without each part of the confinement, in processes of confine's own test.
+    let own = Trial::test("confined", move || confined(&of_confined).map_err(Into::into));
     // Built when the first case runs, which takes as long as all of viv.
     let hostile: Arc<LazyLock<Result<Hostile, String>, _>> =
         Arc::new(LazyLock::new(move || Hostile::prepare(target)));
@@ -27,5 +30,5 @@ fn main() -> ExitCode {
             Err(why) => Err(why.clone().into()),
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    libtest_mimic::run(&arguments, std::iter::once(own).chain(trials).collect()).exit_code()
 }
