@@ -11,6 +11,7 @@ use erofs::{Entry, Image, Metadata, TarReader, Writer};
 use fetch::{Meter, Progress, Unit};
 
 use crate::kernel::{self, Kernel};
+use crate::steps::Steps;
 use crate::vm::{Boot, BuilderVm, Disk, serial};
 use crate::{BuildError, io_error, npm, packages};
 
@@ -90,7 +91,7 @@ pub fn build(
     let output = temporary.join("output.tar");
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(EPOCH, |now| now.as_secs());
     let boot = boot(&kernel, &temporary, stage1, disk, output.clone())?;
-    run(vm, &boot, 2 * (count - 1), progress)?;
+    run(vm, &boot, &Steps::of(&inputs.packages), progress)?;
 
     let base = folder.join("base.erofs");
     convert(&output, &base, inputs, started, progress)?;
@@ -134,9 +135,16 @@ fn boot<'a>(
     })
 }
 
-/// Runs the machine and follows what it says; `steps` is how many packages are unpacked and configured together.
-fn run(vm: &dyn BuilderVm, boot: &Boot<'_>, steps: u64, progress: &dyn Progress) -> Result<(), BuildError> {
-    let meter = Meter::new(progress, "First boot", Unit::Items, steps);
+/// Runs the machine and follows what it says.
+fn run(
+    vm: &dyn BuilderVm,
+    boot: &Boot<'_>,
+    steps: &Steps,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    let meter = Meter::new(progress, "First boot", Unit::Shares, steps.total());
+    // The share of what is being done; it counts when the next thing is begun.
+    let mut begun = 0;
     let mut last: VecDeque<String> = VecDeque::new();
     let mut complete = false;
     let mut failed = None;
@@ -147,7 +155,7 @@ fn run(vm: &dyn BuilderVm, boot: &Boot<'_>, steps: u64, progress: &dyn Progress)
                 failed = what.strip_prefix("failed ").map(str::to_owned)
             }
             Some(what) => {
-                meter.add(u64::from(what.starts_with("unpacking ") || what.starts_with("configuring ")), what)
+                meter.add(std::mem::replace(&mut begun, steps.share(what)), what);
             }
             None => {}
         }

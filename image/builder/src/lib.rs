@@ -16,6 +16,7 @@ mod contents;
 mod kernel;
 mod npm;
 mod packages;
+mod steps;
 mod vm;
 
 pub use build::{Inputs, Output, Package, build};

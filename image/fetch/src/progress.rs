@@ -10,6 +10,8 @@ pub enum Unit {
     Bytes,
     /// Things: "143/200".
     Items,
+    /// Shares of the work, weighed by how long they are known to take: "61 %".
+    Shares,
 }
 
 /// Where a step stands.
@@ -73,6 +75,8 @@ struct State {
 
 const SAY_EVERY: Duration = Duration::from_millis(100);
 const WINDOW: Duration = Duration::from_millis(1500);
+/// Before that, the pace of a step says nothing of its end.
+const LEFT_AFTER: Duration = Duration::from_secs(2);
 
 impl<'a> Meter<'a> {
     /// Starts a step of `total` units (0: unknown).
@@ -145,9 +149,12 @@ impl<'a> Meter<'a> {
             (secs > 0.7).then(|| state.done.saturating_sub(state.free) as f64 / secs)
         };
         let rate = state.rate.or_else(mean);
-        let left = rate
-            .filter(|rate| *rate > 0.0 && self.total > 0)
-            .and_then(|rate| Duration::try_from_secs_f64(remaining as f64 / rate).ok());
+        // Over the whole step: a pause of a moment makes no hours of it, and a burst no seconds.
+        let since = now.duration_since(state.started);
+        let paced = state.done.saturating_sub(state.free);
+        let left = (since >= LEFT_AFTER && paced > 0 && self.total > 0)
+            .then(|| since.as_secs_f64() * remaining as f64 / paced as f64)
+            .and_then(|left| Duration::try_from_secs_f64(left).ok());
         self.progress.update(&Update {
             step: self.step,
             detail,

@@ -1,11 +1,11 @@
 //! How set-up tells how far it is: bars on a terminal, plain lines elsewhere. Always on the standard error.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fetch::{Progress, Unit, Update};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use sandbox::escape::escaped;
 
 /// Between two plain lines of one step.
@@ -20,34 +20,59 @@ pub(crate) fn for_user(interactive: bool) -> Box<dyn Progress> {
 #[derive(Default)]
 struct Bars {
     all: MultiProgress,
-    bars: Mutex<HashMap<String, ProgressBar>>,
+    bars: Mutex<HashMap<String, Bar>>,
+}
+
+/// A step's bar, and its time left with the moment at which that was said.
+#[derive(Clone)]
+struct Bar {
+    drawn: ProgressBar,
+    left: Arc<Mutex<Option<(Duration, Instant)>>>,
+}
+
+impl Bar {
+    fn new(step: &str) -> Self {
+        let left = Arc::new(Mutex::new(None::<(Duration, Instant)>));
+        let shown = left.clone();
+        let style = ProgressStyle::with_template("  {prefix:<16} {bar:20.█░} {msg}{left}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key("left", move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let left = *shown.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((left, said)) = left.filter(|_| !state.is_finished()) {
+                    // It goes on between two words of the step: some of what is done takes a minute.
+                    let _ = write!(out, "  {} left", about(left.saturating_sub(said.elapsed())));
+                }
+            });
+        Self { drawn: ProgressBar::no_length().with_prefix(step.to_owned()).with_style(style), left }
+    }
 }
 
 impl Bars {
-    fn bar(&self, step: &str) -> ProgressBar {
+    fn bar(&self, step: &str) -> Bar {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
-        bars.entry(step.to_owned())
-            .or_insert_with(|| {
-                let style = ProgressStyle::with_template("  {prefix:<16} {bar:20.█░} {msg}");
-                let bar = ProgressBar::no_length().with_prefix(step.to_owned());
-                self.all.add(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
-            })
-            .clone()
+        let new = || {
+            let bar = Bar::new(step);
+            let drawn = self.all.add(bar.drawn);
+            drawn.enable_steady_tick(Duration::from_secs(1));
+            Bar { drawn, ..bar }
+        };
+        bars.entry(step.to_owned()).or_insert_with(new).clone()
     }
 }
 
 impl Progress for Bars {
     fn update(&self, update: &Update<'_>) {
-        let bar = self.bar(update.step);
+        let Bar { drawn, left } = self.bar(update.step);
         if update.total > 0 {
-            bar.set_length(update.total);
+            drawn.set_length(update.total);
         }
-        bar.set_position(update.done);
-        bar.set_message(words(update));
+        *left.lock().unwrap_or_else(PoisonError::into_inner) = update.left.map(|left| (left, Instant::now()));
+        drawn.set_position(update.done);
+        drawn.set_message(words(&Update { left: None, ..update.clone() }));
     }
 
     fn finished(&self, step: &str) {
-        let bar = self.bar(step);
+        let bar = self.bar(step).drawn;
         bar.set_length(bar.position().max(1));
         bar.set_position(bar.length().unwrap_or(1));
         bar.finish_with_message("done");
@@ -115,6 +140,10 @@ fn words(update: &Update<'_>) -> String {
                 parts.push(format!("{:.0} MB/s", rate / 1e6));
             }
         }
+        Unit::Shares => {
+            let share = (update.done.saturating_mul(100)).checked_div(update.total).unwrap_or(0);
+            parts.push(format!("{share} %"));
+        }
         Unit::Items => {
             if update.total > 0 || update.done > 0 {
                 parts.push(of_total(update.done.to_string(), update.total.to_string()));
@@ -122,7 +151,7 @@ fn words(update: &Update<'_>) -> String {
         }
     }
     if let Some(left) = update.left {
-        parts.push(format!("{} left", seconds(left)));
+        parts.push(format!("{} left", about(left)));
     }
     if !update.detail.is_empty() {
         // The console of the machine that makes the image has a say in it.
@@ -133,6 +162,15 @@ fn words(update: &Update<'_>) -> String {
 
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
+}
+
+/// As exact as an estimate is: "8 s", "50 s", "3 min".
+fn about(time: Duration) -> String {
+    match time.as_secs_f64().round() as u64 {
+        all @ 0..20 => format!("{} s", all.max(1)),
+        all @ 20..90 => format!("{} s", all / 10 * 10),
+        all => format!("{} min", (all + 30) / 60),
+    }
 }
 
 /// "2 s", "1 min 52 s".
@@ -172,6 +210,10 @@ mod tests {
         assert_eq!(words(&update), "143/200  configuring docker.io");
         update.detail = "\x1b[2J";
         assert_eq!(words(&update), "143/200  \\u{1b}[2J");
+        update =
+            Update { unit: Unit::Shares, detail: "packing", left: Some(Duration::from_secs(47)), ..update };
+        assert_eq!(words(&update), "71 %  40 s left  packing");
+        assert_eq!(about(Duration::from_secs(170)), "3 min");
         assert_eq!(seconds(Duration::from_secs(112)), "1 min 52 s");
     }
 }
