@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,7 @@ fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
     let (heard, said) = std::io::pipe().map_err(fail)?;
     let kept = KEPT_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value)));
     let child = Command::new(own_program())
+        .arg0("viv")
         .args([SHIM_ROLE, &sandbox.spec.id])
         .env_clear()
         .envs(kept)

@@ -81,7 +81,7 @@ impl Clock {
 
 /// What is said of a guest that is not ready in time.
 pub(crate) fn not_ready() -> String {
-    format!("the guest was not ready within {} s; its console log may say why", UNTIL_READY.as_secs())
+    format!("the guest was not ready within {} s", UNTIL_READY.as_secs())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Starting the confined process that is the virtual machine.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -63,6 +64,7 @@ impl Vmm {
         let (near, far) = packet::pair().map_err(fail)?;
         let (errors, errors_in) = std::io::pipe().map_err(fail)?;
         let child = Command::new(own_program())
+            .arg0("viv")
             .arg(VMM_ROLE)
             .env_clear()
             .envs(crate::environment::passed_on())

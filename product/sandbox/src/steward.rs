@@ -101,10 +101,7 @@ fn reach(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {
                 std::thread::sleep(PAUSE);
             }
             Err(error) if error.is_disconnect() => {
-                let why = format!(
-                    "the guest did not answer within {} s; its console log may say why",
-                    PATIENCE.as_secs()
-                );
+                let why = format!("the guest did not answer within {} s", PATIENCE.as_secs());
                 return Err(ProtoError::Failed(why));
             }
             other => return other,

@@ -46,7 +46,7 @@ Examples:
 
 /// Runs each AI-agent session in a microVM of its own.
 #[derive(Debug, Parser)]
-#[command(name = "viv", version, before_help = TOP_EXAMPLES, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(name = "viv", version, before_help = TOP_EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Say what is done; twice for more (VIV_LOG takes a filter)
     #[arg(short, long, global = true, action = ArgAction::Count)]

@@ -86,18 +86,22 @@ impl Drop for Spinner {
 }
 
 /// `NAME=VALUE`, or `NAME` alone for the host's value; a name that the host does not have is left out, as Docker does.
-pub(crate) fn environment(given: &[String]) -> Vec<Vec<u8>> {
+pub(crate) fn environment(given: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
     use std::os::unix::ffi::OsStrExt;
-    given
-        .iter()
-        .filter_map(|text| {
-            if text.contains('=') {
-                return Some(text.as_bytes().to_vec());
-            }
-            let value = std::env::var_os(text)?;
-            Some([text.as_bytes(), b"=", value.as_bytes()].concat())
-        })
-        .collect()
+    let mut variables = Vec::with_capacity(given.len());
+    for text in given {
+        let name = text.split('=').next().unwrap_or_default();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return Err(Failure::new(format!("\"{text}\" sets no variable"))
+                .hint("-e NAME=VALUE, or -e NAME to pass the host's on"));
+        }
+        if text.contains('=') {
+            variables.push(text.as_bytes().to_vec());
+        } else if let Some(value) = std::env::var_os(text) {
+            variables.push([text.as_bytes(), b"=", value.as_bytes()].concat());
+        }
+    }
+    Ok(variables)
 }
 
 /// A size as in the tables: "1.2 GiB".
@@ -136,6 +140,9 @@ mod tests {
 
     #[test]
     fn variables_with_values_are_taken_as_they_are() {
-        assert_eq!(environment(&["A=b=c".into(), "VIV_NOT_SET_ANYWHERE".into()]), [b"A=b=c".to_vec()]);
+        let of = |given: &str| environment(&[given.to_owned()]);
+        assert_eq!(of("A=b=c").unwrap(), [b"A=b=c".to_vec()]);
+        assert!(of("VIV_NOT_SET_ANYWHERE").unwrap().is_empty());
+        assert!(of("=x").is_err() && of("").is_err() && of("A B=x").is_err());
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         options.workdir.as_ref().map_or_else(|| workspace.to_owned(), |dir| workspace.join(Path::new(dir)));
     let wanted = session::Wanted {
         argv: options.command.iter().map(|word| word.as_bytes().to_vec()).collect(),
-        env: environment(&options.env),
+        env: environment(&options.env)?,
         cwd: folder.as_os_str().as_bytes().to_vec(),
         user: options.user.unwrap_or_default(),
         tty: options.tty,

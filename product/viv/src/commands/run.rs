@@ -28,9 +28,13 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
     let places = Places::from_env()?;
     let sandboxes = Sandboxes::open(&places)?;
     let wish = wish(&options, &places)?;
+    let env = environment(&options.env)?;
     let interactive = may_interact(no_input);
     let (sandbox, is_new) = find_or_make(&sandboxes, wish, &options, &places, interactive)?;
-    let held = commands::hold(&sandbox, interactive)?;
+    let held = match commands::hold(&sandbox, interactive) {
+        Err(failure) if is_new => return Err(discard(sandbox, failure)),
+        held => held?,
+    };
     let tty = terminal::is_interactive();
     if is_new && tty && options.arguments.is_empty() {
         eprintln!("{}", headline(&sandbox, &places));
@@ -40,7 +44,7 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
         .collect();
     let wanted = session::Wanted {
         argv,
-        env: environment(&options.env),
+        env,
         cwd: sandbox.spec.workspace().as_os_str().as_bytes().to_vec(),
         user: String::new(),
         tty,
@@ -67,7 +71,14 @@ fn wish(options: &RunOptions, places: &Places) -> Result<Wish, Failure> {
     };
     let memory = parse(&options.memory, memory)?;
     let disk = parse(&options.disk, disk)?;
-    let cpus = options.cpus.filter(|count| *count > 0).unwrap_or(cpus);
+    if let Some(asked) = options.cpus
+        && !(1..=cpus).contains(&asked)
+    {
+        let have = if cpus == 1 { "1 CPU".into() } else { format!("{cpus} CPUs") };
+        return Err(Failure::new(format!("{asked} vCPUs cannot be had: this host has {have} for us"))
+            .hint(format!("--cpus 1 to {cpus}; without it a sandbox has them all")));
+    }
+    let cpus = options.cpus.unwrap_or(cpus);
     if memory < LEAST_MEMORY {
         return Err(Failure::new("a sandbox needs 256 MiB of memory or more").hint("--memory 1g"));
     }
@@ -143,6 +154,17 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
             stays.join(", "),
             spec.name
         );
+    }
+}
+
+/// A sandbox whose very first start fails is deleted: there is nothing in it, and what it was made with, such as an engine that
+/// is of no use here, would stay in the way of the next attempt. The guest's last words come with the failure.
+fn discard(sandbox: Sandbox, failure: Failure) -> Failure {
+    let console = std::fs::read(sandbox.log("console")).unwrap_or_default();
+    let name = sandbox.spec.name.clone();
+    match sandbox.remove() {
+        Ok(()) => failure.of_nothing(&name, &console),
+        Err(_) => failure,
     }
 }
 
