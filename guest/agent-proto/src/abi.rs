@@ -16,7 +16,8 @@ pub const AGENT_PORT: u32 = 1024;
 pub mod slot {
     /// The host bridge.
     pub const HOST_BRIDGE: u8 = 0;
-    /// virtio-console: boot messages and script output (`hvc0`).
+    /// virtio-console (`hvc0`): the guest's console from the moment its driver is there, for the kernel's messages, the
+    /// agent's lines and a script's output. What comes before goes over the serial port.
     pub const CONSOLE: u8 = 1;
     /// virtio-rng.
     pub const ENTROPY: u8 = 2;

@@ -19,12 +19,14 @@ use crate::shim::Machine;
 use crate::spec::Spec;
 use crate::{naming, workspace};
 
-/// Words of every guest's command line. The console is the serial port, early messages and panics come that way too; a
-/// panic ends the machine.
+/// Words of every guest's command line. Early messages come over the serial port, until the virtio console is there: then the
+/// kernel leaves the port alone, and everything else comes over `hvc0`, panics too. A panic ends the machine.
 const COMMAND_LINE: &[&str] = &[
-    "console=ttyS0",
+    // In this order: the port's console speaks from its own word on.
     "quiet",
     "loglevel=4",
+    "earlycon=uart8250,io,0x3f8",
+    "console=hvc0",
     "panic=-1",
     "reboot=k",
     "random.trust_cpu=on",

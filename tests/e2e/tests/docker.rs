@@ -91,6 +91,9 @@ docker compose down -t 1 >/dev/null 2>&1"#;
 
 fn kernel(world: &World) -> Case {
     let folder = world.project("main");
+    let consoles = world.shell_ok(&folder, "sudo cat /proc/consoles")?;
+    // The serial port is for early messages only.
+    ensure(consoles.lines().count() == 1 && consoles.starts_with("hvc0 "), consoles)?;
     let guest = world.shell_ok(&folder, "uname -r; cat /proc/sys/kernel/random/boot_id")?;
     let host = rustix::system::uname();
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;

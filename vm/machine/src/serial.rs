@@ -1,4 +1,4 @@
-//! The first serial port, for what the kernel says before the agent speaks. Output only; no interrupt line.
+//! The first serial port, for what the kernel says before its virtio console is there. Output only; no interrupt line.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
