@@ -47,24 +47,6 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         M::Cmpxchg => cmpxchg,
         M::Cmpxchg8b => cmpxchg8b,
         M::Cmpxchg16b => cmpxchg16b,
-        M::Rol => shift::<0>,
-        M::Ror => shift::<1>,
-        M::Rcl => shift::<2>,
-        M::Rcr => shift::<3>,
-        M::Shl | M::Sal => shift::<4>,
-        M::Shr => shift::<5>,
-        M::Sar => shift::<6>,
-        M::Shld => double_shift::<true>,
-        M::Shrd => double_shift::<false>,
-        M::Bt => bit_test::<0>,
-        M::Bts => bit_test::<1>,
-        M::Btr => bit_test::<2>,
-        M::Btc => bit_test::<3>,
-        M::Bsf => bit_scan::<false>,
-        M::Bsr => bit_scan::<true>,
-        M::Tzcnt => count::<0>,
-        M::Lzcnt => count::<1>,
-        M::Popcnt => count::<2>,
         M::Bswap => bswap,
         M::Movbe => movbe,
         M::Movnti => mov,
@@ -85,6 +67,33 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         M::Adcx => adcx::<false>,
         M::Adox => adcx::<true>,
         M::Mulx => mulx,
+        _ => return None,
+    })
+}
+
+/// Shifts, single bits, and the bit manipulation extensions.
+fn bits(mnemonic: Mnemonic) -> Option<Handler> {
+    use Mnemonic as M;
+    use int::*;
+    Some(match mnemonic {
+        M::Rol => shift::<0>,
+        M::Ror => shift::<1>,
+        M::Rcl => shift::<2>,
+        M::Rcr => shift::<3>,
+        M::Shl | M::Sal => shift::<4>,
+        M::Shr => shift::<5>,
+        M::Sar => shift::<6>,
+        M::Shld => double_shift::<true>,
+        M::Shrd => double_shift::<false>,
+        M::Bt => bit_test::<0>,
+        M::Bts => bit_test::<1>,
+        M::Btr => bit_test::<2>,
+        M::Btc => bit_test::<3>,
+        M::Bsf => bit_scan::<false>,
+        M::Bsr => bit_scan::<true>,
+        M::Tzcnt => count::<0>,
+        M::Lzcnt => count::<1>,
+        M::Popcnt => count::<2>,
         M::Sarx => shiftx::<0>,
         M::Shlx => shiftx::<1>,
         M::Shrx => shiftx::<2>,
@@ -97,6 +106,14 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         M::Bextr => bmi::<5>,
         M::Pdep => bmi::<6>,
         M::Pext => bmi::<7>,
+        _ => return None,
+    })
+}
+
+/// What does nothing here.
+fn hint(mnemonic: Mnemonic) -> Option<Handler> {
+    use Mnemonic as M;
+    match mnemonic {
         M::Nop
         | M::Endbr64
         | M::Endbr32
@@ -113,9 +130,9 @@ fn integer(mnemonic: Mnemonic) -> Option<Handler> {
         // Reserved NOPs without shadow stacks; every C++ unwinder runs RDSSPQ.
         | M::Rdsspd
         | M::Rdsspq
-        | M::Reservednop => nop,
-        _ => return None,
-    })
+        | M::Reservednop => Some(int::nop),
+        _ => None,
+    }
 }
 
 fn flow_handler(mnemonic: Mnemonic) -> Option<Handler> {
@@ -314,7 +331,12 @@ pub(crate) fn select(insn: &mut Insn) {
     if mnemonic == Mnemonic::Mov {
         return select_mov(insn);
     }
-    if let Some(run) = integer(mnemonic).or_else(|| flow_handler(mnemonic)).or_else(|| system(mnemonic)) {
+    let handler = integer(mnemonic)
+        .or_else(|| bits(mnemonic))
+        .or_else(|| flow_handler(mnemonic))
+        .or_else(|| hint(mnemonic))
+        .or_else(|| system(mnemonic));
+    if let Some(run) = handler {
         insn.run = run;
         if mnemonic == Mnemonic::Imul && insn.iced.op_count() == 1 {
             insn.run = int::mul::<true>;
