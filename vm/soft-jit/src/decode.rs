@@ -151,7 +151,12 @@ fn is_vector_feature(feature: CpuidFeature) -> bool {
     )
 }
 
+/// Whether a general-purpose instruction may be copied.
 fn core_allowed(mnemonic: Mnemonic) -> bool {
+    base_allowed(mnemonic) || conditional_allowed(mnemonic) || later_allowed(mnemonic)
+}
+
+fn base_allowed(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
@@ -209,15 +214,14 @@ fn core_allowed(mnemonic: Mnemonic) -> bool {
             | M::Xor
             | M::Lahf
             | M::Sahf
-            | M::Popcnt
-            | M::Lzcnt
-            | M::Tzcnt
-            | M::Movbe
-            | M::Adcx
-            | M::Adox
-            | M::Rdrand
-            | M::Rdseed
-            | M::Seta
+    )
+}
+
+fn conditional_allowed(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Seta
             | M::Setae
             | M::Setb
             | M::Setbe
@@ -249,6 +253,22 @@ fn core_allowed(mnemonic: Mnemonic) -> bool {
             | M::Cmovo
             | M::Cmovp
             | M::Cmovs
+    )
+}
+
+/// Of the extensions that came later (POPCNT, MOVBE, BMI, ADX, random numbers).
+fn later_allowed(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+            | M::Movbe
+            | M::Adcx
+            | M::Adox
+            | M::Rdrand
+            | M::Rdseed
             | M::Andn
             | M::Bextr
             | M::Blsi
@@ -354,54 +374,8 @@ fn class_of(instr: &Instruction) -> Class {
     if matches!(mnemonic, M::Clflush | M::Clflushopt | M::Clwb) {
         return Class::CacheLine;
     }
-    match instr.code() {
-        Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_r64 | Code::Push_rm64 => return Class::Push,
-        Code::Pop_r64 => return Class::Pop,
-        Code::Pop_rm64 if instr.op0_kind() == OpKind::Register => return Class::Pop,
-        Code::Leaveq => return Class::Leave,
-        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => return Class::Jump,
-        Code::Call_rel32_64 => return Class::Call,
-        Code::Retnq | Code::Retnq_imm16 => return Class::Return,
-        Code::Jmp_rm64 => return Class::JumpIndirect,
-        Code::Call_rm64 => return Class::CallIndirect,
-        Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX => return Class::CountBranch,
-        Code::Cli => return Class::Cli,
-        Code::Cld => return Class::Cld,
-        Code::Pause => return Class::Pause,
-        Code::Mov_r64_cr => return Class::ReadControl,
-        Code::Pushfq => return Class::PushFlags,
-        Code::Rdtsc | Code::Rdtscp => return Class::ReadTsc,
-        Code::Movsb_m8_m8 | Code::Movsw_m16_m16 | Code::Movsd_m32_m32 | Code::Movsq_m64_m64
-            if (instr.has_rep_prefix() || instr.has_repne_prefix())
-                && instr.op0_kind() == OpKind::MemoryESRDI
-                && instr.op1_kind() == OpKind::MemorySegRSI
-                && !matches!(instr.memory_segment(), Register::FS | Register::GS) =>
-        {
-            return Class::RepString;
-        }
-        Code::Stosb_m8_AL | Code::Stosw_m16_AX | Code::Stosd_m32_EAX | Code::Stosq_m64_RAX
-            if (instr.has_rep_prefix() || instr.has_repne_prefix())
-                && instr.op0_kind() == OpKind::MemoryESRDI =>
-        {
-            return Class::RepString;
-        }
-        Code::Sti => return Class::Sti,
-        Code::Stac => return Class::Stac,
-        Code::Clac => return Class::Clac,
-        Code::Swapgs => return Class::SwapGs,
-        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => return Class::ReadSegment,
-        Code::Rdfsbase_r64 | Code::Rdgsbase_r64 => return Class::ReadBase,
-        Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => return Class::WriteBase,
-        Code::Lea_r16_m | Code::Lea_r32_m | Code::Lea_r64_m => return Class::Lea,
-        Code::Mov_AL_moffs8
-        | Code::Mov_AX_moffs16
-        | Code::Mov_EAX_moffs32
-        | Code::Mov_RAX_moffs64
-        | Code::Mov_moffs8_AL
-        | Code::Mov_moffs16_AX
-        | Code::Mov_moffs32_EAX
-        | Code::Mov_moffs64_RAX => return Class::Step,
-        _ => {}
+    if let Some(class) = class_by_code(instr) {
+        return class;
     }
     if instr.is_jcc_short_or_near() {
         return if matches!(instr.op0_kind(), OpKind::NearBranch64) { Class::Branch } else { Class::Step };
@@ -430,6 +404,59 @@ fn class_of(instr: &Instruction) -> Class {
         return Class::BitString;
     }
     Class::Copy
+}
+
+/// The class of an instruction that is not like others: control flow, the stack, strings, system instructions.
+fn class_by_code(instr: &Instruction) -> Option<Class> {
+    Some(match instr.code() {
+        Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_r64 | Code::Push_rm64 => Class::Push,
+        Code::Pop_r64 => Class::Pop,
+        Code::Pop_rm64 if instr.op0_kind() == OpKind::Register => Class::Pop,
+        Code::Leaveq => Class::Leave,
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
+        Code::Call_rel32_64 => Class::Call,
+        Code::Retnq | Code::Retnq_imm16 => Class::Return,
+        Code::Jmp_rm64 => Class::JumpIndirect,
+        Code::Call_rm64 => Class::CallIndirect,
+        Code::Jrcxz_rel8_64 | Code::Jecxz_rel8_64 | Code::Loop_rel8_64_RCX => Class::CountBranch,
+        Code::Cli => Class::Cli,
+        Code::Cld => Class::Cld,
+        Code::Pause => Class::Pause,
+        Code::Mov_r64_cr => Class::ReadControl,
+        Code::Pushfq => Class::PushFlags,
+        Code::Rdtsc | Code::Rdtscp => Class::ReadTsc,
+        Code::Movsb_m8_m8 | Code::Movsw_m16_m16 | Code::Movsd_m32_m32 | Code::Movsq_m64_m64
+            if (instr.has_rep_prefix() || instr.has_repne_prefix())
+                && instr.op0_kind() == OpKind::MemoryESRDI
+                && instr.op1_kind() == OpKind::MemorySegRSI
+                && !matches!(instr.memory_segment(), Register::FS | Register::GS) =>
+        {
+            Class::RepString
+        }
+        Code::Stosb_m8_AL | Code::Stosw_m16_AX | Code::Stosd_m32_EAX | Code::Stosq_m64_RAX
+            if (instr.has_rep_prefix() || instr.has_repne_prefix())
+                && instr.op0_kind() == OpKind::MemoryESRDI =>
+        {
+            Class::RepString
+        }
+        Code::Sti => Class::Sti,
+        Code::Stac => Class::Stac,
+        Code::Clac => Class::Clac,
+        Code::Swapgs => Class::SwapGs,
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => Class::ReadSegment,
+        Code::Rdfsbase_r64 | Code::Rdgsbase_r64 => Class::ReadBase,
+        Code::Wrfsbase_r64 | Code::Wrgsbase_r64 => Class::WriteBase,
+        Code::Lea_r16_m | Code::Lea_r32_m | Code::Lea_r64_m => Class::Lea,
+        Code::Mov_AL_moffs8
+        | Code::Mov_AX_moffs16
+        | Code::Mov_EAX_moffs32
+        | Code::Mov_RAX_moffs64
+        | Code::Mov_moffs8_AL
+        | Code::Mov_moffs16_AX
+        | Code::Mov_moffs32_EAX
+        | Code::Mov_moffs64_RAX => Class::Step,
+        _ => return None,
+    })
 }
 
 /// Operands other than general or vector registers, immediates and one plain memory operand.
