@@ -8,7 +8,7 @@ use iced_x86::{Code, Decoder, Instruction};
 use soft_cpu::cpu::{cr, flag, reg, sreg};
 use soft_cpu::{Access, Cpu, Env, Executor, Exit, Page, Step, translate};
 
-use crate::block::{Mode, ONE_PAGE, SiteKind, Vectors};
+use crate::block::{Mode, ONE_PAGE, Site, SiteKind, Vectors};
 use crate::host;
 use crate::jit::{Jit, Place, vcpu_bit};
 use crate::layout::{
@@ -476,6 +476,11 @@ impl JitVcpu {
         if !pending {
             return Err(format!("Translated code left with code {code}"));
         }
+        self.leave_block(context)
+    }
+
+    /// The same for an exit whose block has to be looked up.
+    fn leave_block(&mut self, context: &mut RunContext<'_>) -> Result<Left, String> {
         let jit = self.jit.clone();
         let mut shared = jit.lock();
         // SAFETY: the head belongs to this executor, and to whoever holds the lock while `in_guest` is LEAVING.
@@ -517,36 +522,54 @@ impl JitVcpu {
         let Some(site) = block.site(offset).copied() else {
             return Err(format!("No exit is known at {address:#x}"));
         };
-        let mode = block.key.mode;
-        let frame = block.key.gpa & !0xfff;
+        Ok(self.leave_site(context, &mut shared, id, page, site))
+    }
+
+    /// The same for the exit at a site of the block `id`, whose code is of the linear page `page`.
+    fn leave_site(
+        &mut self,
+        context: &mut RunContext<'_>,
+        shared: &mut Shared,
+        id: BlockId,
+        page: u64,
+        site: Site,
+    ) -> Left {
+        // SAFETY: the vCPU's own thread; no other reference to the Cpu is alive here.
+        let state = unsafe { &mut *self.cpu };
         match site.kind {
             SiteKind::Chain { patch, target } => {
                 self.counts.exits[1] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
-                let evicted = shared.stats.evicted_units;
-                if self.jit.tuning.chain
-                    && self.lockstep.is_none()
-                    && let Some(to) = self.lookup(context, &mut shared, mode)
-                    && evicted == shared.stats.evicted_units
-                    // The page may have another frame by now, and other processes may share this one.
-                    && shared.block(to).is_some_and(|to| {
-                        to.key.next == ONE_PAGE && !to.crossing && to.key.gpa & !0xfff == frame
-                    })
-                {
-                    shared.link(id, site.ret, patch, to);
+                if self.jit.tuning.chain && self.lockstep.is_none() {
+                    self.link(context, shared, id, site.ret, patch);
                 }
-                Ok(Left::Jump)
+                Left::Jump
             }
             SiteKind::Kick(target) => {
                 self.counts.exits[2] += 1;
                 state.rip = page.wrapping_add(u64::from(target));
-                Ok(Left::Jump)
+                Left::Jump
             }
             SiteKind::Miss { at, vector } => {
                 self.counts.misses += 1;
                 state.rip = page.wrapping_add(u64::from(at));
-                Ok(Left::Step(if vector { Vectors::Used } else { Vectors::Untouched }))
+                Left::Step(if vector { Vectors::Used } else { Vectors::Untouched })
             }
+        }
+    }
+
+    /// Links the jump at `patch` of the block `id` to the block at RIP, if that lies in the same frame.
+    fn link(&mut self, context: &mut RunContext<'_>, shared: &mut Shared, id: BlockId, ret: u32, patch: u32) {
+        let Some(key) = shared.block(id).map(|block| block.key) else { return };
+        let evicted = shared.stats.evicted_units;
+        if let Some(to) = self.lookup(context, shared, key.mode)
+            && evicted == shared.stats.evicted_units
+            // The page may have another frame by now, and other processes may share this one.
+            && shared.block(to).is_some_and(|to| {
+                to.key.next == ONE_PAGE && !to.crossing && to.key.gpa & !0xfff == key.gpa & !0xfff
+            })
+        {
+            shared.link(id, ret, patch, to);
         }
     }
 }
