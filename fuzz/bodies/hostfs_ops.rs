@@ -210,7 +210,8 @@ pub(crate) fn run(data: &[u8]) {
     {
         let shares =
             vec![Share::open(&share, false).unwrap(), Share::open(&dir.path().join("ro"), true).unwrap()];
-        let options = Options { max_nodes: 64, max_handles: 16, max_directories: 2, ..Options::default() };
+        let options =
+            Options { max_node_bytes: 64 << 9, max_handles: 16, max_directories: 2, ..Options::default() };
         let server = Server::new(HostFs::new(shares, options));
         let client = Client::start(&server).unwrap();
         let mut nodes = vec![NodeId::ROOT];

@@ -226,6 +226,10 @@ impl HostFs {
             return Err(Errno::XDEV);
         }
         let (old, new) = (from.1.as_c_str(), to.1.as_c_str());
+        self.nodes.room_for_name(old, new)?;
+        if mode == RenameMode::Exchange {
+            self.nodes.room_for_name(new, old)?;
+        }
         let _names = self.names_change();
         let (old_dir, new_dir) = (self.directory(&old_parent)?, self.directory(&new_parent)?);
         let moved = sys::stat_at(old_dir.as_fd(), old)?;

@@ -20,6 +20,10 @@ use crate::sys::{Identity, Stat};
 /// The longest chain of parents that is followed. Longer ones exist only if somebody made them to tease us.
 const MAX_DEPTH: usize = 4096;
 
+/// What a node takes beside its name, in bytes, rounded up: itself, its share of the two tables at the emptiest that they get
+/// after growing, and the allocator's own use for it and for its name.
+pub(crate) const NODE_BYTES: usize = 512;
+
 /// Where a node was last seen.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -47,6 +51,15 @@ pub(crate) struct State {
     pub(crate) fingerprint: Option<Fingerprint>,
     /// Times of access and modification that the guest gave to a link or special file.
     pub(crate) times: Option<Box<(Timestamp, Timestamp)>>,
+    /// Bytes of the name that are counted in [`Alive`].
+    counted: usize,
+}
+
+/// What is in memory: known to the guest, or still above a node that is.
+#[derive(Default)]
+struct Alive {
+    nodes: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 /// One file, directory or link of a share.
@@ -56,10 +69,17 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     state: Mutex<State>,
     used: AtomicBool,
-    alive: Arc<AtomicUsize>,
+    alive: Arc<Alive>,
 }
 
 impl Node {
+    fn new(id: NodeId, share: usize, identity: Identity, state: State, alive: &Arc<Alive>) -> Arc<Node> {
+        alive.nodes.fetch_add(1, Ordering::Relaxed);
+        alive.bytes.fetch_add(NODE_BYTES, Ordering::Relaxed);
+        let used = AtomicBool::new(false);
+        Arc::new(Node { id, share, identity, state: Mutex::new(state), used, alive: Arc::clone(alive) })
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -75,7 +95,14 @@ impl Node {
     pub(crate) fn set_place(&self, parent: &Arc<Node>, name: &CStr) {
         let place = Place { parent: Arc::clone(parent), name: name.to_owned() };
         // The old place is dropped after the lock: it may be the last holder of a chain of parents.
-        let _old = self.state().place.replace(place);
+        let _old = {
+            let mut state = self.state();
+            let bytes = name.count_bytes();
+            let before = std::mem::replace(&mut state.counted, bytes);
+            self.alive.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.alive.bytes.fetch_sub(before, Ordering::Relaxed);
+            state.place.replace(place)
+        };
     }
 
     pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
@@ -115,9 +142,11 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.alive.fetch_sub(1, Ordering::Relaxed);
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.alive.nodes.fetch_sub(1, Ordering::Relaxed);
+        self.alive.bytes.fetch_sub(NODE_BYTES + state.counted, Ordering::Relaxed);
         // Parents are let go one after the other: a chain as deep as a hostile tree must not recurse on the stack.
-        let mut next = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).place.take();
+        let mut next = state.place.take();
         while let Some(place) = next {
             next = Arc::into_inner(place.parent).and_then(|mut parent| {
                 parent.state.get_mut().unwrap_or_else(PoisonError::into_inner).place.take()
@@ -161,11 +190,13 @@ struct Tables {
 /// All nodes that the guest holds.
 pub(crate) struct Nodes {
     tables: Mutex<Tables>,
-    alive: Arc<AtomicUsize>,
+    alive: Arc<Alive>,
+    /// Most bytes that they may take, with their names.
     limit: usize,
 }
 
 impl Nodes {
+    /// Room for nodes that take this many bytes.
     pub(crate) fn new(limit: usize) -> Nodes {
         let tables = Tables { last: NodeId::ROOT.0, ..Tables::default() };
         Nodes { tables: Mutex::new(tables), alive: Arc::default(), limit }
@@ -185,15 +216,13 @@ impl Nodes {
     fn make(&self, tables: &mut Tables, share: usize, identity: Identity, state: State) -> Arc<Node> {
         // Never used twice, not even over sessions: a number that the guest kept cannot mean something else.
         tables.last = tables.last.wrapping_add(1);
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Node {
-            id: NodeId(tables.last),
-            share,
-            identity,
-            state: Mutex::new(state),
-            used: AtomicBool::new(false),
-            alive: Arc::clone(&self.alive),
-        })
+        Node::new(NodeId(tables.last), share, identity, state, &self.alive)
+    }
+
+    /// Refuses where this many bytes more are too many.
+    pub(crate) fn room(&self, bytes: usize) -> Result<(), Errno> {
+        let taken = self.alive.bytes.load(Ordering::Relaxed);
+        if taken.saturating_add(bytes) > self.limit { Err(Errno::NFILE) } else { Ok(()) }
     }
 
     pub(crate) fn get(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
@@ -223,12 +252,9 @@ impl Nodes {
                     Arc::clone(&known.node)
                 }
                 None => {
-                    if self.alive.load(Ordering::Relaxed) >= self.limit {
-                        return Err(Errno::NFILE);
-                    }
-                    let place = Place { parent: Arc::clone(parent), name: name.to_owned() };
-                    let state = State { place: Some(place), ..State::default() };
-                    let node = self.make(tables, parent.share, identity, state);
+                    self.room(NODE_BYTES + name.count_bytes())?;
+                    let node = self.make(tables, parent.share, identity, State::default());
+                    node.set_place(parent, name);
                     tables.by_identity.insert(key, node.id);
                     let known = Known { node: Arc::clone(&node), lookups: 1, permanent: false };
                     tables.by_id.insert(node.id, known);
@@ -236,29 +262,37 @@ impl Nodes {
                 }
             }
         };
-        if self.moved(&known, parent, name) {
-            Ok(known)
-        } else {
-            self.forget(known.id, 1);
-            Err(Errno::STALE)
+        match self.moved(&known, parent, name) {
+            Ok(()) => Ok(known),
+            Err(errno) => {
+                self.forget(known.id, 1);
+                Err(errno)
+            }
         }
     }
 
-    /// Notes where a known node is now. False if that would put a directory below itself: then what is remembered of its
-    /// parents is out of date (the host moved them), and the guest has to walk there again.
-    fn moved(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &CStr) -> bool {
-        let Some(place) = node.place() else { return true };
-        if Arc::ptr_eq(&place.parent, parent) {
-            if place.name.as_c_str() != name {
-                node.set_place(parent, name);
-            }
-            return true;
+    /// Notes where a known node is now. [`Errno::STALE`] if that would put a directory below itself: then what is remembered of
+    /// its parents is out of date (the host moved them), and the guest has to walk there again.
+    fn moved(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &CStr) -> Result<(), Errno> {
+        let Some(place) = node.place() else { return Ok(()) };
+        let same_parent = Arc::ptr_eq(&place.parent, parent);
+        if same_parent && place.name.as_c_str() == name {
+            return Ok(());
         }
-        if node.is_directory() && parent.is_below(node) {
-            return false;
+        if !same_parent && node.is_directory() && parent.is_below(node) {
+            return Err(Errno::STALE);
         }
+        self.room_for_name(&place.name, name)?;
         node.set_place(parent, name);
-        true
+        Ok(())
+    }
+
+    /// Refuses to replace a name by one that is too much longer.
+    pub(crate) fn room_for_name(&self, old: &CStr, new: &CStr) -> Result<(), Errno> {
+        match new.count_bytes().saturating_sub(old.count_bytes()) {
+            0 => Ok(()),
+            more => self.room(more),
+        }
     }
 
     pub(crate) fn forget(&self, id: NodeId, count: u64) {
@@ -304,18 +338,8 @@ impl Nodes {
 
     /// Makes a node of another session again, without its place and not held yet.
     pub(crate) fn remake(&self, id: NodeId, share: usize, identity: Identity) -> Option<Arc<Node>> {
-        if self.alive.load(Ordering::Relaxed) >= self.limit {
-            return None;
-        }
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        Some(Arc::new(Node {
-            id,
-            share,
-            identity,
-            state: Mutex::default(),
-            used: AtomicBool::new(false),
-            alive: Arc::clone(&self.alive),
-        }))
+        self.room(NODE_BYTES).ok()?;
+        Some(Node::new(id, share, identity, State::default(), &self.alive))
     }
 
     /// Holds a remade node for the guest. False if its number or its file is taken.
@@ -339,7 +363,7 @@ impl Nodes {
 
     /// How many nodes there are in memory, known to the guest or still above one that is.
     pub(crate) fn alive(&self) -> usize {
-        self.alive.load(Ordering::Relaxed)
+        self.alive.nodes.load(Ordering::Relaxed)
     }
 }
 

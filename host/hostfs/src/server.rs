@@ -12,7 +12,7 @@ use fuse_wire::{
 };
 
 use crate::handle::Handles;
-use crate::node::{Descriptors, Node, Nodes, lock};
+use crate::node::{Descriptors, NODE_BYTES, Node, Nodes, lock};
 use crate::owner::Remembered;
 use crate::share::Share;
 use crate::sys;
@@ -26,8 +26,9 @@ pub struct Options {
     pub name_valid: Duration,
     /// How long the guest may believe attributes, where it holds the file and does not go by name.
     pub attributes_valid: Duration,
-    /// Most nodes in memory; the guest's kernel gives back what it does not use.
-    pub max_nodes: usize,
+    /// Most bytes that nodes may take in memory, half a KiB each and their names; the guest's kernel gives back what it does not
+    /// use.
+    pub max_node_bytes: usize,
     /// Most open files and directories.
     pub max_handles: usize,
     /// Most descriptors kept open to name directories.
@@ -42,7 +43,8 @@ impl Default for Options {
             owner: (1000, 1000),
             name_valid: Duration::ZERO,
             attributes_valid: Duration::from_secs(1),
-            max_nodes: 1 << 20,
+            // 700,000 files of a usual tree at once.
+            max_node_bytes: 384 << 20,
             max_handles: budget / 4 * 3,
             max_directories: (budget / 4).min(4096),
         }
@@ -71,7 +73,7 @@ pub struct HostFs {
 impl HostFs {
     /// A server for these shares, named "0", "1", … in its root.
     pub fn new(shares: Vec<Share>, options: Options) -> HostFs {
-        let nodes = Nodes::new(options.max_nodes.saturating_add(shares.len()));
+        let nodes = Nodes::new(options.max_node_bytes.saturating_add(shares.len() * NODE_BYTES));
         let roots: Vec<Arc<Node>> = shares
             .iter()
             .enumerate()

@@ -389,7 +389,7 @@ fn made_up_nodes_and_counts_do_no_harm() {
 
 #[test]
 fn limits_hold_and_are_given_back() {
-    let scene = Scene::with(Options { max_nodes: 4, max_handles: 2, ..Options::default() });
+    let scene = Scene::with(Options { max_node_bytes: 2100, max_handles: 2, ..Options::default() });
     for name in ["a", "b", "c", "d", "e"] {
         scene.put(name, "");
     }
@@ -408,6 +408,35 @@ fn limits_hold_and_are_given_back() {
     assert!(!scene.host("new").exists());
     client.release(first).unwrap();
     client.open(nodes[2], O_RDONLY).unwrap();
+}
+
+#[test]
+fn long_names_count_for_what_they_are() {
+    // Room for three nodes with short names, or for two with the longest.
+    let scene = Scene::with(Options { max_node_bytes: 3 * 512 + 100, ..Options::default() });
+    let long: Vec<[u8; 255]> = [b'a', b'b', b'c'].map(|letter| [letter; 255]).into();
+    for name in &long {
+        scene.put(std::str::from_utf8(name).unwrap(), "");
+    }
+    for name in ["x", "y", "z"] {
+        scene.put(name, "");
+    }
+    let client = scene.client();
+    let root = share(&client).node;
+    let held: Vec<NodeId> = long[..2].iter().map(|name| client.lookup(root, name).unwrap().node).collect();
+    assert_eq!(client.lookup(root, &long[2]), Err(Errno::NFILE));
+    assert!(held.iter().all(|node| client.forget(*node, 1)));
+    for name in ["x", "y", "z"] {
+        client.lookup(root, name.as_bytes()).unwrap();
+    }
+    // A name does not grow past it either, by a rename, by another link to the file, or by both at once.
+    assert_eq!(client.rename(root, b"x", root, &[b'n'; 255], 0), Err(Errno::NFILE));
+    assert!(scene.host("x").exists());
+    std::fs::hard_link(scene.host("y"), scene.host(&"m".repeat(255))).unwrap();
+    assert_eq!(client.lookup(root, &[b'm'; 255]), Err(Errno::NFILE));
+    client.rename(root, b"x", root, &[b'n'; 50], 0).unwrap();
+    client.rename(root, &[b'n'; 50], root, b"x", 0).unwrap();
+    client.rename(root, b"y", root, &[b'n'; 90], 0).unwrap();
 }
 
 #[test]
