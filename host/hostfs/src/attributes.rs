@@ -294,15 +294,20 @@ impl HostFs {
         sys::space(share.fd.as_fd())
     }
 
-    pub(crate) fn sync_file_system(&self, id: NodeId) -> Result<()> {
-        let wanted = if id == NodeId::ROOT { None } else { Some(self.node(id)?.share) };
-        for (index, (share, root)) in self.shares.iter().zip(&self.roots).enumerate() {
-            if !share.read_only && wanted.is_none_or(|wanted| wanted == index) {
-                let fd = self.any_descriptor(root)?;
-                sys::sync_file_system(fd.as_fd())?;
-            }
+    /// All shares at once: what is not durable yet is not known by share.
+    pub(crate) fn sync_file_systems(&self, id: NodeId) -> Result<()> {
+        if id != NodeId::ROOT {
+            self.node(id)?;
         }
-        Ok(())
+        self.durable.make(self.options.sync_pause, || {
+            for (share, root) in self.shares.iter().zip(&self.roots) {
+                if !share.read_only {
+                    let fd = self.any_descriptor(root)?;
+                    sys::sync_file_system(fd.as_fd())?;
+                }
+            }
+            Ok(())
+        })
     }
 }
 

@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod durable;
 mod entries;
 mod files;
 mod handle;

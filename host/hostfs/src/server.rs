@@ -11,6 +11,7 @@ use fuse_wire::{
     XattrMode,
 };
 
+use crate::durable::Durable;
 use crate::handle::Handles;
 use crate::node::{Descriptors, NODE_BYTES, Node, Nodes, lock};
 use crate::owner::Remembered;
@@ -33,6 +34,8 @@ pub struct Options {
     pub max_handles: usize,
     /// Most descriptors kept open to name directories.
     pub max_directories: usize,
+    /// Between two times that the guest's `sync` becomes one of the host's whole file system.
+    pub sync_pause: Duration,
 }
 
 impl Default for Options {
@@ -47,6 +50,7 @@ impl Default for Options {
             max_node_bytes: 384 << 20,
             max_handles: budget / 4 * 3,
             max_directories: (budget / 4).min(4096),
+            sync_pause: Duration::from_secs(1),
         }
     }
 }
@@ -60,6 +64,7 @@ pub struct HostFs {
     pub(crate) handles: Handles,
     pub(crate) descriptors: Descriptors,
     pub(crate) remembered: Remembered,
+    pub(crate) durable: Durable,
     /// Held by writers while names change, by readers while one operation uses a name more than once.
     namespace: RwLock<()>,
     /// Held while a file of the caller's has more permission bits than its own; see [`HostFs::lifted`].
@@ -86,6 +91,7 @@ impl HostFs {
             handles: Handles::new(options.max_handles),
             descriptors: Descriptors::new(options.max_directories),
             remembered: Remembered::default(),
+            durable: Durable::default(),
             namespace: RwLock::default(),
             lift: Mutex::default(),
             devices: Mutex::default(),
@@ -102,6 +108,17 @@ impl HostFs {
     /// How many nodes and handles the guest holds, for diagnosis.
     pub fn load(&self) -> (usize, usize) {
         (self.nodes.alive(), self.handles.count())
+    }
+
+    /// How often the host was asked to make a whole file system durable, for diagnosis.
+    pub fn syncs(&self) -> u64 {
+        self.durable.count()
+    }
+
+    /// Hands on the outcome of something that may have changed what is in a share.
+    fn changed<T>(&self, outcome: Result<T>) -> Result<T> {
+        self.durable.note_change();
+        outcome
     }
 
     /// Excludes changes of names by the guest.
@@ -169,7 +186,7 @@ impl FileSystem for HostFs {
     }
 
     fn setattr(&self, node: NodeId, changes: &SetAttributes) -> Result<Attributes> {
-        self.set_attributes(node, changes)
+        self.changed(self.set_attributes(node, changes))
     }
 
     fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
@@ -177,23 +194,23 @@ impl FileSystem for HostFs {
     }
 
     fn symlink(&self, cx: &Context, parent: NodeId, name: Name<'_>, target: &CStr) -> Result<Entry> {
-        self.make_symlink(cx, parent, name, target)
+        self.changed(self.make_symlink(cx, parent, name, target))
     }
 
     fn mknod(&self, cx: &Context, parent: NodeId, name: Name<'_>, mode: u32) -> Result<Entry> {
-        self.make_file(cx, parent, name, mode)
+        self.changed(self.make_file(cx, parent, name, mode))
     }
 
     fn mkdir(&self, cx: &Context, parent: NodeId, name: Name<'_>, mode: u32) -> Result<Entry> {
-        self.make_directory(cx, parent, name, mode)
+        self.changed(self.make_directory(cx, parent, name, mode))
     }
 
     fn unlink(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
-        self.remove(parent, name, false)
+        self.changed(self.remove(parent, name, false))
     }
 
     fn rmdir(&self, parent: NodeId, name: Name<'_>) -> Result<()> {
-        self.remove(parent, name, true)
+        self.changed(self.remove(parent, name, true))
     }
 
     fn rename(
@@ -204,15 +221,16 @@ impl FileSystem for HostFs {
         new: Name<'_>,
         mode: RenameMode,
     ) -> Result<()> {
-        self.rename_entry((parent, name), (to, new), mode)
+        self.changed(self.rename_entry((parent, name), (to, new), mode))
     }
 
     fn link(&self, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.make_link(node, parent, name)
+        self.changed(self.make_link(node, parent, name))
     }
 
     fn open(&self, node: NodeId, flags: OpenFlags) -> Result<OpenReply> {
-        self.open_file(node, flags)
+        let opened = self.open_file(node, flags);
+        if flags.truncate { self.changed(opened) } else { opened }
     }
 
     fn create(
@@ -223,7 +241,7 @@ impl FileSystem for HostFs {
         mode: u32,
         flags: OpenFlags,
     ) -> Result<(Entry, OpenReply)> {
-        self.create_file(cx, parent, name, mode, flags)
+        self.changed(self.create_file(cx, parent, name, mode, flags))
     }
 
     fn read(&self, handle: Handle, offset: u64, into: &mut [IoSliceMut<'_>]) -> Result<usize> {
@@ -231,7 +249,7 @@ impl FileSystem for HostFs {
     }
 
     fn write(&self, handle: Handle, offset: u64, append: bool, from: &[IoSlice<'_>]) -> Result<usize> {
-        self.write_file(handle, offset, append, from)
+        self.changed(self.write_file(handle, offset, append, from))
     }
 
     fn statfs(&self, node: NodeId) -> Result<SpaceReport> {
@@ -254,7 +272,7 @@ impl FileSystem for HostFs {
     }
 
     fn setxattr(&self, node: NodeId, name: &CStr, value: &[u8], mode: XattrMode) -> Result<()> {
-        self.set_xattr(node, name, value, mode)
+        self.changed(self.set_xattr(node, name, value, mode))
     }
 
     fn getxattr(&self, node: NodeId, name: &CStr) -> Result<Vec<u8>> {
@@ -266,7 +284,7 @@ impl FileSystem for HostFs {
     }
 
     fn removexattr(&self, node: NodeId, name: &CStr) -> Result<()> {
-        self.remove_xattr(node, name)
+        self.changed(self.remove_xattr(node, name))
     }
 
     fn opendir(&self, node: NodeId) -> Result<OpenReply> {
@@ -292,7 +310,7 @@ impl FileSystem for HostFs {
 
     fn fallocate(&self, handle: Handle, offset: u64, length: u64, mode: FallocateMode) -> Result<()> {
         let file = self.writable_file(handle)?;
-        sys::allocate(sys::borrow(&file.fd), offset, length, mode)
+        self.changed(sys::allocate(sys::borrow(&file.fd), offset, length, mode))
     }
 
     fn seek(&self, handle: Handle, offset: u64, target: SeekTarget) -> Result<u64> {
@@ -301,11 +319,11 @@ impl FileSystem for HostFs {
     }
 
     fn copy_file_range(&self, from: Handle, at: u64, to: Handle, to_at: u64, length: u64) -> Result<usize> {
-        self.copy_range((from, at), (to, to_at), length)
+        self.changed(self.copy_range((from, at), (to, to_at), length))
     }
 
     fn syncfs(&self, node: NodeId) -> Result<()> {
-        self.sync_file_system(node)
+        self.sync_file_systems(node)
     }
 
     fn save(&self) -> Vec<u8> {
@@ -313,6 +331,8 @@ impl FileSystem for HostFs {
     }
 
     fn restore(&self, state: &[u8]) -> std::result::Result<(), RestoreError> {
+        // What the session before wrote may not be durable yet.
+        self.durable.note_change();
         self.go_on(state)
     }
 }

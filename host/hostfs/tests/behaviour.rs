@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use fuse_wire::client::{Client, RawSetAttr};
 use fuse_wire::{Errno, NodeId, RequestHandler};
@@ -495,6 +496,53 @@ fn locks_stay_in_the_guest_and_unknown_operations_say_so() {
     let (blocks, free, name_max) = client.statfs(root).unwrap();
     assert!(blocks > 0 && free <= blocks && name_max == 255);
     client.statfs(ROOT).unwrap();
+}
+
+#[test]
+fn the_host_is_synced_for_changes_of_this_session_and_for_nothing_else() {
+    // In memory where there is such a place: the test is not to wait for the host's disk, nor others for the test.
+    let dir = tempfile::TempDir::new_in("/dev/shm").or_else(|_| tempfile::TempDir::new()).unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    let options = Options { sync_pause: Duration::ZERO, ..Options::default() };
+    let scene = Scene::serving(options, |_| vec![Share::open(dir.path(), false).unwrap()]);
+    let client = scene.client();
+    let root = share(&client).node;
+    let syncs = || {
+        client.call(50, ROOT, &[0; 8], 0).unwrap();
+        scene.server.file_system().syncs()
+    };
+    let file = client.lookup(root, b"file").unwrap().node;
+    let (reader, writer) = (client.open(file, O_RDONLY).unwrap(), client.open(file, O_RDWR).unwrap());
+    client.read(reader, 0, 9).unwrap();
+    client.list(root, 4096).unwrap();
+    client.fsync(writer, 0).unwrap();
+    assert_eq!(syncs(), 0, "it only looked");
+    let changes: [(&str, &dyn Fn() -> bool); 16] = [
+        ("write", &|| client.write(writer, 0, b"new", 0).is_ok()),
+        ("truncate", &|| client.truncate(file, None, 1).is_ok()),
+        ("open to truncate", &|| client.open(file, O_RDWR | O_TRUNC).is_ok()),
+        ("chmod", &|| client.chmod(file, 0o600).is_ok()),
+        ("create", &|| client.create(root, b"made", 0o644, O_RDWR).is_ok()),
+        ("mknod", &|| client.mknod(root, b"node", 0o100_644).is_ok()),
+        ("symlink", &|| client.symlink(root, b"link", b"file").is_ok()),
+        ("mkdir", &|| client.mkdir(root, b"dir", 0o755).is_ok()),
+        ("link", &|| client.link(file, root, b"again").is_ok()),
+        ("rename", &|| client.rename(root, b"again", root, b"moved", 0).is_ok()),
+        ("unlink", &|| client.unlink(root, b"moved").is_ok()),
+        ("rmdir", &|| client.rmdir(root, b"dir").is_ok()),
+        // Not every file system can do these; what failed may have been done in part.
+        ("allocate", &|| matches!(client.fallocate(writer, 0, 4096, 0), Ok(_) | Err(_))),
+        ("copy", &|| matches!(client.copy_file_range((reader, 0), (writer, 8192), 1), Ok(_) | Err(_))),
+        ("attribute", &|| matches!(client.setxattr(file, b"user.a", b"b", 0), Ok(_) | Err(_))),
+        ("no attribute", &|| matches!(client.removexattr(file, b"user.a"), Ok(_) | Err(_))),
+    ];
+    let mut expected = 0;
+    for (what, change) in changes {
+        assert!(change(), "{what}");
+        expected += 1;
+        assert_eq!(syncs(), expected, "{what}");
+        assert_eq!(syncs(), expected, "nothing since {what}");
+    }
 }
 
 #[test]
