@@ -1,89 +1,302 @@
 //! An independent look at emitted bytes: whatever the translator thought, code that is about to become executable must
 //! only do what a block may do.
 //!
-//! Knows nothing of guest instructions. It checks, instruction by instruction, that memory is reached only through `gs`
-//! with a constant or table displacement, through `r10` (or, for one instruction, `rdi` exchanged with it) after a check,
-//! or through the private stack by push and pop; that jumps stay in the block or go to thunks; and that nothing is there
-//! that could enter the host kernel or change what `gs` means.
+//! Knows nothing of guest instructions. It checks, instruction by instruction, that
+//! * the vCPU's state is reached only through `gs`, at the places and in the ways of [`slot`]; its tables through an r11
+//!   that was masked to their size;
+//! * other memory is reached only through a register that holds a host address from one of the two forms of check, for
+//!   no more bytes and no other access than that check was for ([`state`]);
+//! * the private stack is used for flags alone, pushed before they are popped;
+//! * jumps stay in the block, go to thunks, or through a jump cache entry whose key was compared; nothing runs off the end;
+//! * nothing is there that could enter the host kernel or change what `gs` means.
+//!
+//! What is emitted is trusted for the rest: that the address is the one that the guest's instruction means.
 
-use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+mod slot;
+mod state;
 
-use crate::block::{Emitted, Mode};
-use crate::layout::{PC_BASE, RFLAGS};
+use std::collections::HashMap;
+
+use iced_x86::{
+    Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+
+use crate::block::{Emitted, Mode, Thunk};
+use crate::layout::Space;
+use slot::Slot;
+use state::{State, Value, selects};
 
 /// Checks a translation before it is placed.
-pub(crate) fn verify(emitted: &Emitted, _mode: Mode) -> Result<(), String> {
-    let code = &emitted.code;
-    let thunk_calls: Vec<u32> = emitted.thunk_calls.iter().map(|(at, _)| *at).collect();
-    let mut starts = vec![false; code.len() + 1];
-    let mut branches = Vec::new();
-    let mut decoder = Decoder::with_ip(64, code, 0, 0);
-    let mut exchanged = false;
-    let mut bounded = false;
-    while decoder.can_decode() {
-        let instr = decoder.decode();
-        let at = instr.ip() as usize;
-        let complain = |what: &str| {
-            let bytes = code.get(at..at + instr.len()).unwrap_or_default();
-            Err(format!("{what}: {:?} at {at:#x} ({bytes:02x?})", instr.code()))
-        };
-        if instr.is_invalid() {
-            return complain("not an instruction");
-        }
-        if let Some(start) = starts.get_mut(at) {
-            *start = true;
-        }
-        let counted = std::mem::replace(&mut bounded, bounds_string(&instr));
-        if instr.is_string_instruction() {
-            if !counted || !instr.has_rep_prefix() {
-                return complain("a string instruction out of place");
-            }
-            continue;
-        }
-        if let Err(what) = permitted(&instr) {
-            return complain(what);
-        }
-        if let Err(what) = memory(&instr, exchanged) {
-            return complain(what);
-        }
-        exchanged = instr.mnemonic() == Mnemonic::Xchg
-            && instr.op0_kind() == OpKind::Register
-            && instr.op1_kind() == OpKind::Register
-            && [instr.op0_register(), instr.op1_register()].contains(&Register::RDI)
-            && [instr.op0_register(), instr.op1_register()].contains(&Register::R10);
-        match instr.flow_control() {
-            FlowControl::Next => {}
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call => {
-                let hole = (at + instr.len()).wrapping_sub(4) as u32;
-                if !thunk_calls.contains(&hole) {
-                    if instr.flow_control() == FlowControl::Call {
-                        return complain("a call that leads to no thunk");
-                    }
-                    branches.push(instr.near_branch_target());
-                }
-            }
-            FlowControl::IndirectBranch => {
-                if instr.op0_kind() != OpKind::Memory || instr.memory_segment() != Register::GS {
-                    return complain("an indirect jump not through a table");
-                }
-            }
-            _ => return complain("a transfer that blocks do not make"),
+pub(crate) fn verify(emitted: &Emitted, mode: Mode) -> Result<(), String> {
+    let instrs: Vec<Instruction> = Decoder::with_ip(64, &emitted.code, 0, 0).into_iter().collect();
+    let mut block = Block {
+        space: mode.space,
+        thunks: &emitted.thunk_calls,
+        info: InstructionInfoFactory::new(),
+        states: Vec::new(),
+        retries: HashMap::new(),
+        again: true,
+    };
+    for instr in &instrs {
+        if let Some(target) = block.local_target(instr)
+            && target as u64 <= instr.ip()
+        {
+            block.retries.insert(target, None);
         }
     }
-    for target in branches {
-        if !starts.get(target as usize).copied().unwrap_or(false) {
-            return Err(format!("a jump to {target:#x}, where no instruction starts"));
-        }
+    // Less is known with each pass, so this ends; most blocks take one.
+    while std::mem::take(&mut block.again) {
+        block.pass(&instrs, &emitted.code)?;
     }
-    Ok(())
+    let starts = |target: &usize| instrs.binary_search_by_key(&(*target as u64), Instruction::ip).is_ok();
+    let jumped =
+        block.states.iter().enumerate().filter(|(_, state)| state.is_some()).map(|(target, _)| target);
+    match jumped.chain(block.retries.keys().copied()).find(|target| !starts(target)) {
+        Some(target) => Err(format!("a jump to {target:#x}, where no instruction starts")),
+        None => Ok(()),
+    }
 }
 
-/// The instruction in front of a permitted `rep movs` or `rep stos`: `lea r11, [r11 + rcx * scale]`.
-fn bounds_string(instr: &Instruction) -> bool {
-    instr.mnemonic() == Mnemonic::Lea
-        && instr.op0_register() == Register::R11
-        && instr.memory_base() == Register::R11
-        && instr.memory_index() == Register::RCX
+/// A block that is looked at.
+struct Block<'e> {
+    space: Space,
+    thunks: &'e [(u32, Thunk)],
+    info: InstructionInfoFactory,
+    /// What is known where jumps lead that were seen in this pass.
+    states: Vec<Option<State>>,
+    /// Places that are jumped to from behind, with what is taken as known there at most.
+    retries: HashMap<usize, Option<State>>,
+    /// A jump back knew less than was taken as known: everything has to be looked at again.
+    again: bool,
+}
+
+impl Block<'_> {
+    /// The thunk that a call or jump leads to.
+    fn thunk(&self, instr: &Instruction) -> Option<Thunk> {
+        let hole = (instr.next_ip().wrapping_sub(4)) as u32;
+        self.thunks.iter().find(|(at, _)| *at == hole).map(|(_, thunk)| *thunk)
+    }
+
+    /// Where in the block a jump leads.
+    fn local_target(&self, instr: &Instruction) -> Option<usize> {
+        let is_jump =
+            matches!(instr.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch);
+        (is_jump && self.thunk(instr).is_none()).then(|| instr.near_branch_target() as usize)
+    }
+
+    fn pass(&mut self, instrs: &[Instruction], code: &[u8]) -> Result<(), String> {
+        self.states = vec![None; code.len() + 1];
+        let mut state = Some(State::unknown());
+        for instr in instrs {
+            let at = instr.ip() as usize;
+            state = self.step(instr, state).map_err(|what| {
+                let bytes = code.get(at..at + instr.len()).unwrap_or_default();
+                format!("{what}: {:?} at {at:#x} ({bytes:02x?})", instr.code())
+            })?;
+        }
+        if state.is_some() { Err("the block runs off its end".into()) } else { Ok(()) }
+    }
+
+    /// Looks at one instruction, before which this is known, and says what is known behind it; nothing gets behind it where
+    /// there is no state.
+    fn step(&mut self, instr: &Instruction, before: Option<State>) -> Result<Option<State>, &'static str> {
+        let at = instr.ip() as usize;
+        let jumped = self.states.get(at).copied().flatten();
+        let state = match (before, jumped) {
+            (Some(a), Some(b)) => a.meet(b),
+            (Some(known), None) | (None, Some(known)) => known,
+            // Nothing leads here; it is checked as if anything did.
+            (None, None) => State::unknown(),
+        };
+        let state = match self.retries.get_mut(&at) {
+            None => state,
+            Some(retry) => {
+                let state = retry.map_or(state.at_retry(), |known| known.meet(state.at_retry()));
+                *retry.insert(state)
+            }
+        };
+        if instr.is_invalid() {
+            return Err("not an instruction");
+        }
+        if instr.is_string_instruction() {
+            self.string(instr, &state)?;
+        } else {
+            permitted(instr)?;
+            self.memory(instr, &state)?;
+        }
+        self.flow(instr, state)
+    }
+
+    fn flow(&mut self, instr: &Instruction, state: State) -> Result<Option<State>, &'static str> {
+        let thunk = self.thunk(instr);
+        let mut after = state.after(instr, self.space, &mut self.info);
+        match instr.mnemonic() {
+            Mnemonic::Pushfq | Mnemonic::Push => after.pushed += 1,
+            Mnemonic::Popfq | Mnemonic::Pop => {
+                after.pushed = after.pushed.checked_sub(1).ok_or("a pop of what was not pushed")?;
+            }
+            _ => {}
+        }
+        if instr.flow_control() != FlowControl::Next && state.pushed != 0 {
+            return Err("a transfer with flags on the private stack");
+        }
+        match instr.flow_control() {
+            FlowControl::Next => Ok(Some(after)),
+            FlowControl::Call => match thunk {
+                Some(Thunk::Refill) => Ok(Some(state.after_thunk())),
+                Some(_) => Ok(None),
+                None => Err("a call that leads to no thunk"),
+            },
+            FlowControl::ConditionalBranch => {
+                let (taken, passed) = state.branch(instr.mnemonic());
+                if thunk.is_none() {
+                    self.jump(instr, taken)?;
+                }
+                Ok(Some(passed))
+            }
+            FlowControl::UnconditionalBranch => {
+                if thunk.is_none() {
+                    self.jump(instr, after)?;
+                }
+                Ok(None)
+            }
+            // Looked at as an access.
+            FlowControl::IndirectBranch if instr.op0_kind() == OpKind::Memory => Ok(None),
+            FlowControl::IndirectBranch => Err("an indirect jump not through a table"),
+            _ => Err("a transfer that blocks do not make"),
+        }
+    }
+
+    /// Notes what is known where a jump in the block leads.
+    fn jump(&mut self, instr: &Instruction, state: State) -> Result<(), &'static str> {
+        let target = instr.near_branch_target() as usize;
+        if target as u64 <= instr.ip()
+            && let Some(Some(known)) = self.retries.get_mut(&target)
+        {
+            let both = known.meet(state.at_retry());
+            self.again |= both != *known;
+            *known = both;
+            return Ok(());
+        }
+        let known = self.states.get_mut(target).ok_or("a jump out of the block")?;
+        *known = Some(known.map_or(state, |known| known.meet(state)));
+        Ok(())
+    }
+
+    /// `rep movs`, `rep stos` between checked addresses, for as many elements as lie in their pages.
+    fn string(&mut self, instr: &Instruction, state: &State) -> Result<(), &'static str> {
+        let moves = match instr.mnemonic() {
+            Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => true,
+            Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => false,
+            _ => return Err("a string instruction that blocks do not use"),
+        };
+        let size = u32::try_from(instr.memory_size().size()).unwrap_or(0);
+        let fits = |register, write: bool| {
+            state.host(register).is_some_and(|reach| reach.fits == Some(size) && (reach.write || !write))
+        };
+        let plain = instr.has_rep_prefix() && instr.segment_prefix() == Register::None;
+        if plain && state.counts() && fits(Register::RDI, true) && (!moves || fits(Register::RSI, false)) {
+            Ok(())
+        } else {
+            Err("a string instruction out of place")
+        }
+    }
+
+    fn memory(&mut self, instr: &Instruction, state: &State) -> Result<(), &'static str> {
+        let operands: Vec<u32> =
+            (0..instr.op_count()).filter(|op| instr.op_kind(*op) == OpKind::Memory).collect();
+        let Some(operand) = operands.first() else { return Ok(()) };
+        if matches!(instr.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) {
+            return Ok(());
+        }
+        let access = self.info.info(instr).op_access(*operand);
+        let write = !matches!(access, OpAccess::Read | OpAccess::CondRead);
+        if instr.memory_segment() == Register::GS {
+            return self.own_state(instr, state, write);
+        }
+        if instr.memory_segment() == Register::FS {
+            return Err("fs");
+        }
+        let base = instr.memory_base();
+        let plain = instr.memory_index() == Register::None && instr.memory_displacement64() == 0;
+        let reach = state.host(base).filter(|_| plain).ok_or("memory not reached through a check")?;
+        let size = instr.memory_size().size() as u64;
+        if size == 0 || size > reach.size {
+            return Err("more bytes than were checked");
+        }
+        if write && !reach.write {
+            return Err("a write to what was checked for reading");
+        }
+        let far = matches!(instr.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+            && instr.op1_kind() == OpKind::Register;
+        let bits = state.bound().map(|(_, largest)| largest);
+        if far
+            && (instr.op1_register().full_register() != Register::R11
+                || bits.is_none_or(|bits| bits >= 8 * size))
+        {
+            return Err("a bit outside of what was checked");
+        }
+        Ok(())
+    }
+
+    /// An operand in the vCPU's state.
+    fn own_state(&self, instr: &Instruction, state: &State, write: bool) -> Result<(), &'static str> {
+        let slot = Slot::of(instr).ok_or("state that blocks have no business in")?;
+        if slot::table(slot).is_some() && !selects(state, instr, slot) {
+            return Err("a table at an index without a bound");
+        }
+        let size = instr.memory_size().size();
+        if size == 0 || size > 8 {
+            return Err("an operand larger than a slot");
+        }
+        let target = instr.op0_register();
+        let allowed = match (slot, instr.mnemonic()) {
+            (Slot::Own | Slot::Temp | Slot::Spill, Mnemonic::Mov | Mnemonic::Or) if !write => true,
+            (Slot::Own | Slot::Temp | Slot::Spill, Mnemonic::Mov) => true,
+            (Slot::Flags, Mnemonic::Mov | Mnemonic::Test) => !write,
+            (Slot::Flags, Mnemonic::And | Mnemonic::Or) => changes_one_flag(instr),
+            // What is popped there can only be flags that were pushed, so that is what is pushed from there.
+            (Slot::Status, Mnemonic::Push | Mnemonic::Pop) => size == 8,
+            (Slot::Pauses, Mnemonic::Add) => size == 1,
+            (Slot::Input, Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Cmp) => !write,
+            (Slot::IndexMask(_) | Slot::JumpMask(_) | Slot::PageMask | Slot::BitMask(_), mnemonic) => {
+                matches!(mnemonic, Mnemonic::Pext | Mnemonic::Pdep)
+            }
+            (Slot::Tag { space, .. }, Mnemonic::Xor) => space == self.space && target == Register::R10,
+            (Slot::Tag { space, .. }, Mnemonic::Mov) => {
+                space == self.space && !write && target == Register::RCX
+            }
+            // What these make is good for nothing but an address, so the check has to be there.
+            (Slot::Host(space), Mnemonic::Add) => {
+                space == self.space && target == Register::R10 && matches!(state.r10, Value::Within(_))
+            }
+            (Slot::Delta(space), Mnemonic::Mov) => {
+                space == self.space && target == Register::R11 && matches!(state.r10, Value::Matched(_))
+            }
+            (Slot::Key(space), Mnemonic::Cmp | Mnemonic::Mov) => self.may_enter(space) && !write,
+            (Slot::Target(space), Mnemonic::Jmp) => self.may_enter(space) && state.is_hit(),
+            _ => false,
+        };
+        if allowed { Ok(()) } else { Err("a use of the vCPU's state that blocks do not make") }
+    }
+
+    /// Whether code may jump to code of a space: STAC and CLAC lead from one of the kernel's to the other.
+    fn may_enter(&self, space: Space) -> bool {
+        (space == Space::User) == (self.space == Space::User)
+    }
+}
+
+/// RFLAGS in memory: IF and AC are set and cleared, and DF is cleared, one at a time.
+fn changes_one_flag(instr: &Instruction) -> bool {
+    const IF: u32 = 0x200;
+    const DF: u32 = 0x400;
+    const AC: u32 = 0x4_0000;
+    let value = instr.immediate32();
+    instr.op1_kind() == OpKind::Immediate32
+        && match instr.mnemonic() {
+            Mnemonic::Or => value == IF || value == AC,
+            _ => value == !IF || value == !DF || value == !AC,
+        }
 }
 
 fn permitted(instr: &Instruction) -> Result<(), &'static str> {
@@ -93,9 +306,6 @@ fn permitted(instr: &Instruction) -> Result<(), &'static str> {
     }
     if !matches!(instr.encoding(), iced_x86::EncodingKind::Legacy | iced_x86::EncodingKind::VEX) {
         return Err("an encoding that is hidden from the guest");
-    }
-    if instr.is_string_instruction() {
-        return Err("a string instruction");
     }
     match instr.mnemonic() {
         M::Syscall
@@ -138,11 +348,45 @@ fn permitted(instr: &Instruction) -> Result<(), &'static str> {
         | M::Maskmovdqu
         | M::Maskmovq
         | M::Vmaskmovdqu
+        | M::Xlatb
+        | M::Loop
+        | M::Loope
+        | M::Loopne
+        | M::Jcxz
+        | M::Jecxz
         | M::Enter
         | M::Leave => return Err("never allowed"),
         _ => {}
     }
+    let plain_stack = match instr.mnemonic() {
+        M::Pushf | M::Pushfd | M::Popf | M::Popfd => false,
+        // Of memory: the one slot that may be.
+        M::Push => instr.op0_kind() == OpKind::Memory && instr.memory_segment() == Register::GS,
+        M::Pop if instr.op0_kind() == OpKind::Memory => instr.memory_segment() == Register::GS,
+        M::Pop => instr.op0_register() == Register::R11,
+        _ => true,
+    };
+    if !plain_stack {
+        return Err("a push or pop that blocks do not make");
+    }
     for op in 0..instr.op_count() {
+        if !matches!(
+            instr.op_kind(op),
+            OpKind::Register
+                | OpKind::Memory
+                | OpKind::NearBranch64
+                | OpKind::Immediate8
+                | OpKind::Immediate8_2nd
+                | OpKind::Immediate16
+                | OpKind::Immediate32
+                | OpKind::Immediate64
+                | OpKind::Immediate8to16
+                | OpKind::Immediate8to32
+                | OpKind::Immediate8to64
+                | OpKind::Immediate32to64
+        ) {
+            return Err("memory that is not named");
+        }
         if instr.op_kind(op) == OpKind::Register && instr.op_register(op).is_segment_register() {
             return Err("a segment register");
         }
@@ -153,94 +397,5 @@ fn permitted(instr: &Instruction) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn memory(instr: &Instruction, exchanged: bool) -> Result<(), &'static str> {
-    let explicit = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-    if !explicit {
-        return match instr.mnemonic() {
-            Mnemonic::Push | Mnemonic::Pop => Err("a push or pop of a register"),
-            _ => Ok(()),
-        }
-        .or_else(|what| {
-            if instr.mnemonic() == Mnemonic::Pop && instr.op0_register() == Register::R11 {
-                Ok(())
-            } else {
-                Err(what)
-            }
-        });
-    }
-    if matches!(instr.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) {
-        return Ok(());
-    }
-    let (base, index, segment) = (instr.memory_base(), instr.memory_index(), instr.memory_segment());
-    let displacement = instr.memory_displacement64();
-    if segment == Register::GS {
-        let limit = size_of::<soft_cpu::Cpu>() as u64;
-        let constant = base == Register::None && index == Register::None && displacement < limit;
-        let table = (base == Register::R11 && index == Register::None
-            || base == Register::None && index == Register::R11)
-            && displacement >= PC_BASE as u64
-            && displacement < limit;
-        if !constant && !table {
-            return Err("state outside the tables");
-        }
-        if displacement == RFLAGS as u64
-            && !matches!(instr.mnemonic(), Mnemonic::Mov | Mnemonic::And | Mnemonic::Or | Mnemonic::Test)
-        {
-            return Err("a strange use of the flags' slot");
-        }
-        return Ok(());
-    }
-    if segment == Register::FS {
-        return Err("fs");
-    }
-    let through = base == Register::R10 || exchanged && base == Register::RDI;
-    if !through || index != Register::None || displacement != 0 {
-        return Err("memory not reached through a check");
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layout::Space;
-
-    fn check(code: &[u8]) -> Result<(), String> {
-        let emitted = Emitted { code: code.to_vec(), ..Emitted::default() };
-        verify(&emitted, Mode { space: Space::User, no_vector: false })
-    }
-
-    #[test]
-    fn code_that_could_leave_the_sandbox_is_refused() {
-        for code in [
-            &[0x0f, 0x05][..],                              // syscall
-            &[0xcd, 0x80],                                  // int 80h
-            &[0x48, 0x8b, 0x03],                            // mov rax, [rbx]
-            &[0x49, 0x8b, 0x42, 0x08],                      // mov rax, [r10 + 8]
-            &[0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],    // mov rax, fs:[0]
-            &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0x40], // mov rax, gs:[0x40000000]
-            &[0x65, 0x48, 0x8b, 0x00],                      // mov rax, gs:[rax]
-            &[0x48, 0x89, 0xc4],                            // mov rsp, rax
-            &[0xff, 0xe0],                                  // jmp rax
-            &[0xc3],                                        // ret
-            &[0xe8, 0, 0, 0, 0],                            // call to no thunk
-            &[0xeb, 0x01, 0xb8, 0x0f, 0x05, 0, 0],          // jmp into an immediate
-            &[0xf3, 0xa4],                                  // rep movsb
-            &[0xf3, 0x48, 0x0f, 0xae, 0xd8],                // wrgsbase rax
-            &[0x0f, 0x01, 0xef],                            // wrpkru
-        ] {
-            assert!(check(code).is_err(), "{code:02x?}");
-        }
-    }
-
-    #[test]
-    fn what_blocks_do_is_accepted() {
-        for code in [
-            &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0][..], // mov rax, gs:[0]
-            &[0x49, 0x8b, 0x02],                             // mov rax, [r10]
-            &[0x9c, 0x9d],                                   // pushfq; popfq
-        ] {
-            assert_eq!(check(code), Ok(()), "{code:02x?}");
-        }
-    }
-}
+mod tests;
