@@ -4,9 +4,11 @@
 //! line), where they keep four registers, and how they jump. Everything that is not translated is left to the
 //! interpreter in `soft-cpu`, one instruction at a time, so coverage is a matter of speed only.
 //!
-//! Trusted: [`thunk`], [`emit`] and the bytes they make, [`tlb::refill`] (which makes host addresses), and [`verify`].
+//! Trusted: [`thunk`], [`emit`] and the bytes they make, [`tlb::refill`] (which makes host addresses), and `stub.rs` of
+//! soft-cpu, where the interpreter encodes single x87, SSE and AVX instructions again and runs them.
 //! Guest bytes are never executed as they are: every instruction is decoded, allowed by name, and encoded again.
-#![allow(unsafe_code, reason = "runs generated code")]
+//! [`verify`] reads blocks (not stubs) once more where it is on, as in debug builds and tests: see [`Tuning::verify`].
+#![expect(unsafe_code, reason = "runs generated code")]
 #![cfg(target_arch = "x86_64")]
 
 #[cfg(test)]
