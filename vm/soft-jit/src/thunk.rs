@@ -196,6 +196,9 @@ fn refill(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.mov(gs(SAVED + 8 * index as i32), *register)?;
     }
     save_ymm(a)?;
+    // Rust relies on its own rounding and masks. The x87 registers stay the guest's: no code of ours uses them.
+    a.stmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
+    a.ldmxcsr(dword_ptr(HOST_MXCSR).gs())?;
     a.pushfq()?;
     a.pop(gs(SAVED + 8 * 15))?;
     // The private stack stays as it is (the return address on top); Rust runs on its own.
@@ -210,6 +213,7 @@ fn refill(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(rsp, gs(SAVED + 8 * 14))?;
     a.mov(r11, rax)?;
     load_ymm(a)?;
+    a.ldmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
     for (index, register) in caller_saved.iter().enumerate() {
         a.mov(*register, gs(SAVED + 8 * index as i32))?;
     }
@@ -245,5 +249,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn rust_has_its_own_mxcsr_in_a_refill() {
+        let code = assemble(Thunk::Refill).unwrap();
+        let loads = |instr: &iced_x86::Instruction| {
+            let slot = instr.memory_displacement64() as i32;
+            (instr.mnemonic() == iced_x86::Mnemonic::Ldmxcsr).then_some(slot)
+        };
+        let instrs: Vec<_> = iced_x86::Decoder::with_ip(64, &code, 0, 0).into_iter().collect();
+        let call = instrs.iter().position(|instr| instr.mnemonic() == iced_x86::Mnemonic::Call).unwrap();
+        let (before, after) = instrs.split_at(call);
+        assert_eq!(before.iter().rev().find_map(loads), Some(HOST_MXCSR));
+        assert_eq!(after.iter().find_map(loads), Some(GUEST_MXCSR));
+        let kept = before.iter().find(|instr| instr.mnemonic() == iced_x86::Mnemonic::Stmxcsr).unwrap();
+        assert_eq!(kept.memory_displacement64() as i32, GUEST_MXCSR);
     }
 }
