@@ -131,8 +131,12 @@ pub(crate) struct Stats {
 /// A registered vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VcpuRef(pub(crate) *mut Cpu);
-// SAFETY: only atomic fields and jump cache keys (atomically) are touched through it by other threads, and a vCPU is
-// taken off the list before its Cpu dies.
+// SAFETY: a vCPU is taken off the list before its Cpu dies. Through it other threads touch
+// * at any time, atomically: `kick`, the head's `in_guest`, keys of the jump caches;
+// * while `in_guest` is not 1, atomically: the tags and hosts of the TLBs (`tlb::drop_write_tags`). The owner may be writing
+//   them itself, atomically as well; translated code, which is not bound to that, does not run;
+// * while `in_guest` is LEAVING and with the lock on `Shared` held: the rest of the head, and `rip` (`jit::resolve_exits`). The
+//   owner touches neither until it has that lock.
 unsafe impl Send for VcpuRef {}
 
 pub(crate) struct Shared {

@@ -1,14 +1,14 @@
 //! The software TLB: filling and clearing. [`refill`] is the one place where the address of guest memory gets into a
 //! table that translated code uses.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use soft_cpu::cpu::flag;
 use soft_cpu::paging::is_canonical;
 use soft_cpu::{Access, CodeWatch, Cpu, Env, Page, RamMap, TlbEvent, translate};
 
-use crate::layout::{Space, TlbEntry, empty_tag, head_of, tlb_of};
+use crate::layout::{Space, empty_tag, head_of, tlb_of};
 use crate::lower::KIND_WRITE;
 use crate::shared::{QuickHash, clear_jumps};
 
@@ -149,14 +149,22 @@ pub(crate) fn refill(cpu: *mut Cpu, context: &mut RunContext<'_>, linear: u64, k
     let host = page.host as u64;
     // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
     unsafe {
-        *tlb_of(cpu, space).add(index) = TlbEntry {
-            read: tag,
-            write: if writable { tag } else { empty_tag(index) },
-            host,
-            delta: host.wrapping_sub(tag),
-        };
+        let entry = tlb_of(cpu, space).add(index);
+        set(&raw mut (*entry).read, tag);
+        set(&raw mut (*entry).write, if writable { tag } else { empty_tag(index) });
+        set(&raw mut (*entry).host, host);
+        set(&raw mut (*entry).delta, host.wrapping_sub(tag));
     }
     true
+}
+
+/// Writes a field of an entry, which another thread may look at or clear while this one is out of translated code.
+///
+/// # Safety
+/// The field is one of a live vCPU's table, and no translated code of that vCPU runs meanwhile.
+unsafe fn set(field: *mut u64, value: u64) {
+    // SAFETY: by the contract the field is valid and aligned, and nothing but atomics like this one touches it meanwhile.
+    unsafe { AtomicU64::from_ptr(field) }.store(value, Ordering::Relaxed);
 }
 
 /// Registers this vCPU as a writer of a page; false if the page must not be written without a check.
@@ -193,8 +201,8 @@ pub(crate) fn clear_space(cpu: *mut Cpu, space: Space) {
         let tag = empty_tag(index);
         // SAFETY: index is below the table's length; only the owner (or a thread that has stopped it) calls this.
         unsafe {
-            (*base.add(index)).read = tag;
-            (*base.add(index)).write = tag;
+            set(&raw mut (*base.add(index)).read, tag);
+            set(&raw mut (*base.add(index)).write, tag);
         }
     }
 }
@@ -206,8 +214,9 @@ pub(crate) fn drop_write_tags(cpu: *mut Cpu, host: u64) {
         for index in 0..space.tlb_len() {
             // SAFETY: index is below the table's length; the owner is stopped or is the caller.
             unsafe {
-                if (*base.add(index)).host == host {
-                    (*base.add(index)).write = empty_tag(index);
+                let entry = base.add(index);
+                if AtomicU64::from_ptr(&raw mut (*entry).host).load(Ordering::Relaxed) == host {
+                    set(&raw mut (*entry).write, empty_tag(index));
                 }
             }
         }
@@ -298,8 +307,8 @@ fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
         // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
         unsafe {
             let entry = tlb_of(cpu, space).add(index);
-            (*entry).read = tag;
-            (*entry).write = tag;
+            set(&raw mut (*entry).read, tag);
+            set(&raw mut (*entry).write, tag);
         }
     }
     let [user, kernel] = &mut tlb.code_pages;
