@@ -339,7 +339,14 @@ fn period(apic: &Apic, env: &Env<'_>) -> u64 {
 
 fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
     let deadline = cpu.apic.port.deadline.load(Ordering::Relaxed);
-    if deadline == u64::MAX || env.platform.clock.now() < deadline {
+    if deadline == u64::MAX {
+        return;
+    }
+    if env.platform.clock.now() < deadline {
+        // The timer thread kicked too early: by the TSC of its core, which may be ahead of this one's. It disarmed.
+        if !cpu.apic.port.armed.load(Ordering::SeqCst) {
+            arm(cpu, env, deadline);
+        }
         return;
     }
     let next = match timer_mode(&cpu.apic) {
@@ -393,6 +400,13 @@ pub(crate) fn set_tsc_deadline(cpu: &mut Cpu, env: &Env<'_>, value: u64) {
     arm(cpu, env, deadline);
     if deadline <= env.platform.clock.now() {
         cpu.kick.store(1, Ordering::SeqCst);
+    }
+}
+
+/// After a change of the guest's TSC: a deadline is a value of it, which the host's reaches at another time now.
+pub(crate) fn tsc_changed(cpu: &mut Cpu, env: &Env<'_>) {
+    if cpu.apic.tsc_deadline != 0 {
+        set_tsc_deadline(cpu, env, cpu.apic.tsc_deadline);
     }
 }
 
@@ -653,4 +667,68 @@ pub fn force_base(cpu: &mut Cpu, value: u64) {
 /// Sets the task priority as a restored state says.
 pub fn force_cr8(cpu: &mut Cpu, value: u64) {
     cpu.apic.tpr = (value << 4) as u8;
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_memory::{GuestRam, RangeSpec};
+
+    use super::*;
+    use crate::env::NoWatch;
+    use crate::msr::{self, number};
+    use crate::{Platform, RamMap};
+
+    struct NoDevices;
+
+    impl hv::CpuIo for NoDevices {
+        fn mmio_read(&self, _: u64, _: &mut [u8]) {}
+        fn mmio_write(&self, _: u64, _: &[u8]) {}
+        fn pio_read(&self, _: u16, _: &mut [u8]) {}
+        fn pio_write(&self, _: u16, _: &[u8]) {}
+    }
+
+    /// A vCPU whose timer is in TSC-deadline mode.
+    fn with_timer(test: impl FnOnce(&mut Cpu, &Env<'_>)) {
+        let ram = GuestRam::new(vec![RangeSpec { gpa: 0, len: 0x1_0000, file: None }]).expect("RAM");
+        let map = RamMap::new(&ram);
+        let mut cpu = Cpu::new(0);
+        cpu.apic.lvt[0] = 2 << 17 | 0x40;
+        let platform = Platform::new(vec![cpu.apic.port.clone()]);
+        let env = Env { ram: &map, io: &NoDevices, watch: &NoWatch, platform: &platform };
+        test(&mut cpu, &env);
+    }
+
+    const FAR: u64 = 1 << 50;
+
+    #[test]
+    fn a_write_of_the_tsc_moves_a_pending_deadline() {
+        with_timer(|cpu, env| {
+            msr::write(cpu, env, number::TSC, 0).expect("TSC");
+            msr::write(cpu, env, number::TSC_DEADLINE, FAR).expect("deadline");
+            let before = env.platform.clock.now();
+            msr::write(cpu, env, number::TSC, FAR / 2).expect("TSC");
+            let after = env.platform.clock.now();
+            let deadline = cpu.apic.port.deadline.load(Ordering::SeqCst);
+            assert!((before..=after).contains(&(deadline - FAR / 2)), "{before} {deadline} {after}");
+            assert_eq!((tsc_deadline(cpu), cpu.kick.load(Ordering::SeqCst)), (FAR, 0));
+            // Set past it, it is due at once.
+            msr::write(cpu, env, number::TSC, FAR + 1).expect("TSC");
+            assert_eq!(cpu.kick.load(Ordering::SeqCst), 1);
+            poll_interrupts(cpu, env);
+            assert_eq!((tsc_deadline(cpu), cpu.apic.port.deadline.load(Ordering::SeqCst)), (0, u64::MAX));
+        });
+    }
+
+    #[test]
+    fn a_deadline_that_is_not_due_is_watched_again() {
+        with_timer(|cpu, env| {
+            msr::write(cpu, env, number::TSC, 0).expect("TSC");
+            msr::write(cpu, env, number::TSC_DEADLINE, FAR).expect("deadline");
+            // What the timer thread does when it takes the deadline for due.
+            cpu.apic.port.armed.store(false, Ordering::SeqCst);
+            poll_interrupts(cpu, env);
+            assert!(cpu.apic.port.armed.load(Ordering::SeqCst));
+            assert_ne!(cpu.apic.port.deadline.load(Ordering::SeqCst), u64::MAX);
+        });
+    }
 }

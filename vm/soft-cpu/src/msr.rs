@@ -124,7 +124,10 @@ fn canonical(value: u64) -> Result<u64, Exception> {
 pub fn write(cpu: &mut Cpu, env: &Env<'_>, msr: u32, value: u64) -> Result<(), Exception> {
     use number as n;
     match msr {
-        n::TSC => cpu.tsc_offset = value.wrapping_sub(env.platform.clock.now()),
+        n::TSC => {
+            cpu.tsc_offset = value.wrapping_sub(env.platform.clock.now());
+            apic::tsc_changed(cpu, env);
+        }
         n::APIC_BASE => apic::set_base(cpu, value)?,
         n::PAT => {
             let valid = value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));
