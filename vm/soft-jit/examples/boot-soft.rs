@@ -1,6 +1,6 @@
 //! Boots a kernel on the software CPU and copies its serial port to standard output; for work on the translator.
 //!
-//! `boot KERNEL INITRAMFS [CMDLINE] [TUNING | interp]`, with `VCPUS` and `MEM` (MiB) from the environment. Prints counters
+//! `boot-soft KERNEL INITRAMFS [CMDLINE] [TUNING | interp]`, with `VCPUS` and `MEM` (MiB) from the environment. Prints counters
 //! at the end and after `SECONDS` (default 60) stops the guest.
 
 use std::io::Write;
