@@ -84,7 +84,8 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
     } else {
         None
     };
-    let speaker = Speaker { writer, signals, raw: raw.clone(), tty: wanted.tty, input: wanted.input };
+    let input = Input { open: wanted.input, pause: SHORTEST_PAUSE };
+    let speaker = Speaker { writer, signals, raw: raw.clone(), tty: wanted.tty, input };
     let spoken = std::thread::Builder::new().name("input".into()).spawn(move || speaker.work());
     if let Err(error) = spoken {
         return Err(Failure::new(format!("a thread cannot be started: {error}")));
@@ -153,29 +154,49 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// How long input waits at first for room with the guest's process before that is asked again, and at last.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The standard input, as far as the guest's process wants it.
+struct Input {
+    /// Neither at its end nor refused.
+    open: bool,
+    pause: Duration,
+}
+
+impl Input {
+    /// How many bytes may be read now, and how long to wait at most for anything else; without room, input waits and is looked
+    /// at again soon. Once the process has closed its end there is nothing to look for ever again.
+    fn room<W: io::Write>(&mut self, writer: &SessionWriter<W>) -> (usize, Option<Duration>) {
+        self.open &= writer.wants_stdin();
+        let room = if self.open { writer.stdin_room().min(PIECE) } else { 0 };
+        if room > 0 || !self.open {
+            self.pause = SHORTEST_PAUSE;
+            return (room, None);
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        (0, Some(pause))
+    }
+}
+
 /// The half that speaks.
 struct Speaker {
     writer: SessionWriter<UnixStream>,
     signals: Signals,
     raw: Option<Arc<Raw>>,
     tty: bool,
-    input: bool,
+    input: Input,
 }
 
 impl Speaker {
     fn work(mut self) {
         let mut piece = vec![0u8; PIECE];
-        let mut pause = Duration::from_millis(1);
         loop {
-            let room = self.writer.stdin_room().min(PIECE);
-            // Without room, input waits and is looked at again soon; signals never wait.
-            let timeout = (self.input && room == 0).then_some(pause);
-            pause = if timeout.is_some() {
-                (pause * 2).min(Duration::from_millis(50))
-            } else {
-                Duration::from_millis(1)
-            };
-            let (input, signal) = self.wait(self.input && room > 0, timeout);
+            // Signals never wait for room.
+            let (room, timeout) = self.input.room(&self.writer);
+            let (input, signal) = self.wait(room > 0, timeout);
             if signal && self.hear_signals().is_err() {
                 return;
             }
@@ -205,18 +226,18 @@ impl Speaker {
         let Some(piece) = piece.get_mut(..room) else { return Ok(()) };
         match rustix::io::read(io::stdin(), &mut *piece) {
             Ok(0) => {
-                self.input = false;
+                self.input.open = false;
                 self.writer.stdin_end()
             }
             Ok(count) => {
                 let wants_more = self.writer.stdin(piece.get(..count).unwrap_or_default())?;
-                self.input = wants_more;
+                self.input.open = wants_more;
                 Ok(())
             }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(()),
             // The terminal is gone, or the input cannot be read: for the process it is the end.
             Err(_) => {
-                self.input = false;
+                self.input.open = false;
                 self.writer.stdin_end()
             }
         }
@@ -262,6 +283,10 @@ mod tests {
     use super::*;
     use std::io::Read;
 
+    use agent_proto::client::STDIN_WINDOW;
+    use agent_proto::frame::{self, kind};
+    use agent_proto::messages::{GENERATION, Opened, Welcome};
+
     #[test]
     fn signals_are_left_alone_until_the_guest_has_answered() {
         let (near, mut far) = UnixStream::pair().unwrap();
@@ -280,5 +305,36 @@ mod tests {
         drop(far);
         assert!(session.join().unwrap().is_err());
         assert!(!has_begun());
+    }
+
+    /// A session with a guest that says it runs, then these frames.
+    fn session(said: &[u8]) -> (SessionReader<io::Cursor<Vec<u8>>>, SessionWriter<Vec<u8>>) {
+        let mut guest = Vec::new();
+        let welcome = Welcome { generation: GENERATION, ..Welcome::default() };
+        frame::write_message(&mut guest, kind::WELCOME, &welcome).unwrap();
+        frame::write_message(&mut guest, kind::OPENED, &Opened::default()).unwrap();
+        guest.extend_from_slice(said);
+        match Session::open(io::Cursor::new(guest), Vec::new(), &Exec::default()).unwrap() {
+            Session::Running { reader, writer, .. } => (reader, writer),
+            Session::NotStarted(_) => panic!("it runs"),
+        }
+    }
+
+    #[test]
+    fn input_that_the_process_wants_no_more_is_not_waited_for() {
+        let mut closed = Vec::new();
+        frame::write(&mut closed, kind::STDIN_CLOSED, &[]).unwrap();
+        let (mut reader, mut writer) = session(&closed);
+        let mut input = Input { open: true, pause: SHORTEST_PAUSE };
+        assert_eq!(input.room(&writer), (PIECE, None));
+        writer.stdin(&vec![0; usize::try_from(STDIN_WINDOW).unwrap()]).unwrap();
+        let pauses: Vec<_> = (0..8).map(|_| input.room(&writer).1.unwrap()).collect();
+        assert!(
+            pauses.is_sorted() && pauses[0] == SHORTEST_PAUSE && pauses[7] == LONGEST_PAUSE,
+            "{pauses:?}"
+        );
+        assert!(matches!(reader.next_event().unwrap(), SessionEvent::StdinClosed));
+        assert_eq!(input.room(&writer), (0, None), "no more of these wake-ups");
+        assert_eq!(input.room(&writer), (0, None));
     }
 }

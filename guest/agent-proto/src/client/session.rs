@@ -173,6 +173,11 @@ impl<W: Write> SessionWriter<W> {
         usize::try_from(self.window.room(self.sent)).unwrap_or(usize::MAX)
     }
 
+    /// Whether the process may still take input, now or later.
+    pub fn wants_stdin(&self) -> bool {
+        !self.window.is_closed()
+    }
+
     /// Ends the input. With a pty the terminal's end-of-file character is typed.
     ///
     /// # Errors
