@@ -13,6 +13,8 @@ use crate::{Description, RawFile, RawFileError};
 
 const DESCRIPTION: &CStr = c"disk.json";
 const NEW_DESCRIPTION: &CStr = c"disk.json.new";
+/// There until a guest has made its file system on the disk and used it.
+const UNMADE: &CStr = c"unmade";
 /// Longer descriptions are none.
 const MAX_DESCRIPTION: u64 = 64 * 1024;
 
@@ -116,6 +118,8 @@ pub fn create(folder: BorrowedFd<'_>, size: u64) -> Result<(), DiskError> {
         rustix::fs::ftruncate(&file, size).map_err(failed("set the disk's size"))?;
         rustix::fs::fsync(&file).map_err(failed("store the disk"))?;
     }
+    remove_if_there(folder, UNMADE)?;
+    make(folder, UNMADE)?;
     remove_if_there(folder, NEW_DESCRIPTION)?;
     let mut file = File::from(make(folder, NEW_DESCRIPTION)?);
     file.write_all(&description.to_json()?)
@@ -130,7 +134,8 @@ pub fn create(folder: BorrowedFd<'_>, size: u64) -> Result<(), DiskError> {
     sync_folder(folder)
 }
 
-/// Opens the disk in a folder for use.
+/// Opens the disk in a folder for use. One that [`made`] was never said of is blank again: what is on it is what a guest left that was
+/// killed while it made its file system.
 ///
 /// # Errors
 /// There is none, it is in use, or something about it is not as described; nothing is repaired or guessed.
@@ -142,8 +147,40 @@ pub fn open(folder: BorrowedFd<'_>) -> Result<Disk, DiskError> {
         Err(Errno::WOULDBLOCK) => return Err(DiskError::InUse),
         other => other.map_err(failed("lock the disk"))?,
     }
+    if is_unmade(folder)? {
+        // Whichever length a blanking that was cut short has left.
+        rustix::fs::ftruncate(&file, 0)
+            .and_then(|()| rustix::fs::ftruncate(&file, description.size))
+            .map_err(failed("make the disk blank again"))?;
+    }
     check_size(&file, &layer.file, description.size)?;
     Disk::from_parts(description, vec![file])
+}
+
+/// Notes that a guest has made its file system on the disk and uses it: from here on it is never made blank. To be called before
+/// anybody can keep something on it; more than once does no harm.
+///
+/// # Errors
+/// The host's file system fails; then the disk may not be used.
+pub fn made(folder: BorrowedFd<'_>) -> Result<(), DiskError> {
+    if !is_unmade(folder)? {
+        return Ok(());
+    }
+    let description = read_description(folder)?;
+    for layer in &description.layers {
+        let file = open_layer(folder, &layer.file, OFlags::RDWR)?;
+        rustix::fs::fsync(&file).map_err(failed("store the disk"))?;
+    }
+    remove_if_there(folder, UNMADE)?;
+    sync_folder(folder)
+}
+
+fn is_unmade(folder: BorrowedFd<'_>) -> Result<bool, DiskError> {
+    match rustix::fs::statat(folder, UNMADE, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(failed("look into the disk's folder")(errno)),
+    }
 }
 
 /// Looks whether the disk in a folder is whole, in use or not, and changes nothing.

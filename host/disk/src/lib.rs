@@ -7,6 +7,7 @@
 //! ```text
 //! disk/disk.json     {"format":"vivarium-disk","version":1,"size":68719476736,"layers":[{"file":"layer-0.raw","format":"raw"}]}
 //! disk/layer-0.raw   sparse, `size` bytes
+//! disk/unmade        there until a guest has made its file system on it; a disk with it is made blank when it is opened
 //! ```
 //!
 //! The crate trusts the folder's owner and nothing in the files beyond what it checks; requests come from the device, which
@@ -18,5 +19,5 @@ mod folder;
 mod raw;
 
 pub use description::{Description, Layer, LayerFormat};
-pub use folder::{Disk, DiskError, Report, check, create, open};
+pub use folder::{Disk, DiskError, Report, check, create, made, open};
 pub use raw::{RawFile, RawFileError};

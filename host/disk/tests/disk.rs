@@ -36,6 +36,34 @@ fn read(backend: &dyn BlockBackend, offset: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
+fn a_disk_is_blank_at_each_start_until_a_guest_has_made_its_file_system() {
+    let folder = Folder::new();
+    let path = folder.0.path().join("layer-0.raw");
+    disk::create(folder.fd(), 1 << 20).unwrap();
+    // Killed within mke2fs.
+    let disk = disk::open(folder.fd()).unwrap();
+    disk.write(512, &[IoSlice::new(b"half a file system")]).unwrap();
+    // Another that looks on while it is in use changes nothing.
+    assert!(matches!(disk::open(folder.fd()), Err(DiskError::InUse)));
+    assert_eq!(read(&disk, 512, 18), b"half a file system");
+    drop(disk);
+    assert_eq!(read(&disk::open(folder.fd()).unwrap(), 512, 18), [0; 18]);
+    // Killed while it was made blank.
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    let disk = disk::open(folder.fd()).unwrap();
+    assert_eq!(disk.len(), 1 << 20);
+    disk.write(512, &[IoSlice::new(b"what the user has")]).unwrap();
+    disk::made(folder.fd()).unwrap();
+    disk::made(folder.fd()).unwrap();
+    drop(disk);
+    assert_eq!(read(&disk::open(folder.fd()).unwrap(), 512, 17), b"what the user has");
+    assert!(!folder.0.path().join("unmade").exists());
+    // One of a version that had no such mark.
+    File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    assert!(matches!(disk::open(folder.fd()), Err(DiskError::LayerSize { .. })));
+}
+
+#[test]
 fn a_disk_is_made_used_and_found_again() {
     let folder = Folder::new();
     assert!(matches!(disk::open(folder.fd()), Err(DiskError::Missing)));
@@ -51,6 +79,7 @@ fn a_disk_is_made_used_and_found_again() {
     let report = disk::check(folder.fd()).unwrap();
     assert_eq!(report.size, 64 << 30);
     assert!(report.allocated > 0 && report.allocated < 1 << 20);
+    disk::made(folder.fd()).unwrap();
     drop(disk);
     let disk = disk::open(folder.fd()).unwrap();
     assert_eq!(read(&disk, 4096, 10), b"hello disk");
@@ -98,6 +127,7 @@ fn what_is_not_as_described_is_refused() {
         assert!(matches!(disk::create(folder.fd(), size), Err(DiskError::Size(_))), "{size}");
     }
     disk::create(folder.fd(), 1 << 20).unwrap();
+    disk::made(folder.fd()).unwrap();
     let good = std::fs::read_to_string(folder.0.path().join("disk.json")).unwrap();
     let expect = |text: &str, wanted: fn(&DiskError) -> bool| {
         folder.describe(text);
@@ -224,6 +254,7 @@ proptest! {
     fn a_disk_is_an_array_of_bytes(requests in proptest::collection::vec(request(), 1..40)) {
         let folder = Folder::new();
         disk::create(folder.fd(), SECTORS * 512).unwrap();
+        disk::made(folder.fd()).unwrap();
         let mut model = vec![0u8; SECTORS as usize * 512];
         let mut disk = disk::open(folder.fd()).unwrap();
         for request in requests {

@@ -110,12 +110,20 @@ fn open_kvm() -> Result<OwnedFd> {
         .map_err(|error| Error::file("cannot open", "/dev/kvm", error))
 }
 
-/// The sandbox's writable disk, made on first use.
-fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
+fn disk_folder(sandbox: &Sandbox) -> Result<OwnedFd> {
     let path = sandbox.disk_folder();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(&path, flags, Mode::empty())
-        .map_err(|error| Error::file("cannot open", &path, error))?;
+    rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| Error::file("cannot open", &path, error))
+}
+
+/// Notes that the guest is ready, and with it its disk: until then a disk is made blank at each start.
+pub(crate) fn disk_is_made(sandbox: &Sandbox) -> Result<()> {
+    disk::made(disk_folder(sandbox)?.as_fd()).map_err(|error| unusable(sandbox, &error))
+}
+
+/// The sandbox's writable disk, made on first use.
+fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
+    let folder = disk_folder(sandbox)?;
     match disk::create(folder.as_fd(), sandbox.spec.disk) {
         Ok(()) | Err(disk::DiskError::Exists) => {}
         Err(error) => return Err(unusable(sandbox, &error)),

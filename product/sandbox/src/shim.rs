@@ -23,7 +23,7 @@ use crate::logs::BoundedLog;
 use crate::plan::FromVmm;
 use crate::spec::{Runtime, SCHEMA, State, rfc3339};
 use crate::steward::{self, Bell, Order, Report};
-use crate::{control, packet};
+use crate::{assemble, control, packet};
 
 /// What containers and processes get to end when the sandbox is stopped.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -281,36 +281,42 @@ impl Shim<'_> {
     fn hear_steward(&mut self, report: Report) {
         match report {
             Report::Ready if self.runtime.state == State::Starting => {
-                self.set_state(State::Running);
-                self.clock.ready();
-                let waiting: Vec<(usize, Vec<Request>)> = self
-                    .clients
-                    .iter_mut()
-                    .enumerate()
-                    .map(|(i, c)| (i, std::mem::take(&mut c.waiting)))
-                    .collect();
-                let mut gone = Vec::new();
-                for (index, requests) in waiting {
-                    if requests.into_iter().any(|request| !self.answer(index, request)) {
-                        gone.push(index);
-                    }
+                match assemble::disk_is_made(self.sandbox) {
+                    Ok(()) => self.ready(),
+                    Err(error) => self.useless(error.to_string()),
                 }
-                for index in gone.into_iter().rev() {
-                    self.clients.remove(index);
-                }
-                self.note_idle();
             }
             Report::Ready => {}
-            Report::Failed(why) => {
-                tracing::error!(%why, "The guest is of no use");
-                self.reason.get_or_insert(why);
-                self.machine.vmm.kill();
-            }
+            Report::Failed(why) => self.useless(why),
             Report::WillNotStop(why) => {
                 tracing::warn!(%why, "The guest cannot be asked to shut down");
                 self.machine.vmm.kill();
             }
         }
+    }
+
+    /// Sessions can be opened: those that wait are.
+    fn ready(&mut self) {
+        self.set_state(State::Running);
+        self.clock.ready();
+        let waiting: Vec<(usize, Vec<Request>)> =
+            self.clients.iter_mut().enumerate().map(|(i, c)| (i, std::mem::take(&mut c.waiting))).collect();
+        let mut gone = Vec::new();
+        for (index, requests) in waiting {
+            if requests.into_iter().any(|request| !self.answer(index, request)) {
+                gone.push(index);
+            }
+        }
+        for index in gone.into_iter().rev() {
+            self.clients.remove(index);
+        }
+        self.note_idle();
+    }
+
+    fn useless(&mut self, why: String) {
+        tracing::error!(%why, "The guest is of no use");
+        self.reason.get_or_insert(why);
+        self.machine.vmm.kill();
     }
 
     fn accept(&mut self) {
