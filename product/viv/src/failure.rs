@@ -5,7 +5,7 @@ use std::fmt::Display;
 use sandbox::escape::escaped;
 
 /// The longest sentence, in characters: a path may be in it.
-const LONGEST: usize = 6000;
+pub(crate) const LONGEST: usize = 6000;
 
 /// The exit code when the failure is ours and not the command's.
 pub(crate) const OURS: u8 = 125;

@@ -21,6 +21,18 @@ fn wish(path: &str, name: Option<&str>) -> Wish {
     }
 }
 
+fn running() -> Runtime {
+    Runtime {
+        schema: SCHEMA,
+        pid: 1,
+        state: State::Running,
+        started: String::new(),
+        ended: None,
+        reason: None,
+        engine: "soft".into(),
+    }
+}
+
 #[test]
 fn the_same_workspace_is_the_same_sandbox_and_another_gets_a_number() {
     let (_root, all) = sandboxes();
@@ -68,15 +80,7 @@ fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
     assert!(matches!(sandbox.clone().remove(), Err(Error::Running { .. })));
     drop(lock);
     // A note without a lock is history.
-    let runtime = Runtime {
-        schema: SCHEMA,
-        pid: 1,
-        state: State::Running,
-        started: String::new(),
-        ended: None,
-        reason: None,
-        engine: "soft".into(),
-    };
+    let runtime = running();
     sandbox.note(&runtime).unwrap();
     assert_eq!(sandbox.state(), State::Stopped);
     assert!(sandbox.connect().unwrap().is_none());
@@ -122,15 +126,7 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
 fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
     let (_root, all) = sandboxes();
     let sandbox = all.create(&wish("/a/project", None)).unwrap();
-    let runtime = Runtime {
-        schema: SCHEMA,
-        pid: 1,
-        state: State::Running,
-        started: String::new(),
-        ended: None,
-        reason: None,
-        engine: "soft".into(),
-    };
+    let runtime = running();
     sandbox.note(&runtime).unwrap();
     // What is to be written first has a folder in its place.
     fs::create_dir(sandbox.folder().join(format!("runtime.json.new-{}", std::process::id()))).unwrap();

@@ -9,7 +9,7 @@ use sandbox::places::Places;
 use serde::Serialize;
 
 use crate::cli::DiagnoseOptions;
-use crate::failure::Failure;
+use crate::failure::{Failure, LONGEST};
 use crate::setup::AGENT;
 
 /// All that is found, as `--json` has it.
@@ -101,7 +101,7 @@ fn text(findings: &Findings, places: &Places) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
-        let _ = writeln!(out, "{key:<13} {}", escaped(value, 6000));
+        let _ = writeln!(out, "{key:<13} {}", escaped(value, LONGEST));
     };
     line("engine", &format!("{:<10} {}", findings.engine.engine.name(), findings.engine.why));
     line(
