@@ -20,24 +20,41 @@ impl FileLock {
     /// # Errors
     /// If the file cannot be made or locked.
     pub fn acquire(path: &Path, waiting: impl FnOnce()) -> Result<Self, FetchError> {
-        let failed = |what| move |source| FetchError::File { what, path: path.to_owned(), source };
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(failed("create the lock"))?;
+        let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Self { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => waiting(),
-            Err(errno) => return Err(failed("lock")(errno.into())),
+            Err(errno) => return Err(failed(path, "lock")(errno.into())),
         }
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Self { _file: file }),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(failed("lock")(errno.into())),
+                Err(errno) => return Err(failed(path, "lock")(errno.into())),
             }
         }
     }
+
+    /// Takes the lock at `path` if no other process has it.
+    ///
+    /// # Errors
+    /// If the file cannot be made or locked.
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>, FetchError> {
+        let file = open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(failed(path, "lock")(errno.into())),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, FetchError> {
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).open(path).map_err(failed(path, "create the lock"))
+}
+
+fn failed(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> FetchError {
+    let path = path.to_owned();
+    move |source| FetchError::File { what, path: path.clone(), source }
 }

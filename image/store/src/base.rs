@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use debian::{Arch, Archive, ArchiveError, Keyring, Lock, LockError, Mirrors, ResolveError};
 use fetch::{Cache, Client, Digest, FetchError, FileLock, Item, Outcome, Progress};
@@ -12,6 +13,13 @@ use crate::timed::Timed;
 
 /// What a build needs besides the downloads while it runs, in bytes: disk of packages, upper layer, archive, image (measured, rounded up).
 const BUILD_BYTES: u64 = 5 << 30;
+
+/// In an image's folder; as old as its last use.
+const USED: &str = "used";
+
+/// How long an image stays that no sandbox is known to use: another folder of sandboxes (`XDG_STATE_HOME`) or another version of
+/// this program may use it.
+pub const UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -248,6 +256,38 @@ impl Store {
         self.find(&record.key).ok_or_else(|| StoreError::Gone("the image that was just made".to_owned()))
     }
 
+    /// Notes that the image with this key is in use today; see [`Self::remove_unused`].
+    pub fn note_use(&self, key: &str) {
+        if self.find(key).is_some() {
+            // Its time stamp is all that matters. Not noted, the image may be made again one day.
+            let _ = File::create(self.root.join("images").join(key).join(USED));
+        }
+    }
+
+    /// Removes the images that nobody wants to keep and that were not used for [`UNUSED`], and returns their keys. Does nothing
+    /// while another process sets up.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, locked, or an image not be removed.
+    pub fn remove_unused(&self, keep: impl Fn(&str) -> bool) -> Result<Vec<String>, StoreError> {
+        let images = self.root.join("images");
+        let Some(_lock) = FileLock::try_acquire(&self.root.join("lock"))? else { return Ok(Vec::new()) };
+        let mut removed = Vec::new();
+        for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
+            let entry = entry.map_err(file_error("read", &images))?;
+            let (path, Ok(key)) = (entry.path(), entry.file_name().into_string()) else { continue };
+            if key.starts_with('.') || keep(&key) || !is_unused(&path) {
+                continue;
+            }
+            // First out of sight: a process that ends half-way leaves no half of an image.
+            let gone = images.join(format!(".gone-{key}"));
+            std::fs::rename(&path, &gone).map_err(file_error("remove", &path))?;
+            std::fs::remove_dir_all(&gone).map_err(file_error("remove", &gone))?;
+            removed.push(key);
+        }
+        Ok(removed)
+    }
+
     fn remove_leftovers(&self) -> Result<(), StoreError> {
         let images = self.root.join("images");
         for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
@@ -372,6 +412,15 @@ fn record(
         parts: Vec::new(),
         packages: debian.chain(npm).collect(),
     })
+}
+
+/// Whether the image in a folder was not used for long; made is used.
+fn is_unused(folder: &Path) -> bool {
+    let time = |path: PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let used = time(folder.join(USED)).or_else(|| time(folder.join("image.json")));
+    used.or_else(|| time(folder.to_owned()))
+        .and_then(|used| SystemTime::now().duration_since(used).ok())
+        .is_some_and(|age| age > UNUSED)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

@@ -4,6 +4,8 @@
 //! `image.json` that says what it is) and `lock`. An image's folder appears under its name only when it is complete, by one
 //! rename; whatever else is found in `images/` is the rest of an interrupted build and is removed by the next one.
 //!
+//! An image that is not the current one goes when no sandbox has it and it was not used for a week ([`UNUSED`]).
+//!
 //! Only one process sets up at a time. Reading needs no lock.
 #![cfg_attr(
     not(test),
@@ -14,5 +16,5 @@ mod base;
 mod record;
 mod timed;
 
-pub use base::{BaseImage, Store, StoreError};
+pub use base::{BaseImage, Store, StoreError, UNUSED};
 pub use record::{Part, Record, Replaced};

@@ -1,6 +1,7 @@
 //! What the store says of its folder; nothing here reaches for the network.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use debian::{Arch, Lock};
 use store::Store;
@@ -81,4 +82,39 @@ fn the_download_is_as_large_as_the_lock_says() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = Store::open(dir.path()).unwrap().download_bytes().unwrap();
     assert!((200_000_000..600_000_000).contains(&bytes), "{bytes}");
+}
+
+/// Makes a file as old as it is when an image may go, and a little older.
+fn age(path: &Path) {
+    let long_ago = SystemTime::now() - store::UNUSED - std::time::Duration::from_secs(60);
+    std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+}
+
+#[test]
+fn images_that_nobody_wants_go_when_they_were_not_used_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for key in ["current", "old", "damaged", "of-a-sandbox", "in-use-elsewhere", "new"] {
+        image(dir.path(), key, 4096, |_| {});
+    }
+    let file = |key: &str, name: &str| dir.path().join("images").join(key).join(name);
+    for key in ["current", "old", "damaged", "of-a-sandbox", "in-use-elsewhere"] {
+        age(&file(key, "image.json"));
+    }
+    std::fs::remove_file(file("damaged", "vmlinux")).unwrap();
+    store.note_use("in-use-elsewhere");
+    image(dir.path(), ".unfinished", 4096, |_| {});
+    let keep = |key: &str| key == "current" || key == "of-a-sandbox";
+    let lock = fetch::FileLock::acquire(&dir.path().join("lock"), || {}).unwrap();
+    assert!(store.remove_unused(keep).unwrap().is_empty(), "somebody sets up");
+    drop(lock);
+    let mut removed = store.remove_unused(keep).unwrap();
+    removed.sort_unstable();
+    assert_eq!(removed, ["damaged", "old"]);
+    assert_eq!(store.keys(), ["current", "in-use-elsewhere", "new", "of-a-sandbox"]);
+    assert!(file(".unfinished", "image.json").exists() && !file(".gone-old", "image.json").exists());
+    age(&file("in-use-elsewhere", "used"));
+    assert_eq!(store.remove_unused(keep).unwrap(), ["in-use-elsewhere"]);
+    store.note_use("../images");
+    assert!(!dir.path().join("images/used").exists());
 }
