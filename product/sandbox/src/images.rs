@@ -7,7 +7,19 @@ use crate::assets::{self, Assets};
 use crate::build_vm::{self, Job, JobDisk};
 use crate::engine::{self, Engine, sentence};
 use crate::error::{Error, Result};
+use crate::folder::Sandboxes;
 use crate::places::Places;
+
+/// How it stands with the image of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stock {
+    /// It is in the cache.
+    Ready,
+    /// It is not, nor is the current one: making that may bring this one back, as all in the cache can be had again.
+    Makeable,
+    /// The current one is another: there is none to be made.
+    Gone,
+}
 
 /// The images of this user and what is needed to make and to boot one.
 #[derive(Clone, Debug)]
@@ -31,8 +43,14 @@ impl<'p> Images<'p> {
     }
 
     /// Whether a sandbox with this image can be started.
-    pub fn has(&self, image: &str) -> bool {
-        self.store.find(image).is_some()
+    pub fn stock(&self, image: &str) -> Result<Stock> {
+        Ok(if self.store.find(image).is_some() {
+            Stock::Ready
+        } else if self.current()?.is_some() {
+            Stock::Gone
+        } else {
+            Stock::Makeable
+        })
     }
 
     /// Bytes that a set-up would download.
@@ -44,7 +62,28 @@ impl<'p> Images<'p> {
     pub fn ensure(&self, engine: Option<Engine>, progress: &dyn fetch::Progress) -> Result<String> {
         let engine = engine::choose(engine, self.places)?.engine;
         let vm = OnEngine { images: self, engine };
-        Ok(self.store.ensure_base(&vm, progress).map_err(|error| set_up(&error))?.key)
+        let had_one = self.current()?.is_some();
+        let current = self.store.ensure_base(&vm, progress).map_err(|error| set_up(&error))?.key;
+        if !had_one {
+            self.remove_old(&current);
+        }
+        Ok(current)
+    }
+
+    /// Removes the images that were made for older versions and that no sandbox needs. Nothing depends on it.
+    fn remove_old(&self, current: &str) {
+        let Ok((sandboxes, unreadable)) = Sandboxes::open(self.places).and_then(|all| all.list()) else {
+            return;
+        };
+        if !unreadable.is_empty() {
+            // It may need any.
+            return;
+        }
+        let in_use = |key: &str| sandboxes.iter().any(|sandbox| sandbox.spec.image == key);
+        match self.store.remove_unused(|key| key == current || in_use(key)) {
+            Ok(removed) => tracing::info!(?removed, "Old images were removed"),
+            Err(error) => tracing::warn!(%error, "Old images could not be removed"),
+        }
     }
 
     /// What a sandbox with this image boots from.
@@ -59,6 +98,7 @@ impl<'p> Images<'p> {
         }
         };
         let BaseImage { kernel, base, .. } = self.store.find(image).ok_or_else(gone)?;
+        self.store.note_use(image);
         let initramfs = assets::initramfs(self.places, self.agent, &kernel.modules, &kernel.release)?;
         Ok(Assets { kernel: kernel.elf, initramfs, base: Some(base) })
     }
@@ -112,3 +152,6 @@ impl BuilderVm for OnEngine<'_> {
         build_vm::run(&job, line).map_err(in_words)
     }
 }
+
+#[cfg(test)]
+mod tests;

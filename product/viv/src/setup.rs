@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sandbox::engine::{self, Engine};
 use sandbox::folder::Sandbox;
-use sandbox::images::Images;
+use sandbox::images::{Images, Stock};
 use sandbox::places::Places;
 
 use crate::failure::{Failure, INTERRUPTED};
@@ -46,9 +46,8 @@ pub(crate) fn ensure_image(
 /// Makes the image of a sandbox that was made before, if it has left the cache: all in there can be had again.
 pub(crate) fn restore_image(places: &Places, sandbox: &Sandbox, interactive: bool) -> Result<(), Failure> {
     let images = Images::open(places, AGENT)?;
-    let wanted = &sandbox.spec.image;
-    // With a current image that is another one, there is none to be made; the start says so.
-    if images.has(wanted) || images.current()?.is_some() {
+    if images.stock(&sandbox.spec.image)? != Stock::Makeable {
+        // The start says what is to be said of one that is gone.
         return Ok(());
     }
     let engine = sandbox.spec.engine.as_deref().and_then(Engine::from_name);
