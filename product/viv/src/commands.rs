@@ -22,11 +22,16 @@ pub(crate) fn may_interact(no_input: bool) -> bool {
     !quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Holds a sandbox, with a word to the user when that takes more than a moment.
-pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
+/// Holds a sandbox that was made before; its image is made again if it has to be.
+pub(crate) fn hold_known(places: &Places, sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
     if !sandbox.is_running() {
-        setup::restore_image(&Places::from_env()?, sandbox, interactive)?;
+        setup::restore_image(places, sandbox, interactive)?;
     }
+    hold(sandbox, interactive)
+}
+
+/// Holds a sandbox whose image is there, with a word to the user when that takes more than a moment.
+pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
     let mut spinner = None;
     let held = client::hold(sandbox, || {
         if interactive {

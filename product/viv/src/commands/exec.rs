@@ -8,7 +8,7 @@ use sandbox::folder::Sandboxes;
 use sandbox::places::Places;
 
 use crate::cli::ExecOptions;
-use crate::commands::{end_of, environment, hold, may_interact};
+use crate::commands::{end_of, environment, hold_known, may_interact};
 use crate::failure::Failure;
 use crate::session;
 
@@ -20,7 +20,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         return Err(Failure::new("a terminal was asked for with -t, but the input is not one")
             .hint("leave -t out:  viv exec -i NAME COMMAND"));
     }
-    let held = hold(&sandbox, may_interact(no_input))?;
+    let held = hold_known(&places, &sandbox, may_interact(no_input))?;
     let workspace = sandbox.spec.workspace();
     let folder =
         options.workdir.as_ref().map_or_else(|| workspace.to_owned(), |dir| workspace.join(Path::new(dir)));

@@ -8,12 +8,12 @@ use sandbox::places::Places;
 use sandbox::spec::State;
 
 use crate::cli::{RmOptions, StartOptions, StopOptions};
-use crate::commands::{hold, may_interact, size};
+use crate::commands::{hold_known, may_interact, size};
 use crate::failure::{Failure, OURS};
 
 /// All sandboxes that are meant, each once, before anything is done to one.
-fn find_all(names: &[String]) -> Result<Vec<Sandbox>, Failure> {
-    let sandboxes = Sandboxes::open(&Places::from_env()?)?;
+fn find_all(names: &[String], places: &Places) -> Result<Vec<Sandbox>, Failure> {
+    let sandboxes = Sandboxes::open(places)?;
     let mut found: Vec<Sandbox> = Vec::new();
     for name in names {
         let sandbox = sandboxes.find(name)?;
@@ -38,9 +38,9 @@ fn each(sandboxes: Vec<Sandbox>, mut action: impl FnMut(Sandbox) -> Result<(), F
 
 /// The verb `start`.
 pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failure> {
-    let interactive = may_interact(no_input);
-    Ok(each(find_all(&options.names)?, |sandbox| {
-        hold(&sandbox, interactive)?;
+    let (interactive, places) = (may_interact(no_input), Places::from_env()?);
+    Ok(each(find_all(&options.names, &places)?, |sandbox| {
+        hold_known(&places, &sandbox, interactive)?;
         println!("{}", sandbox.spec.name);
         Ok(())
     }))
@@ -48,7 +48,7 @@ pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failur
 
 /// The verb `stop`.
 pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
-    Ok(each(find_all(&options.names)?, |sandbox| {
+    Ok(each(find_all(&options.names, &Places::from_env()?)?, |sandbox| {
         client::stop(&sandbox)?;
         println!("{}", sandbox.spec.name);
         Ok(())
@@ -57,7 +57,7 @@ pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
 
 /// The verb `rm`.
 pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure> {
-    let sandboxes = find_all(&options.names)?;
+    let sandboxes = find_all(&options.names, &Places::from_env()?)?;
     if !options.force {
         if !may_interact(no_input) {
             let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();

@@ -31,7 +31,12 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
     let env = environment(&options.env)?;
     let interactive = may_interact(no_input);
     let (sandbox, is_new) = find_or_make(&sandboxes, wish, &options, &places, interactive)?;
-    let held = match commands::hold(&sandbox, interactive) {
+    let held = if is_new {
+        commands::hold(&sandbox, interactive)
+    } else {
+        commands::hold_known(&places, &sandbox, interactive)
+    };
+    let held = match held {
         Err(failure) if is_new => return Err(discard(sandbox, failure)),
         held => held?,
     };
