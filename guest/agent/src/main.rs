@@ -5,7 +5,7 @@
 //! the host; what runs inside the guest may do to it what root may do, and nothing of the host's safety rests on it.
 //!
 //! Static, few dependencies, threads instead of an executor: one reader and one pump per session, both asleep when nothing happens.
-#![allow(
+#![expect(
     unsafe_code,
     reason = "pre_exec closures and a few system calls that rustix has no safe form of; all in spawn.rs and sys.rs"
 )]

@@ -9,7 +9,7 @@
 //! outwards) and a seccomp filter that kills the process at the first system call outside of the role's table.
 //!
 //! What is trusted: the kernel, and the code that ran before the call.
-#![allow(
+#![expect(
     unsafe_code,
     reason = "system calls that no safe crate offers: prctl, close_range, and the hostile probes"
 )]

@@ -6,7 +6,7 @@
 //!
 //! The presence of `/dev/kvm` proves little: some clouds offer one that emulates ring-0 code one instruction at a time.
 //! [`measure_ring0`] tells the two apart by speed.
-#![allow(
+#![expect(
     unsafe_code,
     reason = "maps guest memory into KVM, shares the kvm_run page and signals vCPU threads"
 )]

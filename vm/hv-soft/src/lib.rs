@@ -3,7 +3,7 @@
 //! This crate binds vCPUs to threads, delivers interrupts between runs of the executor (the binary translator of
 //! `soft-jit`, or the interpreter of `soft-cpu` for tests), waits in HLT, and converts state. It trusts the executors to
 //! keep the guest inside its memory; it trusts nothing that comes from the guest.
-#![allow(unsafe_code, reason = "shares each vCPU's kick byte with other threads by address")]
+#![expect(unsafe_code, reason = "shares each vCPU's kick byte with other threads by address")]
 
 mod engine;
 mod state;

@@ -4,7 +4,7 @@
 //! The interpreter here is complete and slow; it is what the binary translator (`soft-jit`) falls back to and is tested
 //! against. Guest bytes are never trusted: no path from guest memory or registers panics, and only [`env::RamMap`] makes
 //! host addresses out of guest ones.
-#![allow(unsafe_code, reason = "reaches guest memory through raw pointers and runs generated code")]
+#![expect(unsafe_code, reason = "reaches guest memory through raw pointers and runs generated code")]
 
 mod alu;
 pub mod apic;

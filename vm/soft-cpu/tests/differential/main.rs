@@ -2,7 +2,7 @@
 //! and through `step`, and everything must agree but what the manual leaves undefined.
 //!
 //! `VIV_DIFFERENTIAL=N` asks for N instructions instead of the normal count, `VIV_DIFFERENTIAL_SEED=N` for another stream.
-#![allow(unsafe_code, reason = "runs generated machine code on this CPU")]
+#![expect(unsafe_code, reason = "runs generated machine code on this CPU")]
 
 mod generate;
 mod guest;
