@@ -32,7 +32,7 @@ pub(crate) const ALL: &[Case] = list! {
         read_only_drops_writes code_changes_itself device_changes_code;
     paging:
         accessed_and_dirty large_page invlpg cr3_switch global_pages_survive_cr3 two_addresses_of_one_page
-        code_of_a_remapped_page code_of_a_remapped_large_page;
+        code_of_a_remapped_page code_of_a_remapped_large_page two_address_spaces invpcid_of_each_kind;
     exceptions:
         divide_error invalid_opcode breakpoint general_protection reserved_control_bit bad_memory_type paging_stays_on_in_long_mode non_canonical bad_selector segment_not_present
         stack_fault device_not_available page_not_present page_write_protected page_no_execute
