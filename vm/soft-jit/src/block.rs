@@ -95,6 +95,11 @@ pub(crate) enum Thunk {
     JumpMiss,
     /// The same, by the instruction at `r11` (CPL 3: that offset in the page).
     BranchMiss,
+    /// From a jump to `r10`, code of this space, that missed its own place in the jump cache: looks at the places around
+    /// it, then does as [`Self::JumpMiss`]. Keeps flags.
+    JumpProbe(Space),
+    /// The same for [`Self::BranchMiss`].
+    BranchProbe(Space),
     /// The instruction at `r10` is for the interpreter and does not touch vector state.
     Step,
     /// The same, and it may.
@@ -108,11 +113,17 @@ pub(crate) enum Thunk {
 }
 
 impl Thunk {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Enter,
         Self::Site,
         Self::JumpMiss,
         Self::BranchMiss,
+        Self::JumpProbe(Space::User),
+        Self::JumpProbe(Space::Kernel),
+        Self::JumpProbe(Space::KernelAc),
+        Self::BranchProbe(Space::User),
+        Self::BranchProbe(Space::Kernel),
+        Self::BranchProbe(Space::KernelAc),
         Self::Step,
         Self::StepVector,
         Self::SaveVectors,

@@ -85,6 +85,8 @@ pub(crate) struct Head {
     pub(crate) pauses: u64,
     /// Keeps status flags across tests of an instruction that does not write them.
     pub(crate) flags: u64,
+    /// Keeps what the probe of a jump cache has to pass on.
+    pub(crate) by: u64,
 }
 
 /// Translated code reached a site that wants Rust; `exit_site` tells which.
@@ -233,6 +235,7 @@ head_slots!(
     GUEST_MXCSR = guest_mxcsr,
     PAUSES = pauses,
     FLAGS = flags,
+    BY = by,
 );
 
 /// The tag of entry `index` that no access can match: an access to the page it names looks into another entry, and so does
@@ -241,14 +244,17 @@ pub(crate) const fn empty_tag(index: usize) -> u64 {
     ((index ^ 2) as u64) << 12
 }
 
+/// Slots that are looked at for one address: its own, where blocks look in line, and the others of the same 64 bytes.
+pub(crate) const JUMP_WAYS: usize = 4;
+
 /// The jump cache slot of a linear address.
 pub(crate) const fn jump_index(space: Space, rip: u64) -> usize {
     (rip.wrapping_add(rip >> 8) as usize) & (space.jump_len() - 1)
 }
 
-/// The key of slot `index` that no jump can match: its own slot is another one.
+/// The key of slot `index` that no jump can match: its own slot and the ones around it are others.
 pub(crate) const fn empty_key(index: usize) -> u64 {
-    if index == 0 { 1 } else { 0 }
+    if index < JUMP_WAYS { JUMP_WAYS as u64 } else { 0 }
 }
 
 /// The head of a CPU's area.
@@ -285,7 +291,7 @@ mod tests {
                 assert_ne!(tag_page % len, (index + 1) % len);
             }
             for index in 0..space.jump_len() {
-                assert_ne!(jump_index(space, empty_key(index)), index);
+                assert_ne!(jump_index(space, empty_key(index)) / JUMP_WAYS, index / JUMP_WAYS);
             }
         }
     }

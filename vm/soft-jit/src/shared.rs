@@ -8,7 +8,7 @@ use soft_cpu::Cpu;
 
 use crate::block::{Emitted, Key, ONE_PAGE, Site, Vectors};
 use crate::cache::CodeCache;
-use crate::layout::{JumpEntry, Space, empty_key, jump_index, jumps_of};
+use crate::layout::{JUMP_WAYS, JumpEntry, Space, empty_key, jump_index, jumps_of};
 use crate::translate::Translator;
 
 /// A multiplicative hash: keys are addresses chosen by the guest, and a guest that makes them collide slows down itself.
@@ -433,21 +433,50 @@ pub(crate) fn clear_jumps(cpu: *mut Cpu, space: Space) {
     }
 }
 
-/// Makes the entry of one address unmatchable.
-fn forget_jump(cpu: *mut Cpu, space: Space, rip: u64) {
-    let index = jump_index(space, rip);
-    // SAFETY: jump_index is below the table's length.
-    let key = key_of(unsafe { jumps_of(cpu, space).add(index) });
-    let _ = key.compare_exchange(rip, empty_key(index), Ordering::SeqCst, Ordering::Relaxed);
+/// The slots that may have an address, its own first.
+fn jump_slots(space: Space, rip: u64) -> impl Iterator<Item = usize> {
+    let own = jump_index(space, rip);
+    (0..JUMP_WAYS).map(move |way| own ^ way)
 }
 
-/// Enters an address. Only the vCPU's own thread calls this, with the lock on [`Shared`] held.
+/// Makes the entry of one address unmatchable.
+pub(crate) fn forget_jump(cpu: *mut Cpu, space: Space, rip: u64) {
+    for index in jump_slots(space, rip) {
+        // SAFETY: slots are below the table's length, a multiple of JUMP_WAYS.
+        let key = key_of(unsafe { jumps_of(cpu, space).add(index) });
+        let _ = key.compare_exchange(rip, empty_key(index), Ordering::SeqCst, Ordering::Relaxed);
+    }
+}
+
+/// Enters an address that [`find_jump`] does not find. Only the vCPU's own thread calls this, with the lock on [`Shared`]
+/// held, so that nobody else writes keys meanwhile.
 pub(crate) fn fill_jump(cpu: *mut Cpu, space: Space, rip: u64, host: u64) {
-    let index = jump_index(space, rip);
-    // SAFETY: jump_index is below the table's length; the entry belongs to the calling thread's vCPU.
+    let own = jump_index(space, rip);
+    // SAFETY: slots are below the table's length; the entries belong to the calling thread's vCPU.
     unsafe {
-        let entry = jumps_of(cpu, space).add(index);
-        key_of(entry).store(empty_key(index), Ordering::SeqCst);
+        let old = jumps_of(cpu, space).add(own);
+        let old_rip = key_of(old).load(Ordering::Relaxed);
+        if old_rip != empty_key(own) {
+            // What is in its way goes to another slot, if need be in another's place.
+            let others = || (1..JUMP_WAYS).map(|way| own ^ way);
+            let is_empty = |index: &usize| {
+                key_of(jumps_of(cpu, space).add(*index)).load(Ordering::Relaxed) == empty_key(*index)
+            };
+            let victim = 1 + (rip >> 4) as usize % (JUMP_WAYS - 1);
+            let slot = others().find(is_empty).unwrap_or(own ^ victim);
+            set_jump(cpu, space, slot, old_rip, (*old).host);
+        }
+        set_jump(cpu, space, own, rip, host);
+    }
+}
+
+/// # Safety
+/// `slot` is below the table's length, and the caller is the vCPU's thread with the lock on [`Shared`] held.
+unsafe fn set_jump(cpu: *mut Cpu, space: Space, slot: usize, rip: u64, host: u64) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let entry = jumps_of(cpu, space).add(slot);
+        key_of(entry).store(empty_key(slot), Ordering::SeqCst);
         (*entry).host = host;
         key_of(entry).store(rip, Ordering::SeqCst);
     }
@@ -455,10 +484,43 @@ pub(crate) fn fill_jump(cpu: *mut Cpu, space: Space, rip: u64, host: u64) {
 
 /// The host address of a block, if the jump cache has it.
 pub(crate) fn find_jump(cpu: *mut Cpu, space: Space, rip: u64) -> Option<u64> {
-    let index = jump_index(space, rip);
-    // SAFETY: jump_index is below the table's length; the entry belongs to the calling thread's vCPU.
-    unsafe {
-        let entry = jumps_of(cpu, space).add(index);
-        (key_of(entry).load(Ordering::Relaxed) == rip).then(|| (*entry).host)
+    jump_slots(space, rip).find_map(|index| {
+        // SAFETY: slots are below the table's length; the entries belong to the calling thread's vCPU.
+        unsafe {
+            let entry = jumps_of(cpu, space).add(index);
+            (key_of(entry).load(Ordering::Relaxed) == rip).then(|| (*entry).host)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_share_a_place_in_the_jump_cache_are_found_until_forgotten() {
+        let mut cpu = Cpu::new(0);
+        let cpu: *mut Cpu = &raw mut *cpu;
+        for space in Space::ALL {
+            clear_jumps(cpu, space);
+            let own = jump_index(space, 0);
+            let rips: Vec<u64> =
+                (0..1u64 << 24).filter(|rip| jump_index(space, *rip) == own).take(2 * JUMP_WAYS).collect();
+            assert_eq!(rips.len(), 2 * JUMP_WAYS);
+            for (count, rip) in rips.iter().enumerate() {
+                assert_eq!(find_jump(cpu, space, *rip), None, "{space:?}");
+                fill_jump(cpu, space, *rip, 1000 + rip);
+                let found: Vec<u64> = rips.iter().filter_map(|rip| find_jump(cpu, space, *rip)).collect();
+                assert_eq!(found.len(), (count + 1).min(JUMP_WAYS));
+                assert_eq!(find_jump(cpu, space, *rip), Some(1000 + rip));
+            }
+            let kept: Vec<u64> =
+                rips.into_iter().filter(|rip| find_jump(cpu, space, *rip).is_some()).collect();
+            for rip in kept {
+                assert_eq!(find_jump(cpu, space, rip), Some(1000 + rip));
+                forget_jump(cpu, space, rip);
+                assert_eq!(find_jump(cpu, space, rip), None);
+            }
+        }
     }
 }

@@ -3,15 +3,15 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r12, r13, r14, r15, rax,
-    rbp, rbx, rcx, rdi, rdx, registers, rsi, rsp, ymmword_ptr,
+    CodeAssembler, byte_ptr, dword_ptr, eax, edx, qword_ptr, r8, r9, r10, r10d, r11, r11d, r12, r13, r14,
+    r15, rax, rbp, rbx, rcx, rdi, rdx, registers, rsi, rsp, ymmword_ptr,
 };
 
 use crate::block::Thunk;
 use crate::layout::{
-    ENTRY, EXIT_BRANCH, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP,
-    EXIT_STEP_VECTOR, GUEST_MXCSR, HOST_MXCSR, HOST_STACK, REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM,
-    THIS, VECTORS_LIVE, XSAVE, gpr,
+    BY, ENTRY, EXIT_BRANCH, EXIT_CODE, EXIT_JUMP, EXIT_SIGNAL, EXIT_SITE, EXIT_SITE_SLOT, EXIT_STEP,
+    EXIT_STEP_VECTOR, GUEST_MXCSR, HOST_MXCSR, HOST_STACK, JUMP_HOST, JUMP_WAYS, JumpEntry, KICK, PC_BASE,
+    REFILL, RFLAGS, RIP, RUST_RSP, SAVED, SAVED_YMM, Space, THIS, VECTORS_LIVE, XSAVE, gpr,
 };
 
 /// Components of the extended state that belong to the guest: x87, SSE, AVX.
@@ -27,16 +27,17 @@ pub(crate) fn assemble(thunk: Thunk) -> Result<Vec<u8>, IcedError> {
             a.mov(gs(EXIT_CODE), EXIT_SITE as i32)?;
             leave(&mut a)?;
         }
-        Thunk::JumpMiss => {
-            a.mov(gs(RIP), r10)?;
-            a.mov(gs(EXIT_CODE), EXIT_JUMP as i32)?;
-            leave(&mut a)?;
+        Thunk::JumpMiss => jump_miss(&mut a)?,
+        Thunk::BranchMiss => branch_miss(&mut a)?,
+        Thunk::JumpProbe(space) => {
+            probe(&mut a, space)?;
+            jump_miss(&mut a)?;
         }
-        Thunk::BranchMiss => {
-            a.mov(gs(RIP), r10)?;
-            a.mov(gs(EXIT_SITE_SLOT), r11)?;
-            a.mov(gs(EXIT_CODE), EXIT_BRANCH as i32)?;
-            leave(&mut a)?;
+        Thunk::BranchProbe(space) => {
+            a.mov(gs(BY), r11)?;
+            probe(&mut a, space)?;
+            a.mov(r11, gs(BY))?;
+            branch_miss(&mut a)?;
         }
         Thunk::Step => {
             a.mov(gs(RIP), r10)?;
@@ -56,6 +57,54 @@ pub(crate) fn assemble(thunk: Thunk) -> Result<Vec<u8>, IcedError> {
         Thunk::Refill => refill(&mut a)?,
     }
     a.assemble(0)
+}
+
+fn jump_miss(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(gs(RIP), r10)?;
+    a.mov(gs(EXIT_CODE), EXIT_JUMP as i32)?;
+    leave(a)
+}
+
+fn branch_miss(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(gs(RIP), r10)?;
+    a.mov(gs(EXIT_SITE_SLOT), r11)?;
+    a.mov(gs(EXIT_CODE), EXIT_BRANCH as i32)?;
+    leave(a)
+}
+
+/// Goes on at the guest address in r10 if one of the slots around its own in the jump cache has it and nobody kicks;
+/// otherwise what follows runs, with all but r11 as it was.
+fn probe(a: &mut CodeAssembler, space: Space) -> Result<(), IcedError> {
+    let entry = size_of::<JumpEntry>() as i32;
+    let slot = |offset: i32| qword_ptr(r11 + offset).gs();
+    let mut missed = a.create_label();
+    let mut hit = a.create_label();
+    a.pushfq()?;
+    a.cmp(byte_ptr(KICK).gs(), 0)?;
+    a.jne(missed)?;
+    // As `jump_index`.
+    a.rorx(r11, r10, 8)?;
+    a.add(r11d, r10d)?;
+    a.and(r11d, (space.jump_len() - JUMP_WAYS) as i32)?;
+    a.shl(r11d, 4)?;
+    for way in 0..JUMP_WAYS as i32 {
+        let mut other = a.create_label();
+        a.cmp(slot(space.jumps() + way * entry), r10)?;
+        a.jne(other)?;
+        a.add(r11d, way * entry)?;
+        a.jmp(hit)?;
+        a.set_label(&mut other)?;
+    }
+    a.jmp(missed)?;
+    a.set_label(&mut hit)?;
+    if space == Space::User {
+        a.and(r10, -4096)?;
+        a.mov(gs(PC_BASE), r10)?;
+    }
+    a.popfq()?;
+    a.jmp(slot(space.jumps() + JUMP_HOST))?;
+    a.set_label(&mut missed)?;
+    a.popfq()
 }
 
 fn gs(offset: i32) -> iced_x86::code_asm::AsmMemoryOperand {

@@ -45,7 +45,7 @@ pub(crate) enum Cold {
     /// A taken branch (the instruction at `at`) to another page.
     Far { from: u32, target: u64, at: u32, live: bool },
     /// The jump of the instruction at `at` to the address in r10 missed the jump cache.
-    BranchMiss { from: [u32; 2], at: u32 },
+    BranchMiss { from: [u32; 2], at: u32, space: Space },
     /// A taken backward branch inside the page.
     Back { from: u32, target: u32, live: bool },
 }
@@ -444,15 +444,15 @@ impl Builder<'_> {
     }
 
     /// Leaves for the guest address in r10. For a jump of the instruction at `by` it is told where that is: it raises #GP
-    /// if the address is not canonical.
-    fn jump_missed(&mut self, by: Option<u32>) {
+    /// if the address is not canonical. `probe` = the code there belongs to this space, and may be in its jump cache.
+    fn jump_missed(&mut self, by: Option<u32>, probe: Option<Space>) {
         let thunk = match by {
-            None => Thunk::JumpMiss,
+            None => probe.map_or(Thunk::JumpMiss, Thunk::JumpProbe),
             Some(at) => {
                 let user = self.source.mode.space == Space::User;
                 let page = if user { 0 } else { self.source.linear_page };
                 self.asm.constant(R11, page.wrapping_add(u64::from(at)));
-                Thunk::BranchMiss
+                probe.map_or(Thunk::BranchMiss, Thunk::BranchProbe)
             }
         };
         let at = self.asm.jmp();
@@ -462,7 +462,7 @@ impl Builder<'_> {
     /// The same as [`Self::jump_r10`], with the code at the target belonging to this space.
     pub(crate) fn jump_r10_in(&mut self, space: Space, live: bool, by: Option<u32>) {
         if !self.tools.tuning.jump_cache {
-            self.jump_missed(by);
+            self.jump_missed(by, None);
             return;
         }
         if live {
@@ -485,9 +485,9 @@ impl Builder<'_> {
         match by {
             None => {
                 self.out.thunk_calls.push((kicked, Thunk::JumpMiss));
-                self.out.thunk_calls.push((miss, Thunk::JumpMiss));
+                self.out.thunk_calls.push((miss, Thunk::JumpProbe(space)));
             }
-            Some(at) => self.cold.push(Cold::BranchMiss { from: [kicked, miss], at }),
+            Some(at) => self.cold.push(Cold::BranchMiss { from: [kicked, miss], at, space }),
         }
     }
 
@@ -508,7 +508,7 @@ impl Builder<'_> {
         let hit = self.asm.jrcxz();
         self.asm.link_here(kicked);
         self.asm.load(RCX, Mem::Gs(SPILL_RCX));
-        self.jump_missed(by);
+        self.jump_missed(by, Some(space));
         self.asm.link_short(hit);
         if space == Space::User {
             self.asm.pext(RCX, R10, Mem::Gs(PAGE_MASK));
@@ -578,11 +578,11 @@ impl Builder<'_> {
                 self.asm.link_here(from);
                 self.jump_far(target, live, Some(at));
             }
-            Cold::BranchMiss { from, at } => {
+            Cold::BranchMiss { from, at, space } => {
                 for from in from {
                     self.asm.link_here(from);
                 }
-                self.jump_missed(Some(at));
+                self.jump_missed(Some(at), Some(space));
             }
             Cold::Back { from, target, live } => {
                 self.asm.link_here(from);
