@@ -336,7 +336,7 @@ impl JitVcpu {
         if page.host.is_null() {
             return None;
         }
-        tlb::note_page(self.cpu, &mut context.tlb, mode.space, state.rip, &page);
+        tlb::note_page(self.cpu, &mut context.tlb, mode.space, (state.rip, state.rip), &page);
         let mut place =
             Place { gpa: page.gpa | (state.rip & 0xfff), host: page.host, rip: state.rip, next: None };
         let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
@@ -351,7 +351,7 @@ impl JitVcpu {
         if page.host.is_null() {
             return None;
         }
-        tlb::note_page(self.cpu, &mut context.tlb, mode.space, linear, &page);
+        tlb::note_page(self.cpu, &mut context.tlb, mode.space, (state.rip, linear), &page);
         place.next = Some((page.gpa, page.host));
         let id = self.jit.block_for(shared, self.cpu, &place, mode)?;
         self.settle_flag_calls(context, shared, id)

@@ -10,7 +10,7 @@ use soft_cpu::{Access, CodeWatch, Cpu, Env, Page, RamMap, TlbEvent, translate};
 
 use crate::layout::{Space, empty_tag, head_of, tlb_of};
 use crate::lower::KIND_WRITE;
-use crate::shared::{QuickHash, clear_jumps};
+use crate::shared::{QuickHash, clear_jumps, forget_jump};
 
 /// Which vCPUs may hold a write tag for each page of RAM.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ type QuickSet = std::collections::HashSet<u64, std::hash::BuildHasherDefault<Qui
 pub(crate) struct TlbState {
     /// The CPL 3 table or the AC table was filled since it was cleared.
     pub(crate) user_used: bool,
-    /// The CPL 0 table holds translations that are not global.
-    pub(crate) kernel_private: bool,
+    /// What of the CPL 0 tables does not come from global pages.
+    private: Private,
     /// 1 GiB regions of which pieces of large pages were entered, as data or as code.
     large: Vec<u64>,
     /// Linear pages from which code was entered in a jump cache: of CPL 3, of CPL 0.
@@ -51,6 +51,36 @@ pub(crate) struct TlbState {
     pub(crate) full_flushes: u64,
     /// What instructions did to translations, by [`EVENTS`].
     pub(crate) events: [u64; EVENTS.len()],
+}
+
+/// Places of translations of CPL 0 that a change of address space makes stale. A kernel has few of them.
+#[derive(Debug, Default)]
+struct Private {
+    /// In the TLB.
+    data: Vec<u16>,
+    /// Addresses in the jump caches.
+    code: Vec<u64>,
+    /// There were too many to keep count.
+    all: bool,
+}
+
+/// Places of each kind above which a change of address space drops everything.
+const MAX_PRIVATE: usize = 256;
+
+impl Private {
+    fn note_data(&mut self, index: usize) {
+        self.all |= self.data.len() >= MAX_PRIVATE;
+        if !self.all {
+            self.data.push(index as u16);
+        }
+    }
+
+    fn note_code(&mut self, rip: u64) {
+        self.all |= self.code.len() >= MAX_PRIVATE;
+        if !self.all {
+            self.code.push(rip);
+        }
+    }
 }
 
 /// Names of [`TlbState::events`].
@@ -138,13 +168,13 @@ pub(crate) fn refill(cpu: *mut Cpu, context: &mut RunContext<'_>, linear: u64, k
         return false;
     }
     note_large(cpu, &mut context.tlb, linear, &page);
+    let index = (linear >> 12) as usize & (space.tlb_len() - 1);
     match space {
-        Space::Kernel if !page.global => context.tlb.kernel_private = true,
+        Space::Kernel if !page.global => context.tlb.private.note_data(index),
         Space::Kernel => {}
         Space::User | Space::KernelAc => context.tlb.user_used = true,
     }
     context.tlb.refills += 1;
-    let index = (linear >> 12) as usize & (space.tlb_len() - 1);
     let tag = linear & !0xfff;
     let host = page.host as u64;
     // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
@@ -196,14 +226,20 @@ pub(crate) fn space_of(cpu: &Cpu) -> Space {
 
 /// Makes every entry of a space unmatchable.
 pub(crate) fn clear_space(cpu: *mut Cpu, space: Space) {
-    let base = tlb_of(cpu, space);
     for index in 0..space.tlb_len() {
-        let tag = empty_tag(index);
-        // SAFETY: index is below the table's length; only the owner (or a thread that has stopped it) calls this.
-        unsafe {
-            set(&raw mut (*base.add(index)).read, tag);
-            set(&raw mut (*base.add(index)).write, tag);
-        }
+        clear_entry(cpu, space, index);
+    }
+}
+
+/// Makes an entry of a space unmatchable; `index` is below its length.
+fn clear_entry(cpu: *mut Cpu, space: Space, index: usize) {
+    debug_assert!(index < space.tlb_len());
+    let tag = empty_tag(index);
+    // SAFETY: index is below the table's length; only the owner (or a thread that has stopped it) calls this.
+    unsafe {
+        let entry = tlb_of(cpu, space).add(index);
+        set(&raw mut (*entry).read, tag);
+        set(&raw mut (*entry).write, tag);
     }
 }
 
@@ -230,7 +266,7 @@ pub(crate) fn clear_all(cpu: *mut Cpu, tlb: &mut TlbState) {
         clear_jumps(cpu, space);
     }
     tlb.user_used = false;
-    tlb.kernel_private = false;
+    tlb.private = Private::default();
     tlb.large.clear();
     tlb.code_pages.iter_mut().for_each(QuickSet::clear);
     tlb.flushes += 1;
@@ -239,9 +275,16 @@ pub(crate) fn clear_all(cpu: *mut Cpu, tlb: &mut TlbState) {
 
 /// Drops what a change of address space makes stale.
 fn clear_private(cpu: *mut Cpu, tlb: &mut TlbState) {
-    if tlb.kernel_private {
+    if tlb.private.all {
         clear_all(cpu, tlb);
         return;
+    }
+    for index in tlb.private.data.drain(..) {
+        clear_entry(cpu, Space::Kernel, index.into());
+    }
+    for rip in tlb.private.code.drain(..) {
+        forget_jump(cpu, Space::Kernel, rip);
+        forget_jump(cpu, Space::KernelAc, rip);
     }
     clear_user(cpu, tlb);
 }
@@ -265,29 +308,36 @@ pub(crate) fn note_code(cpu: *mut Cpu, tlb: &mut TlbState, space: Space, linear:
     let set = usize::from(space != Space::User);
     if tlb.code_pages.get(set).is_some_and(|pages| pages.len() >= MAX_CODE_PAGES) {
         // What the caller noted of the pages is needed still.
-        let (private, large) = (tlb.kernel_private, std::mem::take(&mut tlb.large));
+        let (private, large) = (std::mem::take(&mut tlb.private), std::mem::take(&mut tlb.large));
         clear_all(cpu, tlb);
-        (tlb.kernel_private, tlb.large) = (private, large);
+        (tlb.private, tlb.large) = (private, large);
     }
     if let Some(pages) = tlb.code_pages.get_mut(set) {
         pages.extend((0..count).map(|page| (linear >> 12).wrapping_add(page) & (u64::MAX >> 12)));
     }
 }
 
-/// Notes what flushes must know of a page that code is about to be entered from.
-pub(crate) fn note_page(cpu: *mut Cpu, tlb: &mut TlbState, space: Space, linear: u64, page: &Page) {
+/// Notes what flushes must know of the page at `linear` when code at `rip` that lies there, in part or as a whole, is
+/// about to be entered in a jump cache.
+pub(crate) fn note_page(
+    cpu: *mut Cpu,
+    tlb: &mut TlbState,
+    space: Space,
+    (rip, linear): (u64, u64),
+    page: &Page,
+) {
     note_large(cpu, tlb, linear, page);
     if space != Space::User && !page.global {
-        tlb.kernel_private = true;
+        tlb.private.note_code(rip);
     }
 }
 
 fn note_large(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64, page: &Page) {
     if page.page_size > 4096 && !tlb.large.contains(&(linear >> 30)) {
         if tlb.large.len() >= MAX_LARGE {
-            let private = tlb.kernel_private;
+            let private = std::mem::take(&mut tlb.private);
             clear_all(cpu, tlb);
-            tlb.kernel_private = private;
+            tlb.private = private;
             // An instruction that goes on in this page began in the one before.
             tlb.large.push(linear.wrapping_sub(1) >> 30);
         }
@@ -302,14 +352,7 @@ fn clear_page(cpu: *mut Cpu, tlb: &mut TlbState, linear: u64) {
         return;
     }
     for space in Space::ALL {
-        let index = (linear >> 12) as usize & (space.tlb_len() - 1);
-        let tag = empty_tag(index);
-        // SAFETY: index is below the table's length; the table belongs to this thread's vCPU.
-        unsafe {
-            let entry = tlb_of(cpu, space).add(index);
-            set(&raw mut (*entry).read, tag);
-            set(&raw mut (*entry).write, tag);
-        }
+        clear_entry(cpu, space, (linear >> 12) as usize & (space.tlb_len() - 1));
     }
     let [user, kernel] = &mut tlb.code_pages;
     if user.contains(&(linear >> 12)) {
