@@ -187,6 +187,13 @@ impl DryRun {
         self.len() == 0
     }
 
+    /// Whether `done` instructions lead back to the first one with all general registers as they were: a wait for a store by
+    /// somebody else.
+    pub fn waits(&self, done: usize) -> bool {
+        let (Some(first), Some(last)) = (self.states.first(), self.states.get(done)) else { return false };
+        done > 0 && last.rip == first.rip && last.gpr == first.gpr
+    }
+
     /// How many instructions were run when RIP was first this.
     pub fn done_at(&self, rip: u64) -> Option<usize> {
         self.states.iter().position(|state| state.rip == rip)

@@ -146,6 +146,9 @@ impl JitVcpu {
             if state.kick.load(Ordering::SeqCst) != 0 {
                 return Exit::Kicked;
             }
+            if let Some(lockstep) = &mut self.lockstep {
+                lockstep.take_turn(&self.jit.turns);
+            }
             if !state.tlb_events.is_empty() {
                 let events = std::mem::take(&mut state.tlb_events);
                 tlb::apply(cpu, &mut context.tlb, &events, state.pcid());
@@ -190,7 +193,6 @@ impl JitVcpu {
         epoch: u64,
     ) -> Result<Option<Left>, String> {
         let jit = self.jit.clone();
-        let _turn = jit.turns.take();
         self.save_vectors();
         {
             let shared = jit.lock();
@@ -267,9 +269,7 @@ impl JitVcpu {
         if let Err(why) = lockstep.before_step(state, instr.as_ref()) {
             return Some(Exit::Crashed(why));
         }
-        self.jit.turns.begin_step();
         let step = soft_cpu::exec::step(state, &context.env);
-        self.jit.turns.end_step();
         lockstep.after_step(state, instr.as_ref());
         exit_of(step)
     }
@@ -644,6 +644,9 @@ impl Executor for JitVcpu {
         // SAFETY: the head belongs to this executor.
         unsafe { (*self.head()).context = (&raw mut context) as u64 };
         let exit = self.run_loop(&mut context);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.end_turn(&jit.turns);
+        }
         self.report_pending(&mut context);
         self.save_vectors();
         // SAFETY: as above.

@@ -6,10 +6,11 @@
 //! their effect: the interpreter goes on with the true flags from block to block, and what reads a wrong one makes a
 //! register, a jump or a stored byte differ. With `no-liveness` they are compared at each exit.
 //!
-//! What another thread did meanwhile explains a difference: then the comparison is inconclusive. vCPUs take turns, so that
-//! this is rare.
+//! One vCPU runs at a time. What a device, or the delivery of an interrupt to another vCPU, did meanwhile may explain a difference:
+//! then the comparison is inconclusive.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use soft_cpu::cpu::flag::STATUS;
@@ -19,70 +20,51 @@ use crate::block::Vectors;
 use crate::decode::{self, classify};
 use crate::shared::BlockId;
 
-/// What the vCPUs of a VM share in lock-step mode.
+/// What the vCPUs of a VM share in lock-step mode: a baton, and what devices do.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    /// The next ticket, and the one whose turn it is.
-    next: AtomicU32,
-    serving: AtomicU32,
-    /// Instructions that were begun and finished by interpreters.
-    begun: AtomicU64,
-    finished: AtomicU64,
+    /// The next ticket, and the one that has the baton.
+    next: AtomicU64,
+    serving: AtomicU64,
+    sleepers: Mutex<()>,
+    passed: Condvar,
     /// Stores by devices.
     pub(crate) device_stores: AtomicU64,
 }
 
-/// The right to run a block; ends when dropped.
-pub(crate) struct Turn<'a>(&'a Turns);
+/// Blocks and interpreted instructions that a vCPU runs before it passes the baton on.
+const QUANTUM: u32 = 2000;
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.serving.fetch_add(1, Ordering::SeqCst);
-    }
-}
+/// How often a vCPU looks whether it has the baton before it sleeps, and how often of these in a row: two that wait for
+/// each other's stores pass it on all the time, and a sleeper waits long on a busy host.
+const LOOKS: u32 = 3000;
+const QUICK_LOOKS: u32 = 500;
 
 impl Turns {
-    /// Waits for the calling vCPU's turn.
-    pub(crate) fn take(&self) -> Turn<'_> {
-        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
-        let mut spins = 0u32;
-        while self.serving.load(Ordering::SeqCst) != ticket {
-            spins += 1;
-            if spins > 100 {
-                std::thread::yield_now();
-            } else {
+    fn take(&self) {
+        let mine = self.next.fetch_add(1, Ordering::SeqCst);
+        for look in 0..LOOKS {
+            if self.serving.load(Ordering::SeqCst) == mine {
+                return;
+            }
+            if look < QUICK_LOOKS {
                 std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
             }
         }
-        Turn(self)
-    }
-
-    /// The interpreter is about to run an instruction for real.
-    pub(crate) fn begin_step(&self) {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// It has.
-    pub(crate) fn end_step(&self) {
-        self.finished.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn moment(&self) -> Moment {
-        let finished = self.finished.load(Ordering::SeqCst);
-        let begun = self.begun.load(Ordering::SeqCst);
-        Moment {
-            steps: (begun == finished).then_some(begun),
-            stores: self.device_stores.load(Ordering::SeqCst),
+        let mut guard = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.serving.load(Ordering::SeqCst) != mine {
+            guard = self.passed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
 
-/// What others had done to memory at some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Moment {
-    /// `None` while an interpreter is at work.
-    steps: Option<u64>,
-    stores: u64,
+    fn pass(&self) {
+        self.serving.fetch_add(1, Ordering::SeqCst);
+        // Whoever has looked in vain sleeps by now.
+        drop(self.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.passed.notify_all();
+    }
 }
 
 /// Status flags as they would be without the rubbish of dead ones.
@@ -105,7 +87,8 @@ pub(crate) enum Left {
 #[derive(Debug)]
 struct Entered {
     rip: u64,
-    moment: Moment,
+    /// [`Turns::device_stores`] when the interpreter began.
+    device_stores: u64,
 }
 
 /// A defect was found.
@@ -128,9 +111,30 @@ pub(crate) struct LockStep {
     instructions: u64,
     inconclusive: u64,
     undefined: u64,
+    /// Whether this vCPU has the baton, and what it may still run.
+    has_turn: bool,
+    left: u32,
 }
 
 impl LockStep {
+    /// The vCPU is about to run something: waits for the baton if it does not have it, or has had it for long.
+    pub(crate) fn take_turn(&mut self, turns: &Turns) {
+        if self.has_turn && self.left > 0 {
+            self.left -= 1;
+            return;
+        }
+        self.end_turn(turns);
+        turns.take();
+        (self.has_turn, self.left) = (true, QUANTUM);
+    }
+
+    /// The vCPU runs nothing for now.
+    pub(crate) fn end_turn(&mut self, turns: &Turns) {
+        if std::mem::take(&mut self.has_turn) {
+            turns.pass();
+        }
+    }
+
     /// The block `id` is next, whose instructions are at these offsets of their page.
     pub(crate) fn choose(&mut self, id: BlockId, offsets: impl Iterator<Item = u16>) {
         self.id = id;
@@ -146,7 +150,8 @@ impl LockStep {
             Some(truth) if truth.rip == cpu.rip => truth.status,
             _ => cpu.rflags,
         };
-        self.entered = Some(Entered { rip: cpu.rip, moment: turns.moment() });
+        self.entered =
+            Some(Entered { rip: cpu.rip, device_stores: turns.device_stores.load(Ordering::SeqCst) });
         self.dry.run(cpu, env, &self.rips, status);
     }
 
@@ -195,15 +200,17 @@ impl LockStep {
             let done = done.unwrap_or_default();
             self.blocks += 1;
             self.instructions += done as u64;
+            if self.dry.waits(done) {
+                self.left = 0;
+            }
             let (status, undefined) = self.dry.status(done);
             let status = (status & !undefined) | (cpu.rflags & undefined & STATUS);
             self.truth = Some(Truth { rip: cpu.rip, status });
             return Ok(());
         };
         self.truth = None;
-        let moment = turns.moment();
-        if moment.steps.is_none() || moment != entered.moment || !in_use(self.id) || !self.dry.loads_hold(env)
-        {
+        let stored = turns.device_stores.load(Ordering::SeqCst) != entered.device_stores;
+        if stored || !in_use(self.id) || !self.dry.loads_hold(env) {
             self.inconclusive += 1;
             return Ok(());
         }
