@@ -47,9 +47,9 @@ pub(crate) fn run(options: &DiagnoseOptions) -> Result<u8, Failure> {
     let places = Places::from_env()?;
     let findings = find(&places)?;
     if options.json {
-        super::say(&format!("{}\n", serde_json::to_string(&findings).map_err(Failure::new)?))?;
+        println!("{}", serde_json::to_string(&findings).map_err(Failure::new)?);
     } else {
-        super::say(&text(&findings, &places))?;
+        print!("{}", text(&findings, &places));
     }
     Ok(0)
 }
