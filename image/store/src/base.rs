@@ -153,6 +153,10 @@ impl Store {
             return Ok(image);
         }
         self.remove_leftovers()?;
+        let images = self.root.join("images");
+        if images.join(key(&self.lock()?)).exists() {
+            progress.note("The base image is damaged; it is made again.");
+        }
         self.make(vm, progress)
     }
 

@@ -77,7 +77,10 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
                 told = true;
             }
             match connection.hold()? {
-                Hold::Held => return Ok(Held { connection, started }),
+                Hold::Held => {
+                    tracing::info!(sandbox = sandbox.spec.name, started, "The guest is ready");
+                    return Ok(Held { connection, started });
+                }
                 Hold::Failed(why) => return Err(not_started(sandbox, why)),
                 Hold::Ending => {
                     connection.wait_for_end();
@@ -101,6 +104,7 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
             starting();
             told = true;
         }
+        tracing::info!(sandbox = sandbox.spec.name, id = sandbox.spec.id, "Starting the sandbox's process");
         match spawn_shim(sandbox)? {
             Announcement::Listening => started = true,
             Announcement::Busy => {}

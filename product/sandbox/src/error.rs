@@ -26,6 +26,14 @@ pub enum Error {
         /// The sandboxes that begin with it.
         names: Vec<String>,
     },
+    /// Folders were named that a running sandbox does not have.
+    #[error("{name} runs already, and without {} as asked for now", path.display())]
+    SharesFixed {
+        /// The sandbox.
+        name: String,
+        /// The folder.
+        path: PathBuf,
+    },
     /// The wanted name belongs to a sandbox of another workspace.
     #[error("the name \"{name}\" is taken by the sandbox of {}", workspace.display())]
     NameTaken {
@@ -139,6 +147,7 @@ impl Error {
             }
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
+            Self::SharesFixed { name, .. } => Some(format!("viv stop {name}, then the same command again")),
             Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),
             Self::BadName { .. } => Some(
                 "use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"

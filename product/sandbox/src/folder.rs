@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::places::Places;
 use crate::spec::{Runtime, SCHEMA, Spec, State};
 use crate::workspace::Share;
-use crate::{files, naming};
+use crate::{files, naming, workspace};
 
 const SPEC: &str = "spec.json";
 const RUNTIME: &str = "runtime.json";
@@ -269,19 +269,46 @@ impl Sandbox {
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
     }
 
-    /// Takes the folders that the user has just named, as they are now, for those of its shares that they are. A folder
-    /// that was deleted and made again is another one, and only the user can say that it is meant.
+    /// Takes the folders that the user has just named, as they are now. A folder that was deleted and made again is another
+    /// one, and only the user can say that it is meant. A stopped sandbox takes further folders, too, and `:ro` for one that
+    /// was writable; nothing makes a read-only one writable.
+    ///
+    /// # Errors
+    /// [`Error::SharesFixed`] if it runs with other folders: what a guest sees is decided before it starts.
     pub fn adopt(&mut self, named: &[Share]) -> Result<()> {
         let mut spec = self.spec.clone();
-        for share in &mut spec.shares {
-            if let Some(now) = named.iter().find(|now| now.is_like(share)) {
-                share.identity = now.identity;
+        let mut other = None;
+        for now in named {
+            match spec.shares.iter_mut().find(|share| share.path == now.path) {
+                // Other rights were asked for: that is not the share that the sandbox has, and keeps.
+                Some(share) if share.read_only && !now.read_only => {}
+                Some(share) => {
+                    share.identity = now.identity;
+                    if now.read_only && !share.read_only {
+                        share.read_only = true;
+                        other = Some(now);
+                    }
+                }
+                None => {
+                    spec.shares.push(now.clone());
+                    other = Some(now);
+                }
             }
         }
-        if spec != self.spec {
-            files::write_json(&self.folder.join(SPEC), &spec)?;
-            self.spec = spec;
+        if spec == self.spec {
+            return Ok(());
         }
+        // Held while the file is written, so that no shim starts from the old one in between.
+        let _lock = match other {
+            None => None,
+            Some(share) => {
+                workspace::check_overlaps(&spec.shares)?;
+                let fixed = || Error::SharesFixed { name: self.spec.name.clone(), path: share.path.clone() };
+                Some(self.lock(Duration::from_millis(500))?.ok_or_else(fixed)?)
+            }
+        };
+        files::write_json(&self.folder.join(SPEC), &spec)?;
+        self.spec = spec;
         Ok(())
     }
 

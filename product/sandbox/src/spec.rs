@@ -105,10 +105,14 @@ pub fn from_rfc3339(text: &str) -> Option<SystemTime> {
 /// host; half of its memory but at most 8 GiB; 64 GiB of disk, of which only what is used takes room.
 pub fn defaults() -> (u32, u64, u64) {
     let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-    let pages = rustix::system::sysinfo();
-    let total = u64::from(pages.mem_unit).saturating_mul(pages.totalram);
-    let memory = (total / 2).clamp(512 << 20, 8 << 30) & !((2 << 20) - 1);
+    let memory = (host_memory() / 2).clamp(512 << 20, 8 << 30) & !((2 << 20) - 1);
     (cpus, memory, 64 << 30)
+}
+
+/// Bytes of memory that this host has.
+pub fn host_memory() -> u64 {
+    let pages = rustix::system::sysinfo();
+    u64::from(pages.mem_unit).saturating_mul(pages.totalram)
 }
 
 /// A size such as `4g`, `512MiB` or `1073741824`, in bytes. Units are powers of 1024, as with Docker.

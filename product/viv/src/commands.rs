@@ -9,11 +9,16 @@ pub(crate) mod run;
 use std::time::Duration;
 
 use sandbox::client::{self, Held};
+use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::Sandbox;
 use sandbox::places::Places;
+use sandbox::spec::State;
 
 use crate::failure::Failure;
 use crate::setup;
+
+/// The exit code of a process that was hung up on.
+const HUNG_UP: u8 = 129;
 
 /// Whether questions may be asked and progress drawn.
 pub(crate) fn may_interact(no_input: bool) -> bool {
@@ -43,6 +48,31 @@ pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure
     });
     drop(spinner);
     Ok(held?)
+}
+
+/// The outcome of a session, with the reason when the sandbox ended under it: told with the failure, or on its own when the
+/// session's process was hung up on in time.
+pub(crate) fn say_if_stopped(sandbox: &Sandbox, outcome: Result<u8, Failure>) -> Result<u8, Failure> {
+    if matches!(outcome, Ok(HUNG_UP))
+        && sandbox.state() != State::Running
+        && let Some(reason) = end_of(sandbox)
+    {
+        eprintln!("viv: {} is stopped: {}", sandbox.spec.name, escaped(&reason, LONGEST));
+    }
+    outcome.map_err(|failure| failure.because(|| end_of(sandbox)))
+}
+
+/// Writes to the standard output. Whoever closed it wants no more, and is told as a shell's programs tell it.
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            std::process::exit(crate::session::BROKEN_PIPE.into())
+        }
+        Err(error) => Err(sandbox::Error::host("cannot write the output", error).into()),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Why a sandbox that just ended did so, as its shim notes it before it ends, too.

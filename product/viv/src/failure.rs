@@ -94,14 +94,14 @@ impl Failure {
 
 impl From<sandbox::Error> for Failure {
     fn from(error: sandbox::Error) -> Self {
-        tracing::debug!(?error, "The operation failed");
+        tracing::info!(?error, "The operation failed");
         Self { code: OURS, message: error.to_string(), hint: error.hint(), is_loss: false }
     }
 }
 
 impl From<agent_proto::ProtoError> for Failure {
     fn from(error: agent_proto::ProtoError) -> Self {
-        tracing::debug!(?error, "The conversation with the guest failed");
+        tracing::info!(?error, "The conversation with the guest failed");
         if error.is_disconnect() {
             let lost = Self::new(LOST).hint("viv ls shows its state; the same command starts it again");
             return Self { is_loss: true, ..lost };

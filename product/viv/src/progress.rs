@@ -137,7 +137,9 @@ fn words(update: &Update<'_>) -> String {
             };
             parts.push(of_total(done, total));
             if let Some(rate) = update.rate {
-                parts.push(format!("{:.0} MB/s", rate / 1e6));
+                let slow = rate < 1e6;
+                let (number, unit) = if slow { (rate / 1e3, "kB/s") } else { (rate / 1e6, "MB/s") };
+                parts.push(format!("{number:.0} {unit}"));
             }
         }
         Unit::Shares => {
@@ -198,6 +200,8 @@ mod tests {
             left: Some(Duration::from_secs(2)),
         };
         assert_eq!(words(&update), "198/246 MB  31 MB/s  2 s left");
+        update.rate = Some(31e3);
+        assert_eq!(words(&update), "198/246 MB  31 kB/s  2 s left");
         update = Update {
             unit: Unit::Items,
             detail: "configuring docker.io",

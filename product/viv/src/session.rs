@@ -22,7 +22,7 @@ use crate::terminal::{self, Raw, Signals};
 const PIECE: usize = 64 << 10;
 
 /// The exit code of a process that writes into a closed pipe, as a shell has it.
-const BROKEN_PIPE: u8 = 141;
+pub(crate) const BROKEN_PIPE: u8 = 141;
 
 /// What to run.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ pub(crate) const CASES: &[Named] = &[
     ("stop_from_another_terminal_ends_open_sessions", stop_open),
     ("a_killed_shim_leaves_a_sandbox_that_starts_again", killed),
     ("rm_leaves_nothing", remove),
+    ("outputs_that_cannot_be_written_and_names_of_nothing", outputs),
     ("mistakes_have_one_sentence_and_one_hint", mistakes),
     ("diagnose_names_the_engine_and_why", diagnose),
     ("an_unknown_instruction_is_the_guests_fault_and_named", unknown_instruction),
@@ -201,6 +202,7 @@ fn stop_open(world: &World) -> Case {
     terminal.wait_for("$ ")?;
     let stopped = world.run(&["stop", "shell-open"])?;
     ensure(stopped.code == 0, format!("{stopped:?}"))?;
+    terminal.wait_for("shell-open is stopped")?;
     let code = terminal.end()?;
     ensure(code == 129, format!("the session was hung up on, and its client ended with {code}"))?;
     ensure(terminal.is_cooked()?, "the terminal is left raw")?;
@@ -266,6 +268,20 @@ fn remove(world: &World) -> Case {
     ensure(!lives, "a process of it still lives")
 }
 
+/// What cannot be written is said, and one wrong name does not keep the others.
+fn outputs(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    for verb in ["ls", "diagnose"] {
+        let full = std::fs::File::options().write(true).open("/dev/full")?;
+        let output = world.viv(&folder, [verb]).stdout(full).stderr(std::process::Stdio::piped()).output()?;
+        let said = e2e::Said::from(output);
+        ensure(said.code == 125 && said.err.contains("the disk is full"), format!("{verb}: {said:?}"))?;
+    }
+    let said = world.run(&["stop", "nosuch", "shell-main"])?;
+    ensure(said.code == 125 && said.text() == "shell-main", format!("{said:?}"))
+}
+
 fn mistakes(world: &World) -> Case {
     for (arguments, word) in [
         (&["exec", "nosuch", "true"][..], "no sandbox is called"),
@@ -274,6 +290,9 @@ fn mistakes(world: &World) -> Case {
         (&["run", "nosuchagent"][..], "no agent"),
         (&["run", "shell", ".", "--memory", "lots"][..], "not a size"),
         (&["run", "shell", ".", "--engine", "steam"][..], "no engine"),
+        (&["run", "shell", ".", "--memory", "100t"][..], "cannot be had"),
+        (&["run", "shell", ".", "--cpus", "1000"][..], "cannot be had"),
+        (&["run", "shell", ".", "-e", "=x"][..], "sets no variable"),
         (&["stop", "nosuch"][..], "no sandbox is called"),
     ] {
         let said = world.run(arguments)?;

@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Named] = &[
     ("what_the_host_writes_is_in_the_guest", host_writes),
     ("a_further_folder_may_be_read_only", read_only),
     ("a_read_only_folder_within_a_writable_one_is_refused", nested_read_only),
+    ("what_is_named_later_is_shared_at_the_next_start_or_refused", later),
     ("a_share_that_the_guest_made_a_link_is_not_followed", swapped),
     ("a_folder_with_an_underscore_starts", underscore),
     ("nothing_else_of_the_host_is_there", nothing_else),
@@ -43,6 +44,29 @@ fn host_writes(world: &World) -> Case {
     )?;
     std::fs::remove_file(folder.join("changing"))?;
     ensure(world.shell_ok(&folder, "test -e changing || echo gone")? == "gone", "it is deleted")
+}
+
+/// A command never runs with another share, or other rights, than its user has just asked for without a word.
+fn later(world: &World) -> Case {
+    let (folder, other) = (world.project("later"), world.project("other later"));
+    std::fs::write(other.join("facts"), "42")?;
+    world.shell_ok(&folder, "true")?;
+    let of = |first: &str, script: &str| {
+        let share = other.display().to_string();
+        say(world.viv(&folder, ["run", "shell", first, &share, "--", "-c", script]), b"")
+    };
+    let script = format!("cat '{}/facts'; touch written && echo written", other.display());
+    let refused = of(".:ro", &script)?;
+    ensure(refused.code == 125 && refused.err.contains("runs already"), format!("{refused:?}"))?;
+    world.run(&["stop", "shell-later"])?;
+    let said = of(".:ro", &script)?;
+    ensure(said.text() == "42" && said.code == 1, format!("{said:?}"))?;
+    ensure(!folder.join("written").exists(), "a read-only workspace was written to")?;
+    // Named without :ro it stays what it is, and that is said.
+    let said = of(".", "touch written; true")?;
+    ensure(said.code == 0 && said.err.contains("read-only"), format!("{said:?}"))?;
+    ensure(!folder.join("written").exists(), "a read-only workspace was written to")?;
+    world.run(&["rm", "-f", "shell-later"]).map(|_| ())
 }
 
 fn read_only(world: &World) -> Case {

@@ -123,6 +123,30 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
 }
 
 #[test]
+fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
+    let (_root, all) = sandboxes();
+    let wish = wish("/a/project", None);
+    let mut sandbox = all.create(&wish).unwrap();
+    let read_only = Share { read_only: true, ..wish.shares[0].clone() };
+    let further = Share { path: "/a/data".into(), read_only: false, identity: None };
+
+    let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+    for named in [&read_only, &further] {
+        let refused = sandbox.adopt(std::slice::from_ref(named)).unwrap_err();
+        assert!(matches!(refused, Error::SharesFixed { .. }), "{refused}");
+    }
+    assert_eq!(all.by_id(&sandbox.spec.id).unwrap().spec.shares, wish.shares);
+    sandbox.adopt(&wish.shares).unwrap();
+    drop(lock);
+
+    sandbox.adopt(&[read_only.clone(), further.clone()]).unwrap();
+    assert_eq!(all.by_id(&sandbox.spec.id).unwrap().spec.shares, [read_only, further]);
+    // In a writable folder another one would not be safe, whenever it is named.
+    let within = Share { path: "/a/data/within".into(), read_only: true, identity: None };
+    assert!(matches!(sandbox.adopt(&[within]), Err(Error::BadWorkspace { .. })));
+}
+
+#[test]
 fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
     let (_root, all) = sandboxes();
     let sandbox = all.create(&wish("/a/project", None)).unwrap();

@@ -47,9 +47,9 @@ pub(crate) fn run(options: &DiagnoseOptions) -> Result<u8, Failure> {
     let places = Places::from_env()?;
     let findings = find(&places)?;
     if options.json {
-        println!("{}", serde_json::to_string(&findings).map_err(Failure::new)?);
+        super::say(&format!("{}\n", serde_json::to_string(&findings).map_err(Failure::new)?))?;
     } else {
-        print!("{}", text(&findings, &places));
+        super::say(&text(&findings, &places))?;
     }
     Ok(0)
 }

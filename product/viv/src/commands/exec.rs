@@ -8,7 +8,7 @@ use sandbox::folder::Sandboxes;
 use sandbox::places::Places;
 
 use crate::cli::ExecOptions;
-use crate::commands::{end_of, environment, hold_known, may_interact};
+use crate::commands::{environment, hold_known, may_interact, say_if_stopped};
 use crate::failure::Failure;
 use crate::session;
 
@@ -32,5 +32,5 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         tty: options.tty,
         input: options.interactive,
     };
-    session::run(held.agent()?, wanted).map_err(|failure| failure.because(|| end_of(&sandbox)))
+    say_if_stopped(&sandbox, session::run(held.agent()?, wanted))
 }

@@ -8,25 +8,32 @@ use sandbox::places::Places;
 use sandbox::spec::State;
 
 use crate::cli::{RmOptions, StartOptions, StopOptions};
-use crate::commands::{hold_known, may_interact, size};
+use crate::commands::{hold_known, may_interact, say, size};
 use crate::failure::{Failure, OURS};
 
-/// All sandboxes that are meant, each once, before anything is done to one.
-fn find_all(names: &[String], places: &Places) -> Result<Vec<Sandbox>, Failure> {
+/// All sandboxes that are meant, each once; a name that is no sandbox's does not keep the others. Gives the exit code so far.
+fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox>, u8), Failure> {
     let sandboxes = Sandboxes::open(places)?;
-    let mut found: Vec<Sandbox> = Vec::new();
+    let (mut found, mut code): (Vec<Sandbox>, u8) = (Vec::new(), 0);
     for name in names {
-        let sandbox = sandboxes.find(name)?;
-        if found.iter().all(|known| known.spec.id != sandbox.spec.id) {
-            found.push(sandbox);
+        match sandboxes.find(name) {
+            Ok(sandbox) if found.iter().any(|known| known.spec.id == sandbox.spec.id) => {}
+            Ok(sandbox) => found.push(sandbox),
+            Err(error) => {
+                let failure = Failure::from(error);
+                failure.print();
+                code = failure.code;
+            }
         }
     }
-    Ok(found)
+    Ok((found, code))
 }
 
 /// Does it to each, says which failed, and goes on with the others.
-fn each(sandboxes: Vec<Sandbox>, mut action: impl FnMut(Sandbox) -> Result<(), Failure>) -> u8 {
-    let mut code = 0;
+fn each(
+    (sandboxes, mut code): (Vec<Sandbox>, u8),
+    mut action: impl FnMut(Sandbox) -> Result<(), Failure>,
+) -> u8 {
     for sandbox in sandboxes {
         if let Err(failure) = action(sandbox) {
             failure.print();
@@ -41,7 +48,7 @@ pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failur
     let (interactive, places) = (may_interact(no_input), Places::from_env()?);
     Ok(each(find_all(&options.names, &places)?, |sandbox| {
         hold_known(&places, &sandbox, interactive)?;
-        println!("{}", sandbox.spec.name);
+        say(&format!("{}\n", sandbox.spec.name))?;
         Ok(())
     }))
 }
@@ -50,14 +57,17 @@ pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failur
 pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     Ok(each(find_all(&options.names, &Places::from_env()?)?, |sandbox| {
         client::stop(&sandbox)?;
-        println!("{}", sandbox.spec.name);
+        say(&format!("{}\n", sandbox.spec.name))?;
         Ok(())
     }))
 }
 
 /// The verb `rm`.
 pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure> {
-    let sandboxes = find_all(&options.names, &Places::from_env()?)?;
+    let (sandboxes, code) = find_all(&options.names, &Places::from_env()?)?;
+    if sandboxes.is_empty() {
+        return Ok(code);
+    }
     if !options.force {
         if !may_interact(no_input) {
             let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();
@@ -70,11 +80,11 @@ pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure>
             return Ok(OURS);
         }
     }
-    Ok(each(sandboxes, |sandbox| {
+    Ok(each((sandboxes, code), |sandbox| {
         let name = sandbox.spec.name.clone();
         client::stop(&sandbox)?;
         sandbox.remove()?;
-        println!("{name}");
+        say(&format!("{name}\n"))?;
         Ok(())
     }))
 }

@@ -1,5 +1,6 @@
 //! `viv ls`: all sandboxes, as a table or as JSON.
 
+use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
 use agent_proto::messages::Metrics;
@@ -11,10 +12,10 @@ use sandbox::spec::{Runtime, State, from_rfc3339};
 use serde::Serialize;
 
 use crate::cli::LsOptions;
-use crate::commands::size;
+use crate::commands::{say, size};
 use crate::failure::Failure;
 
-/// The table's width.
+/// The table's width on a terminal.
 const COLUMNS: usize = 100;
 
 /// Time between the two looks that give the CPU's load.
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &LsOptions) -> Result<u8, Failure> {
     let (sandboxes, wrong) = Sandboxes::open(&places)?.list()?;
     if options.quiet {
         for sandbox in &sandboxes {
-            println!("{}", sandbox.spec.name);
+            say(&format!("{}\n", sandbox.spec.name))?;
         }
         return Ok(0);
     }
@@ -62,10 +63,11 @@ pub(crate) fn run(options: &LsOptions) -> Result<u8, Failure> {
     if options.json {
         for row in &rows {
             let line = serde_json::to_string(row).map_err(Failure::new)?;
-            println!("{line}");
+            say(&format!("{line}\n"))?;
         }
     } else {
-        print!("{}", table(&rows, &places));
+        let columns = if std::io::stdout().is_terminal() { COLUMNS } else { usize::MAX };
+        say(&table(&rows, &places, columns))?;
     }
     for error in wrong {
         eprintln!("viv: {error}");
@@ -118,17 +120,19 @@ fn percent(first: &Metrics, second: &Metrics) -> f64 {
     (used / wall * 1000.0).round().min(1000.0) / 10.0
 }
 
-fn table(rows: &[Row], places: &Places) -> String {
+fn table(rows: &[Row], places: &Places, columns: usize) -> String {
     const HEAD: [&str; 8] = ["NAME", "AGENT", "STATE", "UP", "CPU", "MEMORY", "DISK", "WORKSPACE"];
     let mut lines: Vec<[String; 8]> = vec![HEAD.map(str::to_owned)];
     lines.extend(rows.iter().map(|row| cells(row, places).map(|cell| escaped(&cell, LONGEST))));
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let mut widths: [usize; 8] = std::array::from_fn(width);
-    // The name and the state may be long; the workspace takes what is left.
-    widths[0] = widths[0].min(30);
-    widths[2] = widths[2].min(28);
-    let before: usize = widths[..7].iter().map(|width| width + 2).sum();
-    widths[7] = widths[7].min(COLUMNS.saturating_sub(before).max(16));
+    if columns < usize::MAX {
+        // The name and the state may be long; the workspace takes what is left.
+        widths[0] = widths[0].min(30);
+        widths[2] = widths[2].min(28);
+        let before: usize = widths[..7].iter().map(|width| width + 2).sum();
+        widths[7] = widths[7].min(columns.saturating_sub(before).max(16));
+    }
     let mut text = String::new();
     for line in &lines {
         let mut out = String::new();
@@ -223,7 +227,7 @@ mod tests {
     fn the_table_fits_and_paths_lose_their_middle() {
         let places = Places { state: "/s".into(), cache: "/c".into(), home: "/home/u".into() };
         let long = format!("/home/u/{}/end", "deep/".repeat(30));
-        let text = table(&[row("shell-x", "/home/u/src/x"), row(&"n".repeat(63), &long)], &places);
+        let text = table(&[row("shell-x", "/home/u/src/x"), row(&"n".repeat(63), &long)], &places, COLUMNS);
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert!(text.contains("~/src/x") && text.contains("…") && text.contains("/end"), "{text}");
         assert!(text.contains("0.9 / 8 GiB") && text.contains("3 %"), "{text}");
@@ -235,7 +239,7 @@ mod tests {
         let mut row = row("shell-x", "/home/u/\x1b[2J");
         row.state = State::Stopped;
         row.reason = Some("\x1b]0;x\x07\nfake".into());
-        let text = table(&[row], &places);
+        let text = table(&[row], &places, COLUMNS);
         assert_eq!(text.lines().count(), 2, "{text:?}");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }

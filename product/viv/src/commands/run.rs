@@ -9,7 +9,7 @@ use sandbox::places::Places;
 use sandbox::{spec, workspace};
 
 use crate::cli::RunOptions;
-use crate::commands::{self, end_of, environment, may_interact, size};
+use crate::commands::{self, environment, may_interact, size};
 use crate::failure::Failure;
 use crate::{session, setup, terminal};
 
@@ -40,7 +40,9 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
         Err(failure) if is_new => return Err(discard(sandbox, failure)),
         held => held?,
     };
-    let tty = terminal::is_interactive();
+    // A command whose errors go elsewhere gets no terminal: there both its outputs would be one.
+    let tty = terminal::is_interactive()
+        && (options.arguments.is_empty() || std::io::IsTerminal::is_terminal(&std::io::stderr()));
     if is_new && tty && options.arguments.is_empty() {
         eprintln!("{}", headline(&sandbox, &places));
     }
@@ -55,7 +57,7 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
         tty,
         input: true,
     };
-    session::run(held.agent()?, wanted).map_err(|failure| failure.because(|| end_of(&sandbox)))
+    commands::say_if_stopped(&sandbox, session::run(held.agent()?, wanted))
 }
 
 fn unknown_agent(given: &str) -> Failure {
@@ -75,6 +77,15 @@ fn wish(options: &RunOptions, places: &Places) -> Result<Wish, Failure> {
         None => Ok(default),
     };
     let memory = parse(&options.memory, memory)?;
+    let most = spec::host_memory();
+    if memory > most {
+        return Err(Failure::new(format!(
+            "{} of memory cannot be had: this host has {}",
+            size(memory),
+            size(most)
+        ))
+        .hint("--memory 4g; without it a sandbox has half of the host's, at most 8 GiB"));
+    }
     let disk = parse(&options.disk, disk)?;
     if let Some(asked) = options.cpus
         && !(1..=cpus).contains(&asked)
@@ -127,7 +138,10 @@ fn find_or_make(
     }
     let engine = wish.engine.as_deref().and_then(Engine::from_name);
     // An engine that cannot be used is refused before anything is downloaded.
-    sandbox::engine::choose(engine, places)?;
+    let choice = sandbox::engine::choose(engine, places)?;
+    if let (Some(Engine::Kvm), Some(help)) = (engine, &choice.would_help) {
+        eprintln!("viv: {help}; a guest may not come up at all");
+    }
     wish.image = setup::ensure_image(places, engine, interactive)?;
     let sandbox = sandboxes.create(&wish)?;
     Ok((sandbox, true))
@@ -150,7 +164,7 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
         stays.push(format!("the engine {}", spec.engine.as_deref().unwrap_or("that suits the host")));
     }
     for share in wish.shares.iter().filter(|share| !spec.shares.iter().any(|known| known.is_like(share))) {
-        stays.push(format!("no share of {} as asked for now", escaped(&places.short(&share.path), LONGEST)));
+        stays.push(format!("{} read-only", escaped(&places.short(&share.path), LONGEST)));
     }
     if !stays.is_empty() {
         eprintln!(
