@@ -105,15 +105,33 @@ impl Hypervisor for KvmEngine {
 }
 
 fn unavailable(error: &std::io::Error) -> Unavailable {
+    use std::os::unix::fs::MetadataExt;
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let owner = std::fs::metadata("/dev/kvm").ok().map(|device| device.gid());
+    because(error, owner.and_then(|gid| group_of(&groups, gid)))
+}
+
+/// The name of a group that is not root's, in the words of `/etc/group`.
+fn group_of(groups: &str, gid: u32) -> Option<&str> {
+    let id = gid.to_string();
+    let line = groups.lines().find(|line| line.split(':').nth(2) == Some(&id)).filter(|_| gid != 0)?;
+    line.split(':').next()
+}
+
+/// `group` is whose members may open the device, if there is such a group.
+fn because(error: &std::io::Error, group: Option<&str>) -> Unavailable {
+    let rights = group.map_or_else(
+        || "Ask for rights on it: sudo setfacl -m u:$USER:rw /dev/kvm".to_owned(),
+        |group| format!("Add the user to its group: sudo usermod -aG {group} $USER, then log in again"),
+    );
     let (reason, hint) = match error.kind() {
         std::io::ErrorKind::NotFound => (
             "There is no /dev/kvm".to_owned(),
             "Turn on hardware virtualization in the firmware, or on a cloud VM ask for nested virtualization",
         ),
-        std::io::ErrorKind::PermissionDenied => (
-            "This user may not open /dev/kvm".to_owned(),
-            "Add the user to the group kvm: sudo usermod -aG kvm $USER, then log in again",
-        ),
+        std::io::ErrorKind::PermissionDenied => {
+            ("This user may not open /dev/kvm".to_owned(), rights.as_str())
+        }
         _ => (format!("/dev/kvm cannot be opened: {error}"), "Load the module kvm_intel or kvm_amd"),
     };
     Unavailable { reason, hint: hint.into() }
@@ -125,8 +143,11 @@ mod tests {
 
     #[test]
     fn each_cause_has_its_own_hint() {
-        let hint = |kind: std::io::ErrorKind| unavailable(&kind.into()).hint;
-        assert!(hint(std::io::ErrorKind::PermissionDenied).contains("usermod"));
+        let groups = "root:x:0:\nkvm:x:106:u\n";
+        let hint = |kind: std::io::ErrorKind| because(&kind.into(), group_of(groups, 106)).hint;
+        assert!(hint(std::io::ErrorKind::PermissionDenied).contains("usermod -aG kvm"));
+        let of_root = because(&std::io::ErrorKind::PermissionDenied.into(), group_of(groups, 0));
+        assert!(of_root.hint.contains("setfacl"), "{of_root:?}");
         assert!(hint(std::io::ErrorKind::NotFound).contains("firmware"));
     }
 }
