@@ -175,6 +175,18 @@ pub fn made(folder: BorrowedFd<'_>) -> Result<(), DiskError> {
     sync_folder(folder)
 }
 
+/// Whether a guest has ever made its file system on the disk in a folder: else there is nothing on it to lose.
+///
+/// # Errors
+/// The folder cannot be looked into.
+pub fn is_made(folder: BorrowedFd<'_>) -> Result<bool, DiskError> {
+    match rustix::fs::statat(folder, DESCRIPTION, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(!is_unmade(folder)?),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(failed("look into the disk's folder")(errno)),
+    }
+}
+
 fn is_unmade(folder: BorrowedFd<'_>) -> Result<bool, DiskError> {
     match rustix::fs::statat(folder, UNMADE, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(_) => Ok(true),

@@ -19,5 +19,5 @@ mod folder;
 mod raw;
 
 pub use description::{Description, Layer, LayerFormat};
-pub use folder::{Disk, DiskError, Report, check, create, made, open};
+pub use folder::{Disk, DiskError, Report, check, create, is_made, made, open};
 pub use raw::{RawFile, RawFileError};

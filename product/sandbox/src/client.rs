@@ -114,7 +114,12 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
 }
 
 fn not_started(sandbox: &Sandbox, why: String) -> Error {
-    let hint = format!("the guest's own words are in {}", sandbox.log("console").display());
+    let console = sandbox.log("console");
+    let hint = if std::fs::metadata(&console).is_ok_and(|log| log.len() > 0) {
+        format!("the guest's own words are in {}", console.display())
+    } else {
+        "its guest wrote nothing; viv diagnose says what this host can do".into()
+    };
     Error::NotStarted { why, hint: Some(hint) }
 }
 

@@ -14,6 +14,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -32,6 +33,9 @@ const RUNTIME: &str = "runtime.json";
 const LOCK: &str = "lock";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+
+/// How long a client takes at most from making a sandbox to starting its shim.
+const FIRST_START: Duration = Duration::from_secs(60);
 
 /// All sandboxes of this user.
 #[derive(Clone, Debug)]
@@ -371,11 +375,43 @@ impl Sandbox {
         sum(&self.folder)
     }
 
+    /// Deletes it if its first start has failed: no guest has ever made its file system on the disk, so there is nothing to
+    /// lose. Any other sandbox is given back.
+    pub fn remove_if_it_never_started(self) -> Result<Option<Self>> {
+        let lock = match self.lock(Duration::ZERO) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Ok(Some(self)),
+            // Another client was faster.
+            Err(Error::UnknownSandbox { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Another client may have made it just now, and be about to start it.
+        let ended = match self.runtime() {
+            Some(runtime) => runtime.state == State::Stopped,
+            None => crate::spec::from_rfc3339(&self.spec.created)
+                .and_then(|created| created.elapsed().ok())
+                .is_some_and(|age| age > FIRST_START),
+        };
+        let folder = File::open(self.disk_folder())
+            .map_err(|source| Error::file("cannot open", self.disk_folder(), source))?;
+        // What cannot be told is left alone.
+        if !ended || disk::is_made(folder.as_fd()).unwrap_or(true) {
+            return Ok(Some(self));
+        }
+        tracing::info!(sandbox = self.spec.name, "Deleting it: its first start failed");
+        self.remove_held(lock)?;
+        Ok(None)
+    }
+
     /// Deletes it. It must be stopped.
     pub fn remove(self) -> Result<()> {
-        let Some(_lock) = self.lock(Duration::from_secs(2))? else {
-            return Err(Error::Running { name: self.spec.name });
-        };
+        match self.lock(Duration::from_secs(2))? {
+            Some(lock) => self.remove_held(lock),
+            None => Err(Error::Running { name: self.spec.name }),
+        }
+    }
+
+    fn remove_held(&self, _lock: Lock) -> Result<()> {
         let root = self.folder.parent().unwrap_or(Path::new("/"));
         let gone = root.join(format!("{GONE}{}", self.spec.id));
         let fail = |source| Error::file("cannot delete", &self.folder, source);

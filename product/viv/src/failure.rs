@@ -13,9 +13,6 @@ pub(crate) const OURS: u8 = 125;
 /// Interrupted from the keyboard.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// How many of a guest's last lines are said with a failed start.
-const LAST_WORDS: usize = 3;
-
 /// What is said of a sandbox that went away under a session.
 const LOST: &str = "the sandbox ended";
 
@@ -60,21 +57,6 @@ impl Failure {
         self
     }
 
-    /// As the failure of a first start, whose sandbox was deleted again. `console` is all that its guest wrote.
-    pub(crate) fn of_nothing(mut self, name: &str, console: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(console);
-        let last: Vec<&str> =
-            text.lines().map(str::trim_end).filter(|line| !line.is_empty()).rev().take(LAST_WORDS).collect();
-        if last.is_empty() {
-            self.message.push_str("; the guest wrote nothing");
-        } else {
-            let words: Vec<&str> = last.into_iter().rev().collect();
-            self.message = format!("{}; the guest's last words: {}", self.message, words.join(" | "));
-        }
-        self.hint = Some(format!("{name} was deleted again; viv diagnose says what this host can do"));
-        self
-    }
-
     /// Says it on the standard error.
     pub(crate) fn print(&self) {
         use std::io::Write;
@@ -113,18 +95,6 @@ impl From<agent_proto::ProtoError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_failed_first_start_says_the_guests_last_words() {
-        let failed = || Failure::new("the guest was not ready").hint("its log");
-        let text = failed().of_nothing("box", b"a\nb\n\nc\r\nd\n").text();
-        assert!(
-            text.starts_with("error: the guest was not ready; the guest's last words: b | c | d\n"),
-            "{text}"
-        );
-        assert!(text.contains("box was deleted again"), "{text}");
-        assert!(failed().of_nothing("box", b"").text().contains("wrote nothing"));
-    }
 
     #[test]
     fn a_guests_words_draw_nothing_and_add_no_line() {

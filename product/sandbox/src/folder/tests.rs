@@ -147,6 +147,41 @@ fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
 }
 
 #[test]
+fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
+    let (_root, all) = sandboxes();
+    let make = |name: &str| all.create(&wish("/a/project", Some(name))).unwrap();
+    let note = |sandbox: &Sandbox, state| sandbox.note(&Runtime { state, ..running() }).unwrap();
+    let disk = |sandbox: &Sandbox| File::open(sandbox.disk_folder()).unwrap();
+
+    let fresh = make("fresh");
+    assert!(fresh.remove_if_it_never_started().unwrap().is_some(), "its client is about to start it");
+
+    let killed = make("killed");
+    note(&killed, State::Starting);
+    assert!(killed.remove_if_it_never_started().unwrap().is_some());
+
+    let used = make("used");
+    disk::create(disk(&used).as_fd(), 1 << 20).unwrap();
+    disk::made(disk(&used).as_fd()).unwrap();
+    note(&used, State::Stopped);
+    assert!(used.remove_if_it_never_started().unwrap().is_some());
+
+    for has_disk in [false, true] {
+        let failed = make("failed");
+        if has_disk {
+            disk::create(disk(&failed).as_fd(), 1 << 20).unwrap();
+        }
+        note(&failed, State::Stopped);
+        let lock = failed.lock(Duration::ZERO).unwrap().unwrap();
+        let failed = failed.remove_if_it_never_started().unwrap().expect("it runs");
+        drop(lock);
+        let folder = failed.folder().to_owned();
+        assert!(failed.remove_if_it_never_started().unwrap().is_none());
+        assert!(!folder.exists());
+    }
+}
+
+#[test]
 fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
     let (_root, all) = sandboxes();
     let sandbox = all.create(&wish("/a/project", None)).unwrap();

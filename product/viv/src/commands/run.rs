@@ -36,10 +36,7 @@ pub(crate) fn run(options: RunOptions, no_input: bool) -> Result<u8, Failure> {
     } else {
         commands::hold_known(&places, &sandbox, interactive)
     };
-    let held = match held {
-        Err(failure) if is_new => return Err(discard(sandbox, failure)),
-        held => held?,
-    };
+    let held = held?;
     // A command whose errors go elsewhere gets no terminal: there both its outputs would be one.
     let tty = terminal::is_interactive()
         && (options.arguments.is_empty() || std::io::IsTerminal::is_terminal(&std::io::stderr()));
@@ -131,7 +128,9 @@ fn find_or_make(
     places: &Places,
     interactive: bool,
 ) -> Result<(Sandbox, bool), Failure> {
-    if let Some(mut sandbox) = sandboxes.existing(&wish)? {
+    // What its failed first start was made with, such as an engine that is of no use here, is not kept for the next one.
+    let existing = sandboxes.existing(&wish)?.map(Sandbox::remove_if_it_never_started).transpose()?.flatten();
+    if let Some(mut sandbox) = existing {
         sandbox.adopt(&wish.shares)?;
         say_what_stays(&sandbox, &wish, options, places);
         return Ok((sandbox, false));
@@ -173,17 +172,6 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &RunOptions, places: 
             stays.join(", "),
             spec.name
         );
-    }
-}
-
-/// A sandbox whose very first start fails is deleted: there is nothing in it, and what it was made with, such as an engine that
-/// is of no use here, would stay in the way of the next attempt. The guest's last words come with the failure.
-fn discard(sandbox: Sandbox, failure: Failure) -> Failure {
-    let console = std::fs::read(sandbox.log("console")).unwrap_or_default();
-    let name = sandbox.spec.name.clone();
-    match sandbox.remove() {
-        Ok(()) => failure.of_nothing(&name, &console),
-        Err(_) => failure,
     }
 }
 
