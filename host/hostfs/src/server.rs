@@ -50,7 +50,7 @@ impl Default for Options {
             max_node_bytes: 384 << 20,
             max_handles: budget / 4 * 3,
             max_directories: (budget / 4).min(4096),
-            sync_pause: Duration::from_secs(1),
+            sync_pause: Duration::from_millis(100),
         }
     }
 }

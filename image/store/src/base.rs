@@ -421,10 +421,12 @@ fn record(
 /// Whether the image in a folder was not used for long; made is used.
 fn is_unused(folder: &Path) -> bool {
     let time = |path: PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let used = time(folder.join(USED)).or_else(|| time(folder.join("image.json")));
-    used.or_else(|| time(folder.to_owned()))
-        .and_then(|used| SystemTime::now().duration_since(used).ok())
-        .is_some_and(|age| age > UNUSED)
+    let Some(used) = time(folder.join(USED)) else {
+        // Made by a version that did not note it: its time begins now.
+        let _ = File::create(folder.join(USED));
+        return false;
+    };
+    SystemTime::now().duration_since(used).is_ok_and(|age| age > UNUSED)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

@@ -99,7 +99,8 @@ fn images_that_nobody_wants_go_when_they_were_not_used_for_long() {
     }
     let file = |key: &str, name: &str| dir.path().join("images").join(key).join(name);
     for key in ["current", "old", "damaged", "of-a-sandbox", "in-use-elsewhere"] {
-        age(&file(key, "image.json"));
+        std::fs::write(file(key, "used"), "").unwrap();
+        age(&file(key, "used"));
     }
     std::fs::remove_file(file("damaged", "vmlinux")).unwrap();
     store.note_use("in-use-elsewhere");

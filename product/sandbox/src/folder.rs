@@ -8,7 +8,7 @@
 //!                disk/           the writable disk's layers
 //!                logs/           console.log, vmm.log, shim.log, each bounded
 //! sandboxes/.new-<id>            being made; .gone-<id> being deleted: both are swept when nobody makes one
-//! sandboxes/.names               held while a name is chosen and its folder made
+//! sandboxes/.names               held while a name is chosen and its folder made, and while a spec is written anew
 //! ```
 //! A process may be killed at any moment: what it held is free at once, and a folder is there as a whole or not at all.
 
@@ -150,15 +150,16 @@ impl Sandboxes {
         }
     }
 
-    /// Makes a sandbox, or gives the one that [`Self::existing`] finds. Two processes at once get the same one.
-    pub fn create(&self, wish: &Wish) -> Result<Sandbox> {
+    /// Makes a sandbox, or gives the one that [`Self::existing`] finds, and says whether it is new. Two processes at once get
+    /// the same one.
+    pub fn create(&self, wish: &Wish) -> Result<(Sandbox, bool)> {
         if let Some(name) = &wish.name {
             naming::check(name)?;
         }
-        let _names = self.hold_names()?;
+        let _names = hold_names(&self.root)?;
         self.sweep();
         if let Some(sandbox) = self.existing(wish)? {
-            return Ok(sandbox);
+            return Ok((sandbox, false));
         }
         let (all, _) = self.list()?;
         let name = wish.name.clone().unwrap_or_else(|| {
@@ -191,16 +192,7 @@ impl Sandboxes {
         let folder = self.root.join(&id);
         fs::rename(&fresh, &folder).map_err(fail)?;
         files::sync_folder(&self.root)?;
-        Ok(Sandbox { folder, spec })
-    }
-
-    fn hold_names(&self) -> Result<File> {
-        let path = self.root.join(".names");
-        let fail = |source: io::Error| Error::file("cannot lock", &path, source);
-        let file =
-            File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
-        Ok(file)
+        Ok((Sandbox { folder, spec }, true))
     }
 
     /// Deletes what killed processes left half made or half deleted. The names are held.
@@ -280,12 +272,13 @@ impl Sandbox {
     /// # Errors
     /// [`Error::SharesFixed`] if it runs with other folders: what a guest sees is decided before it starts.
     pub fn adopt(&mut self, named: &[Share]) -> Result<()> {
+        // Another client may name folders for it at the same moment.
+        let _names = hold_names(self.folder.parent().unwrap_or(Path::new("/")))?;
+        self.spec = files::read_json(&self.folder.join(SPEC), SCHEMA)?;
         let mut spec = self.spec.clone();
         let mut other = None;
         for now in named {
             match spec.shares.iter_mut().find(|share| share.path == now.path) {
-                // Other rights were asked for: that is not the share that the sandbox has, and keeps.
-                Some(share) if share.read_only && !now.read_only => {}
                 Some(share) => {
                     share.identity = now.identity;
                     if now.read_only && !share.read_only {
@@ -302,7 +295,7 @@ impl Sandbox {
         if spec == self.spec {
             return Ok(());
         }
-        // Held while the file is written, so that no shim starts from the old one in between.
+        // Held while the file is written; a shim reads it when it has the lock.
         let _lock = match other {
             None => None,
             Some(share) => {
@@ -416,8 +409,22 @@ impl Sandbox {
         let gone = root.join(format!("{GONE}{}", self.spec.id));
         let fail = |source| Error::file("cannot delete", &self.folder, source);
         fs::rename(&self.folder, &gone).map_err(fail)?;
-        fs::remove_dir_all(&gone).map_err(fail)
+        match fs::remove_dir_all(&gone) {
+            // Another client's sweep was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(fail),
+        }
     }
+}
+
+/// Who holds this makes sandboxes and writes their specs.
+fn hold_names(root: &Path) -> Result<File> {
+    let path = root.join(".names");
+    let fail = |source: io::Error| Error::file("cannot lock", &path, source);
+    let file =
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+    Ok(file)
 }
 
 fn random_id() -> Result<String> {

@@ -68,7 +68,7 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            std::process::exit(crate::session::BROKEN_PIPE.into())
+            Err(Failure::new("nobody reads the output").code(crate::session::BROKEN_PIPE))
         }
         Err(error) => Err(sandbox::Error::host("cannot write the output", error).into()),
         Ok(()) => Ok(()),

@@ -80,6 +80,8 @@ fn run_shim(id: &str) -> ExitCode {
             announce(&Announcement::Busy);
             return Ok(());
         };
+        // As it is now that nobody else may change it.
+        let sandbox = Sandboxes::open(&places)?.by_id(id)?;
         let (terminate, handler) =
             UnixStream::pair().map_err(|error| Error::host("cannot make a socket", error))?;
         signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, handler)

@@ -36,21 +36,21 @@ fn running() -> Runtime {
 #[test]
 fn the_same_workspace_is_the_same_sandbox_and_another_gets_a_number() {
     let (_root, all) = sandboxes();
-    let first = all.create(&wish("/a/project", None)).unwrap();
+    let first = all.create(&wish("/a/project", None)).unwrap().0;
     assert_eq!(first.spec.name, "shell-project");
-    assert_eq!(all.create(&wish("/a/project", None)).unwrap().spec.id, first.spec.id);
-    let second = all.create(&wish("/b/project", None)).unwrap();
+    assert_eq!(all.create(&wish("/a/project", None)).unwrap().0.spec.id, first.spec.id);
+    let second = all.create(&wish("/b/project", None)).unwrap().0;
     assert_eq!(second.spec.name, "shell-project-2");
-    assert_eq!(all.create(&wish("/b/project", None)).unwrap().spec.id, second.spec.id);
+    assert_eq!(all.create(&wish("/b/project", None)).unwrap().0.spec.id, second.spec.id);
     assert_eq!(all.list().unwrap().0.len(), 2);
 }
 
 #[test]
 fn a_taken_name_is_refused_for_another_workspace_and_attached_to_for_its_own() {
     let (_root, all) = sandboxes();
-    let mine = all.create(&wish("/a/x", Some("mine"))).unwrap();
+    let mine = all.create(&wish("/a/x", Some("mine"))).unwrap().0;
     assert!(matches!(all.create(&wish("/b/y", Some("mine"))), Err(Error::NameTaken { .. })));
-    assert_eq!(all.create(&wish("/a/x", Some("mine"))).unwrap().spec.id, mine.spec.id);
+    assert_eq!(all.create(&wish("/a/x", Some("mine"))).unwrap().0.spec.id, mine.spec.id);
     assert!(matches!(all.create(&wish("/b/y", Some("-"))), Err(Error::BadName { .. })));
 }
 
@@ -58,8 +58,9 @@ fn a_taken_name_is_refused_for_another_workspace_and_attached_to_for_its_own() {
 fn ten_at_once_make_one() {
     let (_root, all) = sandboxes();
     let ids: Vec<String> = std::thread::scope(|scope| {
-        let made: Vec<_> =
-            (0..10).map(|_| scope.spawn(|| all.create(&wish("/a/project", None)).unwrap().spec.id)).collect();
+        let made: Vec<_> = (0..10)
+            .map(|_| scope.spawn(|| all.create(&wish("/a/project", None)).unwrap().0.spec.id))
+            .collect();
         made.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -70,7 +71,7 @@ fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
     let (_root, all) = sandboxes();
     fs::create_dir_all(all.root.join(".new-1/disk")).unwrap();
     fs::create_dir_all(all.root.join(".gone-2/logs")).unwrap();
-    let sandbox = all.create(&wish("/a/project", None)).unwrap();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
     assert!(!all.root.join(".new-1").exists() && !all.root.join(".gone-2").exists());
     assert_eq!(sandbox.state(), State::Stopped);
 
@@ -108,17 +109,17 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
     let mut wish = wish("/a/project", None);
     wish.shares.push(Share { path: "/a/data".into(), read_only: true, identity: at(2) });
     wish.shares[0].identity = at(1);
-    let mut sandbox = all.create(&wish).unwrap();
+    let mut sandbox = all.create(&wish).unwrap().0;
 
     let named = [
         Share { identity: at(7), ..wish.shares[0].clone() },
-        // Other rights were asked for: that is not the share that the sandbox has.
+        // A right that it was not given when it was made is not given by naming it.
         Share { identity: at(8), read_only: false, ..wish.shares[1].clone() },
     ];
     sandbox.adopt(&named).unwrap();
     let kept = all.by_id(&sandbox.spec.id).unwrap().spec;
     assert_eq!(kept, sandbox.spec);
-    assert_eq!((kept.shares[0].identity, kept.shares[1].identity), (at(7), at(2)));
+    assert_eq!((kept.shares[0].identity, kept.shares[1].identity), (at(7), at(8)));
     assert!(kept.shares[1].read_only);
 }
 
@@ -126,11 +127,11 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
 fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
     let (_root, all) = sandboxes();
     let wish = wish("/a/project", None);
-    let mut sandbox = all.create(&wish).unwrap();
+    let mut sandbox = all.create(&wish).unwrap().0;
     let read_only = Share { read_only: true, ..wish.shares[0].clone() };
     let further = Share { path: "/a/data".into(), read_only: false, identity: None };
 
-    let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+    let (mut stale, lock) = (sandbox.clone(), sandbox.lock(Duration::ZERO).unwrap().unwrap());
     for named in [&read_only, &further] {
         let refused = sandbox.adopt(std::slice::from_ref(named)).unwrap_err();
         assert!(matches!(refused, Error::SharesFixed { .. }), "{refused}");
@@ -140,7 +141,12 @@ fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
     drop(lock);
 
     sandbox.adopt(&[read_only.clone(), further.clone()]).unwrap();
-    assert_eq!(all.by_id(&sandbox.spec.id).unwrap().spec.shares, [read_only, further]);
+    // Another client, which read the spec before that, takes nothing back.
+    let identity = Some(crate::workspace::Identity { device: 1, inode: 9 });
+    stale.adopt(&[Share { identity, ..wish.shares[0].clone() }]).unwrap();
+    let shares = [Share { identity, ..read_only }, further];
+    assert_eq!(all.by_id(&sandbox.spec.id).unwrap().spec.shares, shares);
+    assert_eq!(stale.spec.shares, shares);
     // In a writable folder another one would not be safe, whenever it is named.
     let within = Share { path: "/a/data/within".into(), read_only: true, identity: None };
     assert!(matches!(sandbox.adopt(&[within]), Err(Error::BadWorkspace { .. })));
@@ -149,7 +155,7 @@ fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
 #[test]
 fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
     let (_root, all) = sandboxes();
-    let make = |name: &str| all.create(&wish("/a/project", Some(name))).unwrap();
+    let make = |name: &str| all.create(&wish("/a/project", Some(name))).unwrap().0;
     let note = |sandbox: &Sandbox, state| sandbox.note(&Runtime { state, ..running() }).unwrap();
     let disk = |sandbox: &Sandbox| File::open(sandbox.disk_folder()).unwrap();
 
@@ -184,7 +190,7 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
 #[test]
 fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
     let (_root, all) = sandboxes();
-    let sandbox = all.create(&wish("/a/project", None)).unwrap();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
     let runtime = running();
     sandbox.note(&runtime).unwrap();
     // What is to be written first has a folder in its place.

@@ -37,7 +37,8 @@ impl Host {
         );
         std::fs::write(folder.join("image.json"), record).unwrap();
         let long_ago = SystemTime::now() - store::UNUSED - Duration::from_secs(60);
-        std::fs::File::open(folder.join("image.json")).unwrap().set_modified(long_ago).unwrap();
+        std::fs::write(folder.join("used"), "").unwrap();
+        std::fs::File::open(folder.join("used")).unwrap().set_modified(long_ago).unwrap();
     }
 
     fn sandbox(&self, workspace: &Path, image: &str) -> PathBuf {
@@ -52,7 +53,7 @@ impl Host {
             engine: None,
             image: image.into(),
         };
-        let made = Sandboxes::open(&self.places).unwrap().create(&wish).unwrap();
+        let made = Sandboxes::open(&self.places).unwrap().create(&wish).unwrap().0;
         made.folder().to_owned()
     }
 }

@@ -130,10 +130,8 @@ fn find_or_make(
 ) -> Result<(Sandbox, bool), Failure> {
     // What its failed first start was made with, such as an engine that is of no use here, is not kept for the next one.
     let existing = sandboxes.existing(&wish)?.map(Sandbox::remove_if_it_never_started).transpose()?.flatten();
-    if let Some(mut sandbox) = existing {
-        sandbox.adopt(&wish.shares)?;
-        say_what_stays(&sandbox, &wish, options, places);
-        return Ok((sandbox, false));
+    if let Some(sandbox) = existing {
+        return Ok((attach(sandbox, &wish, options, places)?, false));
     }
     let engine = wish.engine.as_deref().and_then(Engine::from_name);
     // An engine that cannot be used is refused before anything is downloaded.
@@ -142,8 +140,22 @@ fn find_or_make(
         eprintln!("viv: {help}; a guest may not come up at all");
     }
     wish.image = setup::ensure_image(places, engine, interactive)?;
-    let sandbox = sandboxes.create(&wish)?;
-    Ok((sandbox, true))
+    match sandboxes.create(&wish)? {
+        (sandbox, true) => Ok((sandbox, true)),
+        // Another client was faster, or there is one with a name of its own.
+        (sandbox, false) => Ok((attach(sandbox, &wish, options, places)?, false)),
+    }
+}
+
+fn attach(
+    mut sandbox: Sandbox,
+    wish: &Wish,
+    options: &RunOptions,
+    places: &Places,
+) -> Result<Sandbox, Failure> {
+    sandbox.adopt(&wish.shares)?;
+    say_what_stays(&sandbox, wish, options, places);
+    Ok(sandbox)
 }
 
 /// What was decided when a sandbox was made stays; a wish for something else is not passed over in silence.
