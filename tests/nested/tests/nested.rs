@@ -39,9 +39,6 @@ fn is_skipped(line: &str) -> bool {
 }
 
 fn contract_suite(nested: &Nested) -> Result<Completion, Failed> {
-    if !e2e::long_cases() {
-        return Ok(Completion::ignored_with(e2e::LONG));
-    }
     let program = Path::new(env!("CARGO_BIN_EXE_kvm-contract"));
     let job = Job {
         files: &[(program, "/opt/kvm-contract")],
