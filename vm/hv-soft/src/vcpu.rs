@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hv::state::{StateElement, StateError, StateId};
-use hv::{CpuIo, CreateVmError, Halt, RunError, StopToken, Vcpu, VcpuBinder};
+use hv::{CpuIo, CreateVmError, Halt, NoDevices, RunError, StopToken, Vcpu, VcpuBinder};
 use soft_cpu::apic::{self, Apic};
 use soft_cpu::cpu::flag;
 use soft_cpu::{Cpu, Env, Exception, Executor, Exit, Poll, Step, deliver, exec, poll_interrupts, step};
@@ -74,20 +74,6 @@ impl Drop for SoftVcpu {
     }
 }
 
-/// Devices are not touched by reading or setting state.
-struct NoIo;
-
-impl CpuIo for NoIo {
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-}
-
 /// Ends the claim that guest code runs, whatever way `run` is left.
 struct Running<'a>(&'a Slot);
 
@@ -142,14 +128,14 @@ impl Vcpu for SoftVcpu {
 
     fn get_state(&mut self, id: StateId) -> Result<StateElement, StateError> {
         let vm = self.vm.clone();
-        let env = vm.env(&NoIo);
+        let env = vm.env(&NoDevices);
         let Some(cpu) = self.cpu.as_deref_mut() else { return Err(StateError::Unknown(id)) };
         state::get(cpu, &env, id, self.waiting, self.exception)
     }
 
     fn set_state(&mut self, element: &StateElement) -> Result<(), StateError> {
         let vm = self.vm.clone();
-        let env = vm.env(&NoIo);
+        let env = vm.env(&NoDevices);
         let (Some(cpu), Some(executor)) = (self.cpu.as_deref_mut(), self.executor.as_deref_mut()) else {
             return Err(StateError::Unknown(element.id()));
         };

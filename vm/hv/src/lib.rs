@@ -147,6 +147,25 @@ pub trait CpuIo: Sync {
     fn pio_write(&self, port: u16, data: &[u8]);
 }
 
+/// A bus with nothing on it: what is read is all ones, as nobody drives the lines, and what is written is gone. For where no
+/// device is to be touched, such as reading a vCPU's state, and for guests that have none.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDevices;
+
+impl CpuIo for NoDevices {
+    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+
+    fn pio_read(&self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn pio_write(&self, _port: u16, _data: &[u8]) {}
+}
+
 /// Why [`Vcpu::run`] came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Halt {

@@ -672,20 +672,12 @@ pub fn force_cr8(cpu: &mut Cpu, value: u64) {
 #[cfg(test)]
 mod tests {
     use guest_memory::{GuestRam, RangeSpec};
+    use hv::NoDevices;
 
     use super::*;
     use crate::env::NoWatch;
     use crate::msr::{self, number};
     use crate::{Platform, RamMap};
-
-    struct NoDevices;
-
-    impl hv::CpuIo for NoDevices {
-        fn mmio_read(&self, _: u64, _: &mut [u8]) {}
-        fn mmio_write(&self, _: u64, _: &[u8]) {}
-        fn pio_read(&self, _: u16, _: &mut [u8]) {}
-        fn pio_write(&self, _: u16, _: &[u8]) {}
-    }
 
     /// A vCPU whose timer is in TSC-deadline mode.
     fn with_timer(test: impl FnOnce(&mut Cpu, &Env<'_>)) {

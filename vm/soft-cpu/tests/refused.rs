@@ -1,25 +1,13 @@
 //! Instructions that the interpreter must refuse, and those it must ignore, whatever the processor beneath it can do.
 
 use guest_memory::{GuestRam, RangeSpec};
+use hv::NoDevices;
 use soft_cpu::cpu::{cr, sreg};
 use soft_cpu::env::NoWatch;
 use soft_cpu::{Cpu, Env, Platform, RamMap, Step};
 use vm_memory::{Bytes, GuestAddress};
 
 const CODE: u64 = 0x1000;
-
-struct NoDevices;
-
-impl hv::CpuIo for NoDevices {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-}
 
 /// Runs one instruction at CPL 3 without an IDT, where every exception is a shutdown, and returns the CPU after it.
 fn run(bytes: &[u8]) -> (Step, Box<Cpu>) {

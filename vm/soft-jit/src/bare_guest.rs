@@ -4,26 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest_memory::{GuestRam, RangeSpec, WriteObserver};
-use hv::CpuIo;
+use hv::NoDevices;
 use soft_cpu::cpu::{cr, sreg};
 use soft_cpu::{ApicPort, Cpu, Env, Executor, Exit, Platform, RamMap};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{Jit, JitVcpu, Tuning};
-
-/// A bus with nothing on it.
-struct NoIo;
-
-impl CpuIo for NoIo {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
-}
 
 /// What the vCPUs of a bare guest share.
 #[derive(Clone)]
@@ -94,7 +80,7 @@ impl Guest {
         self.cpu.halted = 0;
         self.cpu.kick.store(0, Ordering::SeqCst);
         let vm = &self.vm;
-        let env = Env { ram: &vm.map, io: &NoIo, watch: &*vm.jit, platform: &vm.platform };
+        let env = Env { ram: &vm.map, io: &NoDevices, watch: &*vm.jit, platform: &vm.platform };
         self.executor.run(&mut self.cpu, &env)
     }
 

@@ -1,6 +1,7 @@
 //! Runs one instruction through `step`, in a ring-3 guest whose pages lie at the linear addresses that the native run uses.
 
 use guest_memory::{GuestRam, RangeSpec};
+use hv::NoDevices;
 use soft_cpu::cpu::{cr, sreg};
 use soft_cpu::env::NoWatch;
 use soft_cpu::platform::Platform;
@@ -18,19 +19,6 @@ pub(crate) struct Guest {
     map: RamMap,
     cpu: Box<Cpu>,
     platform: Platform,
-}
-
-struct NoDevices;
-
-impl hv::CpuIo for NoDevices {
-    fn mmio_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u64, _: &[u8]) {}
-    fn pio_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _: u16, _: &[u8]) {}
 }
 
 impl Guest {
