@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sandbox::assets::Assets;
+use sandbox::assets::{Assets, newest_initramfs};
 use sandbox::build_vm::{self, Job, JobDisk};
 use sandbox::engine::Engine;
 use sandbox::places::Places;
@@ -58,7 +58,8 @@ impl Bench {
         let image = store::Store::open(&places.cache)?.base()?.context(
             "there is no base image yet: `cargo run --release -- run shell . -- -c true` makes it",
         )?;
-        let initramfs = newest(&places.cache.join("initramfs"))?;
+        let initramfs = newest_initramfs(&places.cache)
+            .context("there is no initramfs in the cache: start a sandbox once")?;
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         let at = folder.path();
         fs::write(at.join("work.c"), WORK_C)?;
@@ -211,16 +212,6 @@ impl Bench {
 
 /// For the agent, and the switches that `soft` sets anyway, so that both sides run the same kernel code.
 const WORDS: [&str; 4] = ["viv.script=viv-script", "viv.docker=off", "mitigations=off", "ia32_emulation=0"];
-
-/// The newest file of a folder.
-pub(crate) fn newest(folder: &Path) -> Result<PathBuf> {
-    let files = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let dated = files.filter_map(|entry| {
-        let entry = entry.ok()?;
-        Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
-    });
-    dated.max().map(|(_, path)| path).context("there is no initramfs in the cache: start a sandbox once")
-}
 
 /// Block devices have whole sectors.
 fn pad(path: &Path) -> Result<()> {

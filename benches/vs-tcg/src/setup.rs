@@ -7,10 +7,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use fetch::Silent;
 use image_builder::{Boot, BuilderVm};
+use sandbox::assets::newest_initramfs;
 use sandbox::places::Places;
 use store::{Record, Store};
 
-use crate::guest::{Side, newest};
+use crate::guest::Side;
 use crate::qemu::Machine;
 use crate::table::Rows;
 
@@ -33,8 +34,9 @@ pub(crate) fn measure(sides: &[Side], rows: &mut Rows) -> Result<()> {
             copy(downloads, &theirs.join("downloads"))?;
         }
         // The agent and the kernel's modules are the same for every guest.
-        let initramfs =
-            newest(&ours.join("cache/vivarium/initramfs")).or_else(|_| newest(&cache.join("initramfs")))?;
+        let initramfs = newest_initramfs(&ours.join("cache/vivarium"))
+            .or_else(|| newest_initramfs(&cache))
+            .context("there is no initramfs in the cache: start a sandbox once")?;
         let image = Store::open(&theirs)?.ensure_base(&Qemu { initramfs }, &Silent)?;
         add(&image.record, Side::Qemu, rows);
     }

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::places::Places;
 
+/// The folder of initramfs archives in the cache.
+const INITRAMFS: &str = "initramfs";
+
 /// The files of one boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assets {
@@ -20,6 +23,13 @@ pub struct Assets {
     pub base: Option<PathBuf>,
 }
 
+/// The initramfs in this cache that was made last, if there is one: for who boots what `viv` boots and has no agent to make one of.
+pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
+    let dated = files.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())));
+    dated.max().map(|(_, path)| path)
+}
+
 /// The initramfs for this agent and this kernel, made if it is not in the cache. `modules` is the kernel's folder of
 /// modules, `release` its name.
 pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -> Result<PathBuf> {
@@ -29,7 +39,7 @@ pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -
     hash.update(release);
     hash.update(agent);
     let key: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let folder = places.cache.join("initramfs");
+    let folder = places.cache.join(INITRAMFS);
     let path = folder.join(format!("{key}.cpio"));
     if path.is_file() {
         return Ok(path);

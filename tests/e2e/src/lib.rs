@@ -234,13 +234,17 @@ pub fn end(mut child: Child) {
     let _ = child.wait();
 }
 
+/// The cargo that runs this test, to build further programs with.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
 /// Builds the released `viv` into this target folder and gives its path.
 ///
 /// # Errors
 /// A sentence that says what failed.
 pub fn build(target: &Path) -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = cargo()
         .args(["build", "--release", "--package", "viv", "--target-dir"])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -41,8 +41,7 @@ pub const ATTEMPTS: &[&str] = &[
 /// # Errors
 /// What the test printed, if it failed.
 pub fn confined(folder: &Path) -> Result<(), String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = e2e::cargo()
         .args([
             "test",
             "--package",
@@ -85,9 +84,8 @@ impl Hostile {
         if !std::fs::read_dir(&images).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(format!("there is no image in {} (the test e2e makes one)", images.display()));
         }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let folder = target.join("hostile");
-        let status = Command::new(cargo)
+        let status = e2e::cargo()
             .args(["build", "--package", "viv", "--features", "hostile-hook", "--target-dir"])
             .arg(&folder)
             .current_dir(env!("CARGO_MANIFEST_DIR"))

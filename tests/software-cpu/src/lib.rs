@@ -12,6 +12,7 @@ use backends::{ConsoleBackend, EntropySource};
 use disk::RawFile;
 use hv_soft::{ExecutorKind, SoftEngine};
 use machine::{Exit, MachineBuilder, MachineConfig};
+use sandbox::assets::newest_initramfs;
 use soft_jit::Tuning;
 use virtio_devices::{Block, Pmem, Rng, pci};
 
@@ -36,17 +37,9 @@ impl Files {
         let none = || format!("there is no image in {} (the test e2e makes one)", cache.display());
         let store = store::Store::open(&cache).map_err(|error| error.to_string())?;
         let image = store.base().map_err(|error| error.to_string())?.ok_or_else(none)?;
-        let initramfs = newest(&cache.join("initramfs")).ok_or_else(none)?;
+        let initramfs = newest_initramfs(&cache).ok_or_else(none)?;
         Ok(Self { kernel: image.kernel.elf, initramfs, base: image.base })
     }
-}
-
-fn newest(folder: &Path) -> Option<PathBuf> {
-    let files = std::fs::read_dir(folder).ok()?.flatten();
-    files
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .max()
-        .map(|(_, path)| path)
 }
 
 /// What a guest did.

@@ -204,6 +204,22 @@ fn segment_number(register: Register) -> Option<u8> {
     })
 }
 
+/// Whether an operand of this kind is a constant in the instruction.
+pub fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate8_2nd
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
+}
+
 fn operand(iced: &Instruction, index: u32, insn: &mut Insn) -> (Opnd, u8) {
     match iced.op_kind(index) {
         OpKind::Register => {
@@ -235,15 +251,7 @@ fn operand(iced: &Instruction, index: u32, insn: &mut Insn) -> (Opnd, u8) {
             insn.imm = iced.near_branch_target().wrapping_sub(iced.len() as u64);
             (Opnd::Imm, 8)
         }
-        OpKind::Immediate8
-        | OpKind::Immediate8_2nd
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => {
+        kind if is_immediate(kind) => {
             if !matches!(iced.op_kind(index), OpKind::Immediate8_2nd) {
                 insn.imm = iced.immediate(index);
             }

@@ -29,7 +29,7 @@ mod stub;
 
 pub use apic::{ApicPort, Poll, poll_interrupts};
 pub use cpu::{Cpu, Segment, TlbEvent};
-pub use decode::decoder_options;
+pub use decode::{decoder_options, is_immediate};
 pub use dry_run::{DryRun, End, status_flags};
 pub use env::{CodeWatch, Env, NoWatch, RamMap, RamSpan};
 pub use exception::{Exception, deliver};

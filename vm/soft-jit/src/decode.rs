@@ -471,16 +471,7 @@ fn unusual_operands(instr: &Instruction) -> bool {
                 || register.is_st())
         }
         OpKind::Memory => instr.memory_size().size() == 0,
-        OpKind::Immediate8
-        | OpKind::Immediate8_2nd
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => false,
-        _ => true,
+        kind => !soft_cpu::is_immediate(kind),
     })
 }
 

@@ -370,21 +370,9 @@ fn permitted(instr: &Instruction) -> Result<(), &'static str> {
         return Err("a push or pop that blocks do not make");
     }
     for op in 0..instr.op_count() {
-        if !matches!(
-            instr.op_kind(op),
-            OpKind::Register
-                | OpKind::Memory
-                | OpKind::NearBranch64
-                | OpKind::Immediate8
-                | OpKind::Immediate8_2nd
-                | OpKind::Immediate16
-                | OpKind::Immediate32
-                | OpKind::Immediate64
-                | OpKind::Immediate8to16
-                | OpKind::Immediate8to32
-                | OpKind::Immediate8to64
-                | OpKind::Immediate32to64
-        ) {
+        let kind = instr.op_kind(op);
+        let is_named = matches!(kind, OpKind::Register | OpKind::Memory | OpKind::NearBranch64);
+        if !is_named && !soft_cpu::is_immediate(kind) {
             return Err("memory that is not named");
         }
         if instr.op_kind(op) == OpKind::Register && instr.op_register(op).is_segment_register() {
