@@ -1,7 +1,8 @@
 //! Runs a script in a nested machine, for trying things by hand:
 //!
 //! ```text
-//! cargo run -p nested --example machine -- SCRIPT [--folder DIR] [--free MIB] [--memory MIB] [--limit SECONDS] [FILE=/PATH…]
+//! cargo run -p nested --example machine -- SCRIPT [--folder DIR] [--free MIB] [--memory MIB] [--vcpus N]
+//!     [--limit SECONDS] [FILE=/PATH…]
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,13 +16,14 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let script = std::fs::read_to_string(arguments.next().ok_or("which script?")?)?;
     let mut files: Vec<(PathBuf, String)> = Vec::new();
     let mut folder: Option<PathBuf> = None;
-    let (mut free, mut memory, mut limit) = (1024, 6144, 600);
+    let (mut free, mut memory, mut limit, mut vcpus) = (1024, 6144, 600, 1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or("a value is missing");
         match argument.as_str() {
             "--folder" => folder = Some(value()?.into()),
             "--free" => free = value()?.parse()?,
             "--memory" => memory = value()?.parse()?,
+            "--vcpus" => vcpus = value()?.parse()?,
             "--limit" => limit = value()?.parse()?,
             file => {
                 let (from, to) = file.split_once('=').ok_or("a file is FILE=/PATH")?;
@@ -36,6 +38,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         free_mib: free,
         script: &script,
         memory_mib: memory,
+        vcpus,
         limit: Duration::from_secs(limit),
         ..Default::default()
     };

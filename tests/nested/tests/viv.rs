@@ -63,6 +63,7 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
         free_mib: 6144,
         script: &script,
         memory_mib: 6144,
+        vcpus: 1,
         limit: Duration::from_secs(2400),
         ..Default::default()
     };
