@@ -15,6 +15,8 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Uid};
 
+use crate::sys;
+
 /// Below this, an error number is the kernel's own and comes from exec itself.
 const STEP: i32 = 1 << 16;
 
@@ -77,13 +79,14 @@ fn at(step: Step) -> impl Fn(rustix::io::Errno) -> io::Error {
     }
 }
 
-/// Makes a command prepare itself: a session of its own, and what `preparation` says.
+/// Makes a command prepare itself: default signals, a session of its own, and what `preparation` says.
 pub(crate) fn prepare(command: &mut Command, preparation: Preparation) {
     let ids = preparation.user.as_ref().map(|ids| {
         let groups: Vec<Gid> = ids.groups.iter().map(|g| Gid::from_raw(*g)).collect();
         (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid), groups)
     });
     let work = move || {
+        sys::default_signals();
         if let Some(group) = &preparation.group {
             rustix::io::write(group, b"0").map_err(at(Step::Group))?;
         }

@@ -156,6 +156,15 @@ pub(crate) fn signal_everyone(signal: libc::c_int) {
     unsafe { libc::kill(-1, signal) };
 }
 
+/// Gives every signal its default action. What is ignored stays ignored through exec, and a program that was started
+/// with SIGINT ignored never gets a Ctrl-C. Makes system calls only, so that a child may call it after fork.
+pub(crate) fn default_signals() {
+    for signal in 1..=64 {
+        // SAFETY: no pointers are passed. The kernel and the C library refuse the numbers that cannot be changed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Signals a process group. Numbers that are no signals are refused by the kernel.
 pub(crate) fn signal_group(group: Pid, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: no pointers are passed.

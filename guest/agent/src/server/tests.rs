@@ -208,6 +208,14 @@ fn a_terminal_has_size_job_control_and_ctrl_c() {
 }
 
 #[test]
+fn what_the_agent_ignores_its_commands_do_not() {
+    // SAFETY: no pointers are passed; nobody else uses this signal.
+    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
+    let (_, _, exit) = run(&sh("kill -USR2 $$; exit 1"));
+    assert_eq!(exit.ending, Some(Ending::Signal(libc::SIGUSR2)));
+}
+
+#[test]
 fn the_end_of_input_ends_a_terminals_reader() {
     let (mut reader, mut writer) = open(&Exec { pty: Some(Pty::default()), stdin: true, ..exec(&["cat"]) });
     writer.stdin(b"line\n").expect("sent");
