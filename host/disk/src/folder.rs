@@ -9,7 +9,7 @@ use backends::BlockBackend;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::{Description, RawFile, RawFileError};
+use crate::{Description, Layer, RawFile, RawFileError};
 
 const DESCRIPTION: &CStr = c"disk.json";
 const NEW_DESCRIPTION: &CStr = c"disk.json.new";
@@ -91,11 +91,25 @@ pub struct Disk {
 }
 
 /// What [`check`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     /// Bytes that the guest sees.
     pub size: u64,
     /// Bytes that the layers take on the host.
+    pub allocated: u64,
+    /// Whether a guest has made its file system on it; see [`made`].
+    pub made: bool,
+    /// The layers, bottom first.
+    pub layers: Vec<LayerReport>,
+}
+
+/// What [`check`] found of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LayerReport {
+    /// The layer as the description has it.
+    #[serde(flatten)]
+    pub layer: Layer,
+    /// Bytes that it takes on the host.
     pub allocated: u64,
 }
 
@@ -201,13 +215,32 @@ fn is_unmade(folder: BorrowedFd<'_>) -> Result<bool, DiskError> {
 /// As [`open`] has them, but for [`DiskError::InUse`].
 pub fn check(folder: BorrowedFd<'_>) -> Result<Report, DiskError> {
     let description = read_description(folder)?;
-    let mut allocated = 0;
+    let mut layers = Vec::with_capacity(description.layers.len());
     for layer in &description.layers {
         let file = open_layer(folder, &layer.file, OFlags::RDONLY)?;
-        allocated += check_size(&file, &layer.file, description.size)?;
+        let allocated = check_size(&file, &layer.file, description.size)?;
         RawFile::new(file, description.size, true)?;
+        layers.push(LayerReport { layer: layer.clone(), allocated });
     }
-    Ok(Report { size: description.size, allocated })
+    let allocated = layers.iter().map(|layer| layer.allocated).sum();
+    Ok(Report { size: description.size, allocated, made: !is_unmade(folder)?, layers })
+}
+
+/// Opens the disk in a folder to look at it, for a [`crate::Preview`]: its description, and its one layer open for reading. Until
+/// the descriptor and all that came of it are closed no [`open`] of the disk succeeds; more looks do.
+///
+/// # Errors
+/// As [`open`] has them; nothing is made blank.
+pub fn open_to_look(folder: BorrowedFd<'_>) -> Result<(Description, OwnedFd), DiskError> {
+    let description = read_description(folder)?;
+    let layer = description.layers.last().ok_or(DiskError::Layers(0))?;
+    let file = open_layer(folder, &layer.file, OFlags::RDONLY)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => return Err(DiskError::InUse),
+        other => other.map_err(failed("lock the disk"))?,
+    }
+    check_size(&file, &layer.file, description.size)?;
+    Ok((description, file))
 }
 
 impl Disk {

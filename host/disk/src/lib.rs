@@ -16,8 +16,10 @@
 
 mod description;
 mod folder;
+mod preview;
 mod raw;
 
 pub use description::{Description, Layer, LayerFormat};
-pub use folder::{Disk, DiskError, Report, check, create, is_made, made, open};
+pub use folder::{Disk, DiskError, LayerReport, Report, check, create, is_made, made, open, open_to_look};
+pub use preview::Preview;
 pub use raw::{RawFile, RawFileError};

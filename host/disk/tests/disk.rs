@@ -258,29 +258,82 @@ proptest! {
         let mut model = vec![0u8; SECTORS as usize * 512];
         let mut disk = disk::open(folder.fd()).unwrap();
         for request in requests {
-            match request {
-                Request::Write(at, data) => {
-                    let at = at as usize * 512;
-                    model[at..at + data.len()].copy_from_slice(&data);
-                    let (head, tail) = data.split_at(data.len() / 2);
-                    disk.write(at as u64, &[IoSlice::new(head), IoSlice::new(tail)]).unwrap();
-                }
-                Request::Discard(at, len) => {
-                    model[at as usize * 512..(at + len) as usize * 512].fill(0);
-                    disk.discard(at * 512, len * 512).unwrap();
-                }
-                Request::Zero(at, len) => {
-                    model[at as usize * 512..(at + len) as usize * 512].fill(0);
-                    disk.write_zeroes(at * 512, len * 512).unwrap();
-                }
-                Request::Read(at, len) => {
-                    let at = at as usize * 512;
-                    prop_assert_eq!(&read(&disk, at as u64, len)[..], &model[at..at + len]);
-                    drop(disk);
-                    disk = disk::open(folder.fd()).unwrap();
-                }
+            let read = matches!(request, Request::Read(..));
+            carry_out(&disk, &mut model, request);
+            if read {
+                drop(disk);
+                disk = disk::open(folder.fd()).unwrap();
             }
         }
         prop_assert_eq!(read(&disk, 0, model.len()), model);
     }
+
+    /// A preview does the same above what was on the disk, and leaves that as it was.
+    #[test]
+    fn a_preview_changes_nothing(
+        before in proptest::collection::vec(request(), 1..10),
+        requests in proptest::collection::vec(request(), 1..40),
+    ) {
+        let folder = Folder::new();
+        disk::create(folder.fd(), SECTORS * 512).unwrap();
+        disk::made(folder.fd()).unwrap();
+        let mut model = vec![0u8; SECTORS as usize * 512];
+        let disk = disk::open(folder.fd()).unwrap();
+        before.into_iter().for_each(|request| carry_out(&disk, &mut model, request));
+        drop(disk);
+        let content = model.clone();
+        let (description, layer) = disk::open_to_look(folder.fd()).unwrap();
+        let scratch = tempfile::tempfile().unwrap();
+        let preview = disk::Preview::new(layer, scratch, description.size).unwrap();
+        requests.into_iter().for_each(|request| carry_out(&preview, &mut model, request));
+        prop_assert_eq!(read(&preview, 0, model.len()), model);
+        prop_assert!(matches!(disk::open(folder.fd()), Err(DiskError::InUse)));
+        drop(preview);
+        prop_assert_eq!(read(&disk::open(folder.fd()).unwrap(), 0, content.len()), content);
+    }
+}
+
+/// Does the request to the disk and to the model, and compares what is read.
+fn carry_out(disk: &dyn BlockBackend, model: &mut [u8], request: Request) {
+    match request {
+        Request::Write(at, data) => {
+            let at = at as usize * 512;
+            model[at..at + data.len()].copy_from_slice(&data);
+            let (head, tail) = data.split_at(data.len() / 2);
+            disk.write(at as u64, &[IoSlice::new(head), IoSlice::new(tail)]).unwrap();
+        }
+        Request::Discard(at, len) => {
+            model[at as usize * 512..(at + len) as usize * 512].fill(0);
+            disk.discard(at * 512, len * 512).unwrap();
+        }
+        Request::Zero(at, len) => {
+            model[at as usize * 512..(at + len) as usize * 512].fill(0);
+            disk.write_zeroes(at * 512, len * 512).unwrap();
+        }
+        Request::Read(at, len) => {
+            let at = at as usize * 512;
+            assert_eq!(&read(disk, at as u64, len)[..], &model[at..at + len]);
+        }
+    }
+}
+
+#[test]
+fn looking_and_using_exclude_each_other() {
+    let folder = Folder::new();
+    disk::create(folder.fd(), 1 << 20).unwrap();
+    let layer = folder.0.path().join("layer-0.raw");
+    std::fs::File::options().write(true).open(&layer).unwrap().write_all(b"half a file system").unwrap();
+    let (first, second) =
+        (disk::open_to_look(folder.fd()).unwrap(), disk::open_to_look(folder.fd()).unwrap());
+    assert_eq!(first.0.size, 1 << 20);
+    assert!(matches!(disk::open(folder.fd()), Err(DiskError::InUse)));
+    drop((first, second));
+    assert!(std::fs::read(&layer).unwrap().starts_with(b"half"), "looking does not make it blank");
+    let disk = disk::open(folder.fd()).unwrap();
+    assert!(matches!(disk::open_to_look(folder.fd()), Err(DiskError::InUse)));
+    drop(disk);
+    let report = disk::check(folder.fd()).unwrap();
+    assert!(!report.made && report.layers.len() == 1 && report.layers[0].layer.file == "layer-0.raw");
+    disk::made(folder.fd()).unwrap();
+    assert!(disk::check(folder.fd()).unwrap().made);
 }
