@@ -179,6 +179,9 @@ const BASE_ENABLE: u64 = 1 << 11;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_BSP: u64 = 1 << 8;
 const LVT_MASKED: u32 = 1 << 16;
+/// A timer event that comes so much too late tells the guest that it was stopped.
+const STOPPED_SECONDS: u64 = 2;
+
 /// The APIC timer's input frequency: one tick per nanosecond.
 const TIMER_HZ: u64 = 1_000_000_000;
 
@@ -348,6 +351,10 @@ fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
             arm(cpu, env, deadline);
         }
         return;
+    }
+    // That late only when this thread did not run: the process was stopped, or the host slept.
+    if env.platform.clock.now().saturating_sub(deadline) > STOPPED_SECONDS * 1000 * env.platform.clock.khz() {
+        crate::msr::note_stop(cpu, env);
     }
     let next = match timer_mode(&cpu.apic) {
         1 => {
@@ -708,6 +715,28 @@ mod tests {
             assert_eq!(cpu.kick.load(Ordering::SeqCst), 1);
             poll_interrupts(cpu, env);
             assert_eq!((tsc_deadline(cpu), cpu.apic.port.deadline.load(Ordering::SeqCst)), (0, u64::MAX));
+        });
+    }
+
+    #[test]
+    fn a_guest_that_was_stopped_is_told_so() {
+        const PAGE: u64 = 0x2000;
+        with_timer(|cpu, env| {
+            let flags = |env: &Env<'_>| {
+                let span = env.ram.lookup(PAGE + 29).expect("RAM");
+                // SAFETY: the span has at least this one byte.
+                unsafe { crate::rawmem::load(span.host, 1) }
+            };
+            msr::write(cpu, env, number::TSC, FAR).expect("TSC");
+            msr::write(cpu, env, number::KVM_SYSTEM_TIME, PAGE | 1).expect("kvmclock");
+            let second = 1000 * env.platform.clock.khz();
+            // A little late, then as late as after a stop of the process.
+            for (late, expected) in [(second, 1), (10 * second, 3)] {
+                msr::write(cpu, env, number::TSC_DEADLINE, FAR - late).expect("deadline");
+                poll_interrupts(cpu, env);
+                assert_eq!(tsc_deadline(cpu), 0);
+                assert_eq!(flags(env), expected);
+            }
         });
     }
 

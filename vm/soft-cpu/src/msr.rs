@@ -182,6 +182,17 @@ pub fn write(cpu: &mut Cpu, env: &Env<'_>, msr: u32, value: u64) -> Result<(), E
     Ok(())
 }
 
+/// Tells the guest that it did not run for a while (`PVCLOCK_GUEST_STOPPED`, which `KVM_KVMCLOCK_CTRL` sets): its watchdogs
+/// look at that before they take the time that has passed for a CPU that is stuck. The guest clears it.
+pub(crate) fn note_stop(cpu: &Cpu, env: &Env<'_>) {
+    const FLAGS: u64 = 29;
+    const STABLE_AND_STOPPED: u8 = 1 | 2;
+    let page = cpu.msrs.kvm_time;
+    if page & 1 != 0 {
+        write_physical(env, (page & !1).wrapping_add(FLAGS), &[STABLE_AND_STOPPED]);
+    }
+}
+
 fn set_efer(cpu: &mut Cpu, value: u64) -> Result<(), Exception> {
     let allowed = cr::EFER_SCE | cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE;
     let lme_changes = (value ^ cpu.efer) & cr::EFER_LME != 0 && cpu.cr0 & cr::CR0_PG != 0;
