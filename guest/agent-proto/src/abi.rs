@@ -101,6 +101,8 @@ pub mod cmdline {
     pub const DOCKER: &str = "viv.docker";
     /// `viv.root=disk` keeps the overlay's upper layer on the disk (the default when there is one), `viv.root=memory` in memory.
     pub const ROOT: &str = "viv.root";
+    /// `viv.disk=made` says that a file system was made on the disk before: one that looks blank is damaged, and left alone.
+    pub const DISK: &str = "viv.disk";
 }
 
 /// What PID 1 prints on the console when sessions can be opened, followed by the microseconds since the kernel started.

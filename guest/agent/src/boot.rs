@@ -116,6 +116,11 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
         status.set_phase(Phase::Ready);
     });
     say(format_args!("{} {micros}", abi::READY_LINE));
+    if root.was_cut_off {
+        let reaper = Arc::clone(&agent.reaper);
+        // Without a thread for it, it is left to the next run that was cut off.
+        let _ = std::thread::Builder::new().name("trim".into()).spawn(move || root::trim_disk(&reaper));
+    }
     if let Some(script) = &cmdline.script {
         script::run(agent, script)?;
         shutdown::begin(agent, std::time::Duration::from_secs(2));

@@ -16,6 +16,8 @@ pub(crate) struct Cmdline {
     pub(crate) docker: bool,
     /// Whether the overlay's upper layer is kept in memory even where there is a disk.
     pub(crate) root_in_memory: bool,
+    /// Whether there is a file system on the disk, for all that the host knows.
+    pub(crate) disk_is_made: bool,
 }
 
 impl Cmdline {
@@ -28,6 +30,7 @@ impl Cmdline {
                 key::HOSTNAME => found.hostname = Some(value.to_owned()),
                 key::DOCKER => found.docker = value != "off",
                 key::ROOT => found.root_in_memory = value == "memory",
+                key::DISK => found.disk_is_made = value == "made",
                 _ => {}
             }
         }
@@ -56,13 +59,14 @@ mod tests {
 
     #[test]
     fn takes_its_own_and_leaves_the_rest() {
-        let line = "console=hvc0 quiet viv.time=1763717000.25 viv.script=viv-script root=/dev/vda viv.docker=off viv.new=1";
+        let line = "console=hvc0 quiet viv.time=1763717000.25 viv.script=viv-script root=/dev/vda viv.docker=off viv.disk=made viv.new=1";
         let expected = Cmdline {
             time: Some(Duration::new(1_763_717_000, 250_000_000)),
             script: Some("viv-script".into()),
             hostname: None,
             docker: false,
             root_in_memory: false,
+            disk_is_made: true,
         };
         assert_eq!(Cmdline::parse(line), expected);
         assert!(Cmdline::parse("").docker);

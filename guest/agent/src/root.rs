@@ -35,17 +35,19 @@ pub(crate) struct Root {
     pub(crate) first_boot: bool,
     /// Whether there is a disk at all.
     pub(crate) has_disk: bool,
+    /// Whether the last run ended without unmounting it.
+    pub(crate) was_cut_off: bool,
 }
 
 /// Mounts base and upper layer and makes them the root of every process.
 pub(crate) fn assemble(devices: &Devices, cmdline: &Cmdline, reaper: &Arc<Reaper>) -> Outcome<Root> {
     let base = mount_base(devices)?;
     let disk = Devices::disk(serial::DISK).filter(|_| !cmdline.root_in_memory);
-    let first_boot = match &disk {
-        Some(device) => mount_disk(device, reaper)?,
+    let found = match &disk {
+        Some(device) => mount_disk(device, cmdline.disk_is_made, reaper)?,
         None => {
             mount_at("tmpfs", DISK, "tmpfs", MountFlags::empty(), "mode=0755,size=80%")?;
-            true
+            Content::Blank
         }
     };
     log("base and disk mounted");
@@ -64,7 +66,12 @@ pub(crate) fn assemble(devices: &Devices, cmdline: &Cmdline, reaper: &Arc<Reaper
         mount_bind(from.as_str(), to.as_str()).doing(format_args!("Cannot mount {path}"))?;
     }
     switch()?;
-    Ok(Root { base, first_boot, has_disk: disk.is_some() })
+    Ok(Root {
+        base,
+        first_boot: found == Content::Blank,
+        has_disk: disk.is_some(),
+        was_cut_off: found == Content::Ext4 { clean: false },
+    })
 }
 
 fn mount_base(devices: &Devices) -> Outcome<&'static str> {
@@ -80,40 +87,51 @@ fn mount_base(devices: &Devices) -> Outcome<&'static str> {
     Ok("pmem")
 }
 
-/// Mounts the disk, after making its file system if it is blank. Returns whether it was.
-fn mount_disk(device: &Path, reaper: &Arc<Reaper>) -> Outcome<bool> {
+/// Mounts the disk, after making its file system if it is blank and `made` does not say that there was one. Returns what was on it.
+fn mount_disk(device: &Path, made: bool, reaper: &Arc<Reaper>) -> Outcome<Content> {
     let path = device.to_string_lossy();
-    let blank = match content(device)? {
-        Content::Ext4 => false,
-        Content::Blank => {
-            make_file_system(&path, reaper)?;
-            true
-        }
-        Content::Other => {
+    let found = content(device)?;
+    match found {
+        Content::Ext4 { .. } => {}
+        Content::Blank if made => {
             return Err(Failure::new(
-                "The sandbox's disk holds something that is not ext4; it is left alone",
+                "The sandbox's disk is damaged: it is blank where its file system begins; it is left alone",
             ));
         }
-    };
-    mount_at(&path, DISK, "ext4", MountFlags::NOATIME, "discard,errors=remount-ro")?;
-    Ok(blank)
+        Content::Blank => make_file_system(&path, reaper)?,
+        Content::Other => {
+            return Err(Failure::new(
+                "The sandbox's disk is damaged: what is on it is not ext4; it is left alone",
+            ));
+        }
+    }
+    mount_at(&path, DISK, "ext4", MountFlags::NOATIME, "discard,errors=remount-ro").map_err(|error| {
+        Failure::new(format!("The sandbox's disk may be damaged: {error}; it is left alone"))
+    })?;
+    Ok(found)
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     Blank,
-    Ext4,
+    /// `clean`: unmounted, with nothing left in its journal.
+    Ext4 {
+        clean: bool,
+    },
     Other,
 }
 
 /// What is on a disk, by its first 64 KiB: a file system of any kind has its mark there.
 fn content(device: &Path) -> Outcome<Content> {
     const MAGIC_AT: usize = 1024 + 0x38;
+    /// `s_feature_incompat`, and its bit that says that the journal is to be replayed.
+    const FEATURES_AT: usize = 1024 + 0x60;
+    const RECOVER: u8 = 4;
     let mut start = vec![0u8; 64 * 1024];
     let disk = File::open(device).doing("Cannot open the sandbox's disk")?;
     disk.read_exact_at(&mut start, 0).doing("Cannot read the sandbox's disk")?;
     if start.get(MAGIC_AT..MAGIC_AT + 2) == Some(&[0x53, 0xef]) {
-        Ok(Content::Ext4)
+        Ok(Content::Ext4 { clean: start.get(FEATURES_AT).is_some_and(|features| features & RECOVER == 0) })
     } else if start.iter().all(|b| *b == 0) {
         Ok(Content::Blank)
     } else {
@@ -140,6 +158,18 @@ fn make_file_system(device: &str, reaper: &Arc<Reaper>) -> Outcome {
     match ended? {
         Ended::Code(0) => Ok(()),
         other => Err(Failure::new(format!("mke2fs could not make the disk's file system ({other:?})"))),
+    }
+}
+
+/// Gives back to the host what the disk does not use. Freed blocks are given back as they are freed, but those of a run that was
+/// cut off may have been missed. Runs beside everything else; what fails is only noted.
+pub(crate) fn trim_disk(reaper: &Arc<Reaper>) {
+    let mut command = Command::new("/usr/sbin/fstrim");
+    command.arg(DISK_AFTER).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match reaper.spawn(&mut command).map(|child| child.wait()) {
+        Ok(Ended::Code(0)) => log("the disk was trimmed after a run that was cut off"),
+        Ok(other) => log(format_args!("the disk could not be trimmed: {other:?}")),
+        Err(error) => log(format_args!("the disk could not be trimmed: {error}")),
     }
 }
 
@@ -192,7 +222,10 @@ mod tests {
             content(disk).expect("readable")
         }
         assert_eq!(write(0, &[]), Content::Blank);
-        assert_eq!(write(1024 + 0x38, &[0x53, 0xef]), Content::Ext4);
+        assert_eq!(write(1024 + 0x38, &[0x53, 0xef]), Content::Ext4 { clean: true });
+        let mut unclean = [0u8; 0x29];
+        (unclean[0], unclean[1], unclean[0x28]) = (0x53, 0xef, 4);
+        assert_eq!(write(1024 + 0x38, &unclean), Content::Ext4 { clean: false });
         assert_eq!(write(512, b"EFI PART"), Content::Other);
         assert_eq!(write(65_000, &[1]), Content::Other);
     }

@@ -1,7 +1,7 @@
 //! From a sandbox's spec to a running vmm: everything that is opened by a path is opened here, in the shim.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -46,7 +46,10 @@ pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Ma
     let mut descriptors = Descriptors::new();
     let disk = disk(sandbox, &mut descriptors)?;
     let shares = shares(spec, places, &mut descriptors)?;
-    let words = vec![format!("{}={}", cmdline::HOSTNAME, naming::host_name(&spec.name))];
+    let mut words = vec![format!("{}={}", cmdline::HOSTNAME, naming::host_name(&spec.name))];
+    if disk::is_made(disk_folder(sandbox)?.as_fd()).map_err(|error| unusable(sandbox, &error))? {
+        words.push(format!("{}=made", cmdline::DISK));
+    }
     let shape = Shape { engine: choice.engine, cpus: spec.cpus, memory: spec.memory, words };
     let (vmm, console) = start(shape, assets, vec![disk], shares, descriptors)?;
     Ok(Machine { vmm, console, engine: choice.engine.name().into() })
@@ -110,7 +113,7 @@ fn open_kvm() -> Result<OwnedFd> {
         .map_err(|error| Error::file("cannot open", "/dev/kvm", error))
 }
 
-fn disk_folder(sandbox: &Sandbox) -> Result<OwnedFd> {
+pub(crate) fn disk_folder(sandbox: &Sandbox) -> Result<OwnedFd> {
     let path = sandbox.disk_folder();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| Error::file("cannot open", &path, error))
@@ -128,7 +131,7 @@ fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
         Ok(()) | Err(disk::DiskError::Exists) => {}
         Err(error) => return Err(unusable(sandbox, &error)),
     }
-    let disk = open_disk(folder.as_fd()).map_err(|error| unusable(sandbox, &error))?;
+    let disk = patiently(|| disk::open(folder.as_fd())).map_err(|error| unusable(sandbox, &error))?;
     let fail = |error: rustix::io::Errno| Error::host("cannot hand the disk on", error);
     let files: Result<Vec<Slot>> = disk
         .layer_descriptors()
@@ -139,12 +142,12 @@ fn disk(sandbox: &Sandbox, descriptors: &mut Descriptors) -> Result<Disk> {
     Ok(Disk { serial: serial::DISK.into(), store })
 }
 
-/// Opens the disk. A vmm whose shim was killed ends with it, but it takes a moment until the kernel has given back a large
+/// Opens a disk. A vmm whose shim was killed ends with it, but it takes a moment until the kernel has given back a large
 /// guest's memory; until then the disk is in use.
-fn open_disk(folder: BorrowedFd<'_>) -> Result<disk::Disk, disk::DiskError> {
+pub(crate) fn patiently<T>(open: impl Fn() -> Result<T, disk::DiskError>) -> Result<T, disk::DiskError> {
     let begun = Instant::now();
     loop {
-        match disk::open(folder) {
+        match open() {
             Err(disk::DiskError::InUse) if begun.elapsed() < DISK_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -156,7 +159,11 @@ fn open_disk(folder: BorrowedFd<'_>) -> Result<disk::Disk, disk::DiskError> {
 fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
     Error::NotStarted {
         why: format!("its disk cannot be used: {}", engine::sentence(error)),
-        hint: Some(format!("the disk is in {}", sandbox.disk_folder().display())),
+        hint: Some(format!(
+            "viv check {} says more; the disk is left as it is in {}",
+            sandbox.spec.name,
+            sandbox.disk_folder().display()
+        )),
     }
 }
 

@@ -43,8 +43,16 @@ pub struct Job<'j> {
 
 /// Runs the job and gives every line of its console to `line`. Ends when the guest has powered off.
 pub fn run(job: &Job<'_>, line: &mut dyn FnMut(&str)) -> Result<()> {
-    let mut descriptors = Descriptors::new();
-    let mut disks = Vec::with_capacity(job.disks.len());
+    run_with(job, Descriptors::new(), Vec::new(), line)
+}
+
+/// As [`run`], with further disks, which are among the descriptors.
+pub(crate) fn run_with(
+    job: &Job<'_>,
+    mut descriptors: Descriptors,
+    mut disks: Vec<Disk>,
+    line: &mut dyn FnMut(&str),
+) -> Result<()> {
     for disk in job.disks {
         let file = open(&disk.file, disk.read_only)?;
         let length = file.metadata().map_err(|source| Error::file("cannot open", &disk.file, source))?.len();

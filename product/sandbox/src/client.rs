@@ -113,9 +113,14 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
     }
 }
 
+/// How the guest's agent begins what it says of a disk that it cannot use.
+const DISK_TROUBLE: &str = "The sandbox's disk";
+
 fn not_started(sandbox: &Sandbox, why: String) -> Error {
     let console = sandbox.log("console");
-    let hint = if std::fs::metadata(&console).is_ok_and(|log| log.len() > 0) {
+    let hint = if why.contains(DISK_TROUBLE) {
+        format!("viv check {} says more; the disk is left as it is", sandbox.spec.name)
+    } else if std::fs::metadata(&console).is_ok_and(|log| log.len() > 0) {
         format!("the guest's own words are in {}", console.display())
     } else {
         "its guest wrote nothing; viv diagnose says what this host can do".into()

@@ -84,6 +84,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A sandbox's disk is not as it should be.
+    #[error("the disk of \"{name}\" is damaged: {why}")]
+    Disk {
+        /// The sandbox.
+        name: String,
+        /// Where the disk is.
+        folder: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The host refused a file operation.
     #[error("{what} {}: {}", path.display(), in_words(source))]
     File {
@@ -163,6 +173,10 @@ impl Error {
                 }
                 _ => "viv rm deletes the sandbox; the workspace stays as it is".into(),
             }),
+            Self::Disk { folder, .. } => Some(format!(
+                "nothing was changed; keep a copy of {} before anything is tried",
+                folder.display()
+            )),
             Self::File { source, .. } | Self::Host { source, .. } => Some(match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     "free some space:  viv ls shows what each sandbox takes".into()

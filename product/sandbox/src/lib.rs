@@ -7,6 +7,7 @@
 pub mod assemble;
 pub mod assets;
 pub mod build_vm;
+pub mod check;
 pub mod client;
 mod clock;
 pub mod control;

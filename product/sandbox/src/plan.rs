@@ -71,6 +71,15 @@ pub enum Store {
         /// The layers' files.
         files: Vec<Slot>,
     },
+    /// A sandbox's disk to look at: what is written is thrown away.
+    Preview {
+        /// The one layer.
+        layer: Slot,
+        /// An empty file for what is written.
+        scratch: Slot,
+        /// Bytes of the disk.
+        size: u64,
+    },
 }
 
 /// A folder of the host.

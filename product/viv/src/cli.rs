@@ -39,6 +39,11 @@ Examples:
   viv rm shell-api                     asks, then deletes it with its disk
   viv rm -f shell-api                  does not ask, and stops it before if need be";
 
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  viv check shell-api                  look at a stopped sandbox's disk and its file system
+  viv check --json shell-api           the same for programs";
+
 const DIAGNOSE_EXAMPLES: &str = "\
 Examples:
   viv diagnose                         which engine is used here, and why
@@ -75,6 +80,8 @@ pub(crate) enum Command {
     Stop(StopOptions),
     /// Delete sandboxes with their disks
     Rm(RmOptions),
+    /// Look whether a stopped sandbox's disk is whole; nothing on it is changed
+    Check(CheckOptions),
     /// Say which engine is used here and why, and what would make it faster
     Diagnose(DiagnoseOptions),
 }
@@ -179,6 +186,20 @@ pub(crate) struct RmOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(before_help = CHECK_EXAMPLES)]
+pub(crate) struct CheckOptions {
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The disk's files only, without the file system on it, which takes a machine of its own
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// The sandbox's name, or its beginning
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
 #[command(before_help = DIAGNOSE_EXAMPLES)]
 pub(crate) struct DiagnoseOptions {
     /// One JSON object
@@ -225,7 +246,7 @@ mod tests {
 
     #[test]
     fn help_begins_with_two_examples() {
-        for verb in ["", "run", "exec", "ls", "start", "stop", "rm", "diagnose"] {
+        for verb in ["", "run", "exec", "ls", "start", "stop", "rm", "check", "diagnose"] {
             let line = ["viv", verb, "--help"].into_iter().filter(|word| !word.is_empty());
             let help = Cli::try_parse_from(line).unwrap_err().to_string();
             let mut lines = help.lines();

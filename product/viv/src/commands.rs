@@ -1,5 +1,6 @@
 //! One module for each verb.
 
+pub(crate) mod check;
 pub(crate) mod diagnose;
 pub(crate) mod exec;
 pub(crate) mod lifecycle;

@@ -46,6 +46,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Start(options) => commands::lifecycle::start(&options, cli.no_input),
         Command::Stop(options) => commands::lifecycle::stop(&options),
         Command::Rm(options) => commands::lifecycle::remove(&options, cli.no_input),
+        Command::Check(options) => commands::check::run(&options, cli.no_input),
         Command::Diagnose(options) => commands::diagnose::run(&options),
     }
 }

@@ -3,6 +3,7 @@
 //! Everything is done as a user does it, through the program. The cache (packages, base image) lies in the target folder
 //! and is kept between runs; the state (sandboxes) is new each time and deleted at the end.
 
+mod harness;
 mod terminal;
 
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use harness::{Named, run};
 pub use terminal::Terminal;
 
 /// The program under test and the folders that it uses.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use agent_proto::abi::{FS_TAG, GUEST_CID, serial, slot};
 use backends::{BlockBackend, ConsoleBackend, EntropySource};
-use disk::{Disk, RawFile};
+use disk::{Disk, Preview, RawFile};
 use hv::Hypervisor;
 use machine::pci::PciDevice;
 use machine::{Machine, MachineBuilder, MachineConfig, layout};
@@ -107,6 +107,11 @@ fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>
             let files = files.iter().map(|at| take(received, *at)).collect::<Result<Vec<_>, _>>()?;
             let disk = Disk::from_parts(description.clone(), files).map_err(|error| sentence(&error))?;
             Ok(Box::new(disk))
+        }
+        Store::Preview { layer, scratch, size } => {
+            let (layer, scratch) = (take(received, *layer)?, take(received, *scratch)?);
+            let preview = Preview::new(layer, scratch, *size).map_err(|error| sentence(&error))?;
+            Ok(Box::new(preview))
         }
     }
 }
