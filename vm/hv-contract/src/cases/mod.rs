@@ -51,5 +51,5 @@ pub(crate) const ALL: &[Case] = list! {
         sse_registers_move;
     smp:
         start_of_a_second_cpu locked_add compare_exchange exchange_lock interrupt_between_cpus halted_cpu_is_woken_by_the_other timers_wake_both_cpus
-        one_runs_while_the_other_was_never_started stores_are_seen_in_order code_changed_by_another_cpu page_change_with_shootdown apic_ids;
+        one_runs_while_the_other_was_never_started stores_are_seen_in_order fences_order_a_store_and_a_load code_changed_by_another_cpu page_change_with_shootdown apic_ids;
 };

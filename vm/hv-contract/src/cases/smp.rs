@@ -445,6 +445,60 @@ pub(crate) fn stores_are_seen_in_order(engine: &dyn Hypervisor) -> Outcome {
     same("how often the flag came before the value", machine.read(DATA + 0x180)?, 0)
 }
 
+/// The litmus test SB: each vCPU stores to its own place and then reads the other's. With a fence between the two, at least
+/// one of them sees the other's store (Intel SDM 3A 10.2.2 and 10.2.5).
+pub(crate) fn fences_order_a_store_and_a_load(engine: &dyn Hypervisor) -> Outcome {
+    const MEETINGS: [u64; 2] = [DATA + 0x40, DATA + 0x48];
+    const LATE: [u64; 2] = [DATA + 0x80, DATA + 0x88];
+    const VIOLATIONS: u64 = DATA + 0xc0;
+    const TURNS: u64 = DATA + 0xc8;
+    // Each tells the other how far it is: two meetings a round, which is in RBX.
+    let meet_again = |a: &mut CodeAssembler, cpu: usize, meeting: i32| {
+        let mut here = a.create_label();
+        a.lea(rax, qword_ptr(rbx * 2 + meeting))?;
+        a.mov(qword_ptr(MEETINGS[cpu]), rax)?;
+        a.set_label(&mut here)?;
+        a.pause()?;
+        a.cmp(qword_ptr(MEETINGS[1 - cpu]), rax)?;
+        a.jb(here)
+    };
+    let turns = |a: &mut CodeAssembler, cpu: usize, locked: bool| {
+        let (mine, other) = (DATA + 8 * cpu as u64, DATA + 8 * (1 - cpu as u64));
+        let mut again = a.create_label();
+        a.mov(ebx, 1)?;
+        a.set_label(&mut again)?;
+        meet_again(a, cpu, -1)?;
+        a.xor(ecx, ecx)?;
+        a.mov(rdx, rbx)?;
+        if locked {
+            a.xchg(qword_ptr(mine), rdx)?;
+        } else {
+            a.mov(qword_ptr(mine), rbx)?;
+            a.mfence()?;
+        }
+        // What is below this round was stored before it.
+        a.cmp(qword_ptr(other), rbx)?;
+        a.setb(cl)?;
+        a.mov(qword_ptr(LATE[cpu]), rcx)?;
+        meet_again(a, cpu, 0)?;
+        if cpu == 0 {
+            a.mov(rax, qword_ptr(LATE[0]))?;
+            a.and(rax, qword_ptr(LATE[1]))?;
+            a.add(qword_ptr(VIOLATIONS), rax)?;
+            a.inc(qword_ptr(TURNS))?;
+        }
+        a.inc(rbx)?;
+        a.cmp(rbx, ROUNDS)?;
+        a.jbe(again)
+    };
+    for locked in [false, true] {
+        let machine = pair(engine, unprepared, |a| turns(a, 0, locked), |a| turns(a, 1, locked))?;
+        same("rounds in which neither saw the other's store", machine.read(VIOLATIONS)?, 0)?;
+        same("rounds", machine.read(TURNS)?, ROUNDS as u64)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn code_changed_by_another_cpu(engine: &dyn Hypervisor) -> Outcome {
     const FUNCTION: u64 = 0x10_0000;
     pair(
