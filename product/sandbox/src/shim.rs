@@ -104,14 +104,14 @@ pub fn run(
         engine: String::new(),
     };
     sandbox.note(&runtime)?;
-    confine::confine(confine::Role::Shim, &confine::Grants::default())
-        .map_err(|error| Error::NotStarted { why: crate::engine::sentence(&error), hint: None })?;
+    confine::harden().map_err(|error| unconfined(&error))?;
     let outcome = machine().and_then(|machine| {
         runtime.engine.clone_from(&machine.engine);
         let listener = control::listen(sandbox.folder())
             .map_err(|error| Error::host("cannot listen for clients", error))?;
         sandbox.note(&runtime)?;
         listening();
+        confine(sandbox, &machine)?;
         serve(sandbox, runtime.clone(), machine, listener, terminate)
     });
     let _ = std::fs::remove_file(sandbox.folder().join(control::SOCKET));
@@ -124,6 +124,23 @@ pub fn run(
     sandbox.note_end(&runtime)?;
     drop(lock);
     outcome.map(|_| ())
+}
+
+/// Takes from this process all that it needs no more now that its vmm runs and its socket listens. The vmm is not heard,
+/// and no client, before.
+fn confine(sandbox: &Sandbox, machine: &Machine) -> Result<()> {
+    use confine::{Access, Grants, Role};
+    let path = sandbox.folder();
+    let folder = std::fs::File::open(path).map_err(|source| Error::file("cannot open", path, source))?;
+    let directories = vec![(folder.as_fd(), Access::ReadWrite)];
+    let grants = Grants { directories, child: Some(machine.vmm.id()), ..Grants::default() };
+    let report = confine::confine(Role::Shim, &grants).map_err(|error| unconfined(&error))?;
+    tracing::info!(layers = report.layers.join(", "), "The shim is confined");
+    Ok(())
+}
+
+fn unconfined(error: &confine::ConfineError) -> Error {
+    Error::NotStarted { why: crate::engine::sentence(error), hint: None }
 }
 
 fn serve(

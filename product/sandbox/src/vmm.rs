@@ -66,7 +66,7 @@ fn confine(shares: &[(OwnedFd, bool)], most_descriptors: Option<u64>) -> Result<
     use confine::{Access, Grants, Role};
     let access = |read_only: bool| if read_only { Access::ReadOnly } else { Access::ReadWrite };
     let directories = shares.iter().map(|(folder, read_only)| (folder.as_fd(), access(*read_only))).collect();
-    let grants = Grants { directories, inherited: Vec::new(), most_descriptors };
+    let grants = Grants { directories, most_descriptors, ..Grants::default() };
     let report = confine::confine(Role::Vmm, &grants).map_err(|error| sentence(&error))?;
     Ok(report.layers)
 }

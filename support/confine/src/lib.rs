@@ -20,8 +20,11 @@ compile_error!("the feature hostile-hook is for tests and is not built into a re
 #[cfg(feature = "hostile-hook")]
 pub mod hostile;
 mod sys;
+mod table;
 
 use std::os::fd::{BorrowedFd, RawFd};
+
+pub use table::{Call, Shown, When};
 
 /// What a process is for; each has its own table of what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +33,9 @@ pub enum Role {
     /// and nowhere else; it cannot make a socket, start a program, trace or signal another process, or map memory that
     /// can be executed. `ioctl` reaches KVM's vCPU and VM calls only.
     Vmm,
-    /// The vmm's parent: it starts and ends it, and holds the listening sockets. It needs the whole of the user's files
-    /// and starts programs, so that it is only cut off from new privileges, from being traced and from core dumps.
+    /// The vmm's parent, once it has started it: it listens for clients, keeps the logs, and ends the vmm. It opens and
+    /// writes files beneath the sandbox's folder only; it cannot start a program, make a connection, or signal another
+    /// process than the vmm.
     Shim,
 }
 
@@ -53,6 +57,8 @@ pub struct Grants<'a> {
     pub inherited: Vec<RawFd>,
     /// Most descriptors that the process may hold at once; `None` leaves the limit.
     pub most_descriptors: Option<u64>,
+    /// The one process that a shim may kill: its vmm, by its id.
+    pub child: Option<u32>,
 }
 
 /// What was put in place.
@@ -97,4 +103,19 @@ pub enum ConfineError {
 /// use any more.
 pub fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, ConfineError> {
     sys::confine(role, grants)
+}
+
+/// The part of [`confine`] that no process of ours minds, for a role that still has something to start or to open: no new
+/// privileges, no tracing by others of the same user, no core dumps. What it starts inherits the first and the last.
+///
+/// # Errors
+/// The kernel refused one of them.
+pub fn harden() -> Result<(), ConfineError> {
+    sys::harden()
+}
+
+/// The system calls that a role may make, each with its reason and how it is shown to be needed.
+#[must_use]
+pub fn table(role: Role) -> &'static [Call] {
+    sys::table(role)
 }

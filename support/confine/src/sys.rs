@@ -4,4 +4,4 @@
 mod linux;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::confine;
+pub(crate) use linux::{confine, harden, table};

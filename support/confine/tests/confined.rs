@@ -1,5 +1,5 @@
-//! A process of the vmm's role can do what it must and nothing else. Each case starts this program again as a child,
-//! which confines itself and makes one attempt.
+//! A process of either role can do what it must and nothing else. Each case starts this program again as a child, which
+//! confines itself and makes one attempt.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -23,10 +23,15 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, mode, what, folder] = &arguments[..] {
         if mode == "--attempt" {
-            return attempt(what);
+            return attempt(what, folder);
+        }
+        if mode == "--go-on" {
+            return go_on(what);
         }
         if mode == "--use" {
-            return match use_grants(Path::new(folder)) {
+            let outcome =
+                if what.is_empty() { use_grants(Path::new(folder)) } else { kill_as_shim(what, folder) };
+            return match outcome {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(why) => {
                     println!("{why}");
@@ -35,13 +40,26 @@ fn main() -> ExitCode {
             };
         }
     }
-    let mut trials: Vec<Trial> = PROBES
-        .iter()
-        .map(|probe| Trial::test(format!("cannot::{}", probe.name), || fails(probe.name)))
-        .collect();
-    trials.push(Trial::test("can::use_what_was_granted", uses_grants));
+    let mut trials = Vec::new();
+    for role in ROLES {
+        let cannot = |probe: &'static confine::hostile::Probe| {
+            Trial::test(format!("{role}_cannot::{}", probe.name), move || fails(probe.name, role))
+        };
+        trials.extend(PROBES.iter().map(cannot));
+        trials.push(Trial::test(format!("{role}_can::abort"), move || aborts(role)));
+        trials.push(Trial::test(format!("{role}_can::go_on_after_a_stop"), move || goes_on(role)));
+    }
+    trials.push(Trial::test("vmm_can::use_what_was_granted", uses_grants));
+    trials.push(Trial::test("shim_can::kill_its_vmm_and_nothing_else", kills_its_child));
     trials.push(Trial::test("probes_succeed_when_free", probes_succeed_when_free));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// The roles by the names that the cases have.
+const ROLES: [&str; 2] = ["vmm", "shim"];
+
+fn role(name: &str) -> Role {
+    if name == "vmm" { Role::Vmm } else { Role::Shim }
 }
 
 fn child(arguments: &[&str]) -> std::io::Result<std::process::Output> {
@@ -49,11 +67,11 @@ fn child(arguments: &[&str]) -> std::io::Result<std::process::Output> {
 }
 
 /// The child: confines itself and makes the attempt.
-fn attempt(name: &str) -> ExitCode {
+fn attempt(name: &str, of: &str) -> ExitCode {
     prepare();
     let free = name.strip_prefix("free:");
     if free.is_none() {
-        if let Err(error) = confine(Role::Vmm, &Grants::default()) {
+        if let Err(error) = confine(role(of), &Grants::default()) {
             println!("not confined: {error:?}");
             return ExitCode::FAILURE;
         }
@@ -67,8 +85,8 @@ fn attempt(name: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn fails(name: &str) -> Result<(), Failed> {
-    let output = child(&["--attempt", name, ""])?;
+fn fails(name: &str, role: &str) -> Result<(), Failed> {
+    let output = child(&["--attempt", name, role])?;
     let said = String::from_utf8_lossy(&output.stdout);
     let said = said.strip_prefix(CONFINED).ok_or_else(|| format!("said {said:?}"))?;
     let killed = output.status.signal() == Some(libc::SIGSYS);
@@ -76,6 +94,90 @@ fn fails(name: &str) -> Result<(), Failed> {
         return Ok(());
     }
     Err(format!("ended with {:?} and said {said:?}", output.status).into())
+}
+
+/// The child: confines itself, says so, and then aborts or sleeps twice.
+fn go_on(what: &str) -> ExitCode {
+    let (of, doing) = what.split_once(' ').unwrap_or((what, ""));
+    if let Err(error) = confine(role(of), &Grants::default()) {
+        println!("not confined: {error:?}");
+        return ExitCode::FAILURE;
+    }
+    print!("{CONFINED}");
+    let _ = std::io::stdout().flush();
+    if doing == "abort" {
+        std::process::abort();
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    println!("{FINE}");
+    ExitCode::SUCCESS
+}
+
+/// A process that gives up must be seen to have done so, and not to have been stopped by its own filter.
+fn aborts(role: &str) -> Result<(), Failed> {
+    let output = child(&["--go-on", &format!("{role} abort"), ""])?;
+    if output.status.signal() != Some(libc::SIGABRT) || output.stdout != CONFINED.as_bytes() {
+        return Err(format!("ended with {:?}", output.status).into());
+    }
+    Ok(())
+}
+
+/// The kernel makes `restart_syscall` for a sleep that a stop of the process interrupted.
+fn goes_on(role: &str) -> Result<(), Failed> {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--go-on", &format!("{role} sleep"), ""])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut out = child.stdout.take().ok_or("there is no output")?;
+    let mut said = vec![0; CONFINED.len()];
+    out.read_exact(&mut said)?;
+    let process = Pid::from_child(&child);
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        kill_process(process, Signal::STOP)?;
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        kill_process(process, Signal::CONT)?;
+    }
+    let mut rest = String::new();
+    out.read_to_string(&mut rest)?;
+    let status = child.wait()?;
+    if !status.success() || rest != format!("{FINE}\n") {
+        return Err(format!("ended with {status:?} and said {rest:?}").into());
+    }
+    Ok(())
+}
+
+/// What stands for a vmm and for another process of the user. The second one makes sure that the first was not luck.
+fn kills_its_child() -> Result<(), Failed> {
+    let mut sleepers = Vec::new();
+    for _ in 0..2 {
+        sleepers.push(Command::new("/bin/sleep").arg("60").spawn()?);
+    }
+    let ids: Vec<String> = sleepers.iter().map(|one| one.id().to_string()).collect();
+    let outcomes: Result<Vec<_>, _> = ids.iter().map(|victim| child(&["--use", &ids[0], victim])).collect();
+    let ended: Vec<bool> = sleepers.iter_mut().map(|one| matches!(one.try_wait(), Ok(Some(_)))).collect();
+    for mut one in sleepers {
+        let _ = one.kill();
+        let _ = one.wait();
+    }
+    let outcomes = outcomes?;
+    if !outcomes[0].status.success() || !ended[0] {
+        return Err(format!("the vmm was not killed: {:?}", outcomes[0]).into());
+    }
+    if outcomes[1].status.signal() != Some(libc::SIGSYS) || ended[1] {
+        return Err(format!("another process could be killed: {:?}", outcomes[1]).into());
+    }
+    Ok(())
+}
+
+/// The child: confines itself as the shim of one process and kills one.
+fn kill_as_shim(vmm: &str, victim: &str) -> Result<(), String> {
+    let parse = |text: &str| text.parse::<i32>().map_err(|error| error.to_string());
+    let grants = Grants { child: Some(parse(vmm)?.cast_unsigned()), ..Grants::default() };
+    confine(Role::Shim, &grants).map_err(|error| format!("{error:?}"))?;
+    let victim = rustix::process::Pid::from_raw(parse(victim)?).ok_or("no process has the number 0")?;
+    rustix::process::kill_process(victim, rustix::process::Signal::KILL).map_err(|error| error.to_string())
 }
 
 /// The probes must be able to succeed, or their failure would prove nothing. Some need what this machine may lack.
@@ -130,6 +232,7 @@ fn use_grants(folder: &Path) -> Result<(), String> {
         directories: vec![(rw.as_fd(), Access::ReadWrite), (ro.as_fd(), Access::ReadOnly)],
         inherited: Vec::new(),
         most_descriptors: Some(512),
+        child: None,
     };
     let report = confine(Role::Vmm, &grants).map_err(|error| format!("{error:?}"))?;
     if report.landlock.is_none() {

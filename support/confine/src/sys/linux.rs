@@ -1,41 +1,53 @@
 //! Linux: process attributes and limits, then Landlock, then seccomp.
 
-mod calls;
 mod files;
 mod filter;
+mod rare;
+mod shim;
+mod vmm;
 
 use std::os::fd::RawFd;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
+use crate::table::Call;
 use crate::{ConfineError, Grants, Report, Role};
+
+/// The system calls of a role.
+pub(crate) fn table(role: Role) -> &'static [Call] {
+    match role {
+        Role::Vmm => vmm::TABLE,
+        Role::Shim => shim::TABLE,
+    }
+}
+
+/// What costs no role anything: nothing to be won by set-id programs, by other processes of the user, by core dumps.
+pub(crate) fn harden() -> Result<(), ConfineError> {
+    set_no_new_privs(true).map_err(refused("no new privileges"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("protection from tracing"))?;
+    limit(Resource::Core, 0)
+}
 
 pub(crate) fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, ConfineError> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    set_no_new_privs(true).map_err(refused("no new privileges"))?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("protection from tracing"))?;
-    limit(Resource::Core, 0)?;
+    harden()?;
     if let Some(most) = grants.most_descriptors {
         limit(Resource::Nofile, most)?;
     }
     close_on_exec(&grants.inherited).map_err(refused_io("close-on-exec"))?;
-    let mut layers = vec!["no new privileges".to_owned(), "no tracing, no core dumps".to_owned()];
-    if role == Role::Shim {
-        return Ok(Report { layers, landlock: None, system_calls: 0 });
-    }
-    let landlock = files::restrict(&grants.directories, threads)?;
-    layers.insert(
-        0,
-        match landlock {
-            Some(version) => {
-                format!("Landlock version {version} on {} directories", grants.directories.len())
-            }
-            None => "no Landlock: this kernel has none".to_owned(),
-        },
-    );
-    let system_calls = filter::install(calls::VMM)?;
-    layers.insert(0, format!("seccomp with {system_calls} system calls"));
+    let landlock = files::restrict(role, &grants.directories, threads)?;
+    let files = match landlock {
+        Some(version) => format!("Landlock version {version} on {} directories", grants.directories.len()),
+        None => "no Landlock: this kernel has none".to_owned(),
+    };
+    let system_calls = filter::install(table(role), grants.child)?;
+    let layers = vec![
+        format!("seccomp with {system_calls} system calls"),
+        files,
+        "no new privileges".to_owned(),
+        "no tracing, no core dumps".to_owned(),
+    ];
     Ok(Report { layers, landlock, system_calls })
 }
 
@@ -72,4 +84,116 @@ fn mark_range(first: u32, last: u32) -> std::io::Result<()> {
     // SAFETY: only sets a flag on descriptors, which none of this program's own code relies on being clear.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use libc as c;
+
+    use super::*;
+    use crate::{Shown, When};
+
+    /// What neither role may ever do, whatever comes to be needed.
+    const NEVER: &[c::c_long] = &[
+        c::SYS_socket,
+        c::SYS_connect,
+        c::SYS_bind,
+        c::SYS_listen,
+        c::SYS_execve,
+        c::SYS_execveat,
+        c::SYS_fork,
+        c::SYS_vfork,
+        c::SYS_ptrace,
+        c::SYS_process_vm_readv,
+        c::SYS_process_vm_writev,
+        c::SYS_process_madvise,
+        c::SYS_tkill,
+        c::SYS_rt_sigqueueinfo,
+        c::SYS_pidfd_send_signal,
+        c::SYS_pidfd_getfd,
+        c::SYS_unshare,
+        c::SYS_setns,
+        c::SYS_mount,
+        c::SYS_umount2,
+        c::SYS_move_mount,
+        c::SYS_pivot_root,
+        c::SYS_chroot,
+        c::SYS_bpf,
+        c::SYS_perf_event_open,
+        c::SYS_init_module,
+        c::SYS_finit_module,
+        c::SYS_kexec_load,
+        c::SYS_keyctl,
+        c::SYS_add_key,
+        c::SYS_request_key,
+        c::SYS_io_uring_setup,
+        c::SYS_io_uring_enter,
+        c::SYS_userfaultfd,
+        c::SYS_open_by_handle_at,
+        c::SYS_personality,
+        c::SYS_setuid,
+        c::SYS_setgid,
+        c::SYS_setresuid,
+        c::SYS_capset,
+        c::SYS_mknodat,
+        c::SYS_fchownat,
+        c::SYS_chown,
+    ];
+
+    const ROLES: [Role; 2] = [Role::Vmm, Role::Shim];
+
+    #[test]
+    fn no_role_makes_sockets_or_processes() {
+        for role in ROLES {
+            assert!(table(role).iter().all(|call| !NEVER.contains(&call.number)), "{role:?}");
+        }
+        // Only a shim takes connections in, and only it signals another process: its vmm.
+        for number in [c::SYS_accept4, c::SYS_socketpair, c::SYS_kill] {
+            assert!(table(Role::Vmm).iter().all(|call| call.number != number));
+        }
+        let kill = table(Role::Shim).iter().find(|call| call.number == c::SYS_kill).unwrap();
+        assert!(matches!(kill.when, When::KillsChild));
+    }
+
+    #[test]
+    fn no_memory_becomes_executable() {
+        for role in ROLES {
+            let maps = [c::SYS_mmap, c::SYS_mprotect];
+            let exec = c::PROT_EXEC as u64;
+            let lines = table(role).iter().filter(|call| maps.contains(&call.number));
+            assert!(lines.clone().count() == 2);
+            assert!(
+                lines.into_iter().all(|call| matches!(call.when, When::Without(2, bits) if bits == exec))
+            );
+        }
+    }
+
+    /// A call twice, once without conditions, would be without conditions.
+    #[test]
+    fn a_call_in_several_lines_has_conditions_in_each() {
+        for role in ROLES {
+            for call in table(role).iter().filter(|call| !matches!(call.when, When::OneOf(..))) {
+                let same = table(role).iter().filter(|other| other.number == call.number).count();
+                assert_eq!(same, 1, "{role:?}: {}", call.name());
+            }
+        }
+    }
+
+    #[test]
+    fn every_line_says_who_needs_it_and_every_rare_one_when() {
+        for call in ROLES.into_iter().flat_map(table) {
+            assert!(call.who.len() > 3, "{}", call.name());
+            if let Shown::Rare(why) = call.shown {
+                assert!(why.len() > 20, "{}", call.name());
+            }
+        }
+    }
+
+    #[test]
+    fn every_request_is_kvms_or_a_descriptors() {
+        for call in ROLES.into_iter().flat_map(table).filter(|call| call.number == c::SYS_ioctl) {
+            let When::OneOf(1, requests) = call.when else { panic!("any ioctl may be made") };
+            assert!(requests.iter().all(|request| request >> 8 & 0xff == 0xae || *request == c::FIONBIO));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use landlock::{
     RestrictSelfAttr as _, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 
-use crate::{Access, ConfineError};
+use crate::{Access, ConfineError, Role};
 
 /// The version whose rights are not negotiable where the kernel has it: with it truncation is covered, and renames
 /// across directories can be allowed.
@@ -19,6 +19,7 @@ const ALL_THREADS: ABI = ABI::V8;
 
 /// Restricts the process; gives the version in use, or `None` where the kernel has no Landlock.
 pub(super) fn restrict(
+    role: Role,
     directories: &[(BorrowedFd<'_>, Access)],
     threads: usize,
 ) -> Result<Option<u32>, ConfineError> {
@@ -42,11 +43,11 @@ pub(super) fn restrict(
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(WANTED))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(WANTED)))
-        .and_then(|ruleset| ruleset.scope(Scope::from_all(WANTED)))
+        .and_then(|ruleset| ruleset.scope(scopes(role)))
         .and_then(Ruleset::create)
         .map_err(failed)?;
     for (directory, access) in directories {
-        created = created.add_rule(PathBeneath::new(directory, rights(*access))).map_err(failed)?;
+        created = created.add_rule(PathBeneath::new(directory, rights(role, *access))).map_err(failed)?;
     }
     if threads > 1 {
         created =
@@ -59,24 +60,57 @@ pub(super) fn restrict(
     Ok(Some(available as u32))
 }
 
+/// A right beneath a granted directory, and who needs it.
+type Right = (AccessFs, &'static str);
+
+/// Either role, beneath every directory.
+const READING: &[Right] = &[
+    (AccessFs::ReadFile, "vmm: the guest reads a shared file; shim: it opens a log again, and its own state"),
+    (
+        AccessFs::ReadDir,
+        "vmm: the guest lists a shared folder; shim: the folder is opened to make a file's name durable",
+    ),
+];
+
+/// The vmm, beneath a share that may be written. Not among them: running a file, device nodes, `ioctl` on devices,
+/// connecting to a socket.
+const VMM_WRITING: &[Right] = &[
+    (AccessFs::WriteFile, "the guest writes a shared file"),
+    (AccessFs::Truncate, "the guest truncates a shared file"),
+    (AccessFs::RemoveDir, "the guest removes or moves a folder"),
+    (AccessFs::RemoveFile, "the guest removes or moves a file"),
+    (AccessFs::MakeDir, "the guest makes or moves a folder"),
+    (AccessFs::MakeReg, "the guest makes, moves or links a file"),
+    (AccessFs::MakeSym, "the guest makes or moves a symbolic link"),
+    (AccessFs::MakeFifo, "the guest moves a pipe that the host made; `mknod` is not in the filter"),
+    (AccessFs::MakeSock, "the guest moves a socket that the host made; `bind` is not in the filter"),
+    (AccessFs::Refer, "the guest moves or links from one folder of a share to another"),
+];
+
+/// The shim, beneath the sandbox's folder.
+const SHIM_WRITING: &[Right] = &[
+    (AccessFs::WriteFile, "logs, the state's file, the disk's description"),
+    (AccessFs::Truncate, "a file that replaces another is begun empty"),
+    (AccessFs::MakeReg, "the same files are made anew beside the old ones and renamed"),
+    (AccessFs::RemoveFile, "the old ones are replaced; the control socket is removed at the end"),
+];
+
 /// The rights beneath a granted directory.
-fn rights(access: Access) -> BitFlags<AccessFs> {
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    match access {
-        Access::ReadOnly => read,
-        // No device nodes, nothing to run, no ioctl on devices, no connection to a socket in it.
-        Access::ReadWrite => {
-            read | AccessFs::WriteFile
-                | AccessFs::Truncate
-                | AccessFs::RemoveDir
-                | AccessFs::RemoveFile
-                | AccessFs::MakeDir
-                | AccessFs::MakeReg
-                | AccessFs::MakeSym
-                | AccessFs::MakeFifo
-                | AccessFs::MakeSock
-                | AccessFs::Refer
-        }
+fn rights(role: Role, access: Access) -> BitFlags<AccessFs> {
+    let writing: &[Right] = match (access, role) {
+        (Access::ReadOnly, _) => &[],
+        (Access::ReadWrite, Role::Vmm) => VMM_WRITING,
+        (Access::ReadWrite, Role::Shim) => SHIM_WRITING,
+    };
+    READING.iter().chain(writing).map(|(right, _)| *right).collect()
+}
+
+/// What is cut off from processes outside.
+fn scopes(role: Role) -> BitFlags<Scope> {
+    match role {
+        Role::Vmm => Scope::from_all(WANTED),
+        // It must kill its vmm, which started before it was confined; the filter lets it signal no other process.
+        Role::Shim => Scope::from_all(WANTED) & !Scope::Signal,
     }
 }
 
@@ -92,15 +126,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_share_may_run_files_or_make_devices() {
+    fn no_role_may_run_files_or_make_devices() {
         let forbidden = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
-        for access in [Access::ReadOnly, Access::ReadWrite] {
-            assert!((rights(access) & forbidden).is_empty());
+        for role in [Role::Vmm, Role::Shim] {
+            for access in [Access::ReadOnly, Access::ReadWrite] {
+                assert!((rights(role, access) & forbidden).is_empty());
+            }
         }
     }
 
     #[test]
     fn a_read_only_share_cannot_be_changed() {
-        assert!((rights(Access::ReadOnly) & AccessFs::from_write(WANTED)).is_empty());
+        for role in [Role::Vmm, Role::Shim] {
+            assert!((rights(role, Access::ReadOnly) & AccessFs::from_write(WANTED)).is_empty());
+        }
+    }
+
+    #[test]
+    fn only_a_shim_signals_other_processes() {
+        assert!(scopes(Role::Vmm).contains(Scope::Signal));
+        assert!(!scopes(Role::Shim).contains(Scope::Signal));
     }
 }

@@ -7,16 +7,21 @@ use seccompiler::{
     TargetArch, apply_filter_all_threads,
 };
 
-use super::calls::{Call, When};
 use crate::ConfineError;
+use crate::table::{Call, When};
+
+/// The processes that a table's conditions speak of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Processes {
+    /// The calling one.
+    pub(super) own: u32,
+    /// The one that may be killed.
+    pub(super) child: Option<u32>,
+}
 
 /// Installs the filter for good; gives the number of system calls that it lets through.
-pub(super) fn install(calls: &[Call]) -> Result<usize, ConfineError> {
-    let own = u64::from(std::process::id());
-    let mut rules = BTreeMap::new();
-    for call in calls {
-        rules.insert(call.number, conditions(call.when, own).map_err(failed)?);
-    }
+pub(super) fn install(calls: &[Call], child: Option<u32>) -> Result<usize, ConfineError> {
+    let rules = rules(calls, Processes { own: std::process::id(), child }).map_err(failed)?;
     let count = rules.len();
     let allowed = compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)?;
     // The stricter answer of two filters wins: what the first one allows, this one still refuses politely.
@@ -40,8 +45,25 @@ fn compile(
     SeccompFilter::new(rules, otherwise, matched, arch).and_then(BpfProgram::try_from).map_err(failed)
 }
 
-/// The alternatives under which a call is let through; none means always.
-fn conditions(when: When, own_process: u64) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+/// The alternatives of each call of a table. A table has no call both with and without conditions.
+fn rules(
+    calls: &[Call],
+    processes: Processes,
+) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in calls {
+        if let Some(alternatives) = conditions(call.when, processes)? {
+            rules.entry(call.number).or_default().extend(alternatives);
+        }
+    }
+    Ok(rules)
+}
+
+/// The alternatives under which a call is let through; no alternatives mean always, `None` means never.
+fn conditions(
+    when: When,
+    processes: Processes,
+) -> Result<Option<Vec<SeccompRule>>, seccompiler::BackendError> {
     let compare = |argument, operation, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
     };
@@ -53,12 +75,16 @@ fn conditions(when: When, own_process: u64) -> Result<Vec<SeccompRule>, seccompi
         }
         When::Without(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), 0)?]],
         When::With(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), bits)?]],
-        When::OwnProcess(argument) => vec![vec![equal(argument, own_process)?]],
+        When::OwnProcess(argument) => vec![vec![equal(argument, processes.own.into())?]],
         When::BothZero(first, second) => {
             // The second one is a pointer: all of its bits count.
             let zero = SeccompCondition::new(second, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
             vec![vec![equal(first, 0)?, zero]]
         }
+        When::KillsChild => match processes.child {
+            Some(child) => vec![vec![equal(0, child.into())?, equal(1, libc::SIGKILL as u64)?]],
+            None => return Ok(None),
+        },
     };
-    alternatives.into_iter().map(SeccompRule::new).collect()
+    Ok(Some(alternatives.into_iter().map(SeccompRule::new).collect::<Result<_, _>>()?))
 }
