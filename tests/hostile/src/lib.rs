@@ -4,6 +4,9 @@
 //! vmm confines itself as always and then makes the one attempt that `VIV_HOSTILE` names, as code that a guest took over
 //! would. Nothing is needed of the guest but its image, which must be there.
 
+pub mod recorder;
+pub mod workload;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
