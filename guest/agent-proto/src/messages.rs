@@ -62,7 +62,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do. Absent when this agent does not know it: answered with a failure.
-    #[prost(oneof = "Operation", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Operation", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub operation: Option<Operation>,
 }
 
@@ -90,6 +90,9 @@ pub enum Operation {
     /// Stop containers and sessions, sync, power off. Replied to when it begins; then the connection ends.
     #[prost(message, tag = "8")]
     Shutdown(Shutdown),
+    /// From the reply on, send the lines of the agent's and dockerd's logs over this connection, those that are still kept first.
+    #[prost(message, tag = "9")]
+    FollowLogs(Empty),
 }
 
 /// Nothing.
@@ -163,6 +166,9 @@ pub struct Shutdown {
     /// How long containers and sessions may take to end, in milliseconds, before they are killed.
     #[prost(uint32, tag = "1")]
     pub timeout_ms: u32,
+    /// Reset the machine instead of switching it off.
+    #[prost(bool, tag = "2")]
+    pub reboot: bool,
 }
 
 /// The answer to a request.
@@ -205,7 +211,7 @@ pub struct Failure {
 #[derive(Clone, PartialEq, Message)]
 pub struct Event {
     /// What. Absent when this host does not know it: skipped.
-    #[prost(oneof = "Happening", tags = "1")]
+    #[prost(oneof = "Happening", tags = "1, 2")]
     pub happening: Option<Happening>,
 }
 
@@ -215,6 +221,35 @@ pub enum Happening {
     /// The status changed. Also sent first on every control connection.
     #[prost(message, tag = "1")]
     Status(Status),
+    /// A line of a log, where that was asked for with [`Operation::FollowLogs`].
+    #[prost(message, tag = "2")]
+    Log(LogLine),
+}
+
+/// Whose log a line is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum LogSource {
+    /// Not said.
+    Unknown = 0,
+    /// The agent's own.
+    Agent = 1,
+    /// dockerd's.
+    Dockerd = 2,
+}
+
+/// A line of a log.
+#[derive(Clone, PartialEq, Message)]
+pub struct LogLine {
+    /// Whose it is.
+    #[prost(enumeration = "LogSource", tag = "1")]
+    pub source: i32,
+    /// The line without its end.
+    #[prost(bytes = "vec", tag = "2")]
+    pub text: Vec<u8>,
+    /// How many lines before this one were not kept long enough to be sent.
+    #[prost(uint64, tag = "3")]
+    pub lost: u64,
 }
 
 /// How far the guest is.

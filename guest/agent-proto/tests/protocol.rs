@@ -104,7 +104,10 @@ fn golden_bytes() {
         framed(kind::REQUEST, request.encode_to_vec()),
         "12000000100801120e0a016822090a013012022f771801"
     );
-    let shutdown = Request { id: 2, operation: Some(Operation::Shutdown(Shutdown { timeout_ms: 1000 })) };
+    let shutdown = Request {
+        id: 2,
+        operation: Some(Operation::Shutdown(Shutdown { timeout_ms: 1000, ..Shutdown::default() })),
+    };
     assert_eq!(framed(kind::REQUEST, shutdown.encode_to_vec()), "07000000100802420308e807");
     assert_eq!(hex(&join(&[data(kind::STDOUT, 258, b"hi")])), "0a0000002702010000000000006869");
     assert_eq!(hex(&join(&[(kind::STDIN_END, Vec::new())])), "0000000024");

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use agent_proto::abi;
 use agent_proto::messages::Phase;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::system::RebootCommand;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cmdline::Cmdline;
@@ -19,7 +20,7 @@ use crate::reaper::Reaper;
 use crate::session::Sessions;
 use crate::shares::Shares;
 use crate::status::Board;
-use crate::{cgroup, docker, identity, mounts, root, script, server, shutdown, sys};
+use crate::{cgroup, docker, identity, mounts, power, root, script, server, shutdown, sys};
 
 /// Everything that the agent's threads share.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ pub(crate) fn init() -> ! {
                 status.set_phase(Phase::Failed);
             });
             if Cmdline::of_kernel().script.is_some() {
-                shutdown::power_off();
+                shutdown::switch_off(RebootCommand::PowerOff);
             }
         }
     };
@@ -107,6 +108,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
     Devices::link_disks()?;
     cgroup::delegate()?;
     settle(&cmdline)?;
+    power::offer(agent);
     if cmdline.docker {
         docker::start(agent)?;
     }
@@ -115,6 +117,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
         status.ready_micros = micros;
         status.set_phase(Phase::Ready);
     });
+    log("ready for sessions");
     say(format_args!("{} {micros}", abi::READY_LINE));
     if root.was_cut_off {
         let reaper = Arc::clone(&agent.reaper);
@@ -123,7 +126,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
     }
     if let Some(script) = &cmdline.script {
         script::run(agent, script)?;
-        shutdown::begin(agent, std::time::Duration::from_secs(2));
+        shutdown::begin(agent, std::time::Duration::from_secs(2), RebootCommand::PowerOff);
     }
     Ok(())
 }

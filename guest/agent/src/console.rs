@@ -4,8 +4,13 @@ use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// A line for the kernel log (`dmesg`); on the console only when the kernel is not told to be quiet.
+use agent_proto::messages::LogSource;
+
+use crate::journal::JOURNAL;
+
+/// A line for the kernel log (`dmesg`) and for the host's `viv logs`; on the console only when the kernel is not told to be quiet.
 pub(crate) fn log(text: impl Display) {
+    JOURNAL.add(LogSource::Agent, text.to_string().as_bytes());
     if let Ok(mut kmsg) = OpenOptions::new().write(true).open("/dev/kmsg") {
         // Nothing can be done about a kernel log that takes nothing.
         let _ = kmsg.write_all(format!("<6>viv-agent: {text}\n").as_bytes());

@@ -10,9 +10,11 @@ use agent_proto::frame::{self, FrameReader, SKIPPABLE, kind};
 use agent_proto::messages::{
     Empty, Event, Failure as Refusal, Happening, Operation, Outcome as Answer, Reply, Request, Setup,
 };
+use rustix::system::RebootCommand;
 
 use crate::boot::Agent;
 use crate::fail::Outcome;
+use crate::journal::JOURNAL;
 use crate::{identity, metrics, shutdown, sys};
 
 /// Serves one control connection after its welcome, to its end.
@@ -41,13 +43,28 @@ pub(crate) fn serve(
             }
         };
         std::thread::Builder::new().name("control-events".into()).spawn_scoped(scope, tell)?;
+        let tell_log = || {
+            let mut next = 0;
+            while let Some((line, behind)) = JOURNAL.wait_for(next, || over.load(Ordering::Acquire)) {
+                next = behind;
+                let event = Event { happening: Some(Happening::Log(line)) };
+                if send(&|mut w| frame::write_message(&mut w, kind::EVENT, &event)).is_err() {
+                    break;
+                }
+            }
+        };
+        let mut following = false;
         let mut serve = || -> Result<(), ProtoError> {
             while let Some(kind) = frames.read_frame()? {
                 match kind {
                     kind::REQUEST => {
                         let Request { id, operation } = frames.message()?;
+                        let follow = matches!(operation, Some(Operation::FollowLogs(_)));
                         let reply = Reply { id, outcome: Some(carry_out(agent, operation)) };
                         send(&|mut w| frame::write_message(&mut w, kind::REPLY, &reply))?;
+                        if follow && !std::mem::replace(&mut following, true) {
+                            std::thread::Builder::new().name("log".into()).spawn_scoped(scope, tell_log)?;
+                        }
                     }
                     SKIPPABLE.. => {}
                     other => return Err(ProtoError::UnexpectedFrame(other)),
@@ -58,6 +75,7 @@ pub(crate) fn serve(
         let result = serve();
         over.store(true, Ordering::Release);
         agent.board.wake();
+        JOURNAL.wake();
         // Frees the teller if it sleeps in a write.
         let _ = connection.shutdown(std::net::Shutdown::Both);
         result
@@ -73,9 +91,12 @@ fn carry_out(agent: &Arc<Agent>, operation: Option<Operation>) -> Answer {
         Some(Operation::GetStatus(_)) => return Answer::Status(agent.board.get()),
         Some(Operation::GetMetrics(_)) => return Answer::Metrics(metrics::measure()),
         Some(Operation::Shutdown(request)) => {
-            shutdown::begin(agent, Duration::from_millis(request.timeout_ms.into()));
+            let last = if request.reboot { RebootCommand::Restart } else { RebootCommand::PowerOff };
+            shutdown::begin(agent, Duration::from_millis(request.timeout_ms.into()), last);
             Ok(())
         }
+        // The lines follow the reply.
+        Some(Operation::FollowLogs(_)) => Ok(()),
         None => Err(crate::fail::Failure::new("This sandbox's agent does not know that request")),
     };
     match done {

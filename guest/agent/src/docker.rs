@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_proto::messages::Docker;
+use agent_proto::messages::{Docker, LogSource};
 
 use crate::boot::Agent;
 use crate::cgroup::Group;
 use crate::console::log;
 use crate::fail::{Doing, Outcome};
+use crate::journal::JOURNAL;
 use crate::mounts::make_dir;
 use crate::reaper::Child;
 use crate::spawn::{Preparation, prepare, what_failed};
@@ -176,17 +177,30 @@ fn ping(ended: impl Fn() -> bool) -> bool {
     false
 }
 
+/// Gives the host the lines that these bytes end; `line` is the beginning of the next one.
+fn show(bytes: &[u8], line: &mut Vec<u8>) {
+    for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+        line.extend_from_slice(piece);
+        if line.ends_with(b"\n") || line.len() > 8 * 1024 {
+            JOURNAL.add(LogSource::Dockerd, line.strip_suffix(b"\n").unwrap_or(line));
+            line.clear();
+        }
+    }
+}
+
 /// Writes what dockerd says to its log, which never becomes larger than twice its limit.
 fn keep_log(mut output: File) {
     let open = || OpenOptions::new().create(true).append(true).open(LOG);
     let mut log = open().ok();
     let mut size = log.as_ref().and_then(|log| log.metadata().ok()).map_or(0, |m| m.len());
     let mut buffer = vec![0u8; 16 * 1024];
+    let mut line = Vec::new();
     // Read on whatever becomes of the file: dockerd must never block on its log.
     while let Ok(n) = output.read(&mut buffer) {
         if n == 0 {
             return;
         }
+        show(buffer.get(..n).unwrap_or_default(), &mut line);
         if size > LOG_LIMIT && fs::rename(LOG, OLD_LOG).is_ok() {
             log = open().ok();
             size = 0;

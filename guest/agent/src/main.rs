@@ -19,8 +19,10 @@ mod devices;
 mod docker;
 mod fail;
 mod identity;
+mod journal;
 mod metrics;
 mod mounts;
+mod power;
 mod pump;
 mod reaper;
 mod root;
@@ -39,6 +41,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
         boot::init()
+    }
+    if let Some(code) = power::command(std::env::args_os().skip(1)) {
+        return code;
     }
     eprintln!(
         "viv-agent {} is the first process of a sandbox; it does nothing elsewhere",

@@ -19,6 +19,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
 
 use crate::cgroup::Group;
+use crate::console::log;
 use crate::fail::without_number;
 use crate::pump::{Ends, Finish, Input, Pump};
 use crate::reaper::{Child, Reaper};
@@ -164,6 +165,9 @@ impl Sessions {
                         Ended::Signal(signal) => Ending::Signal(signal),
                     };
                     let out_of_memory = group.as_ref().is_some_and(Group::had_oom_kill);
+                    if out_of_memory {
+                        log("out of memory: the kernel killed a process of a session");
+                    }
                     let exit = Exit { ending: Some(ending), out_of_memory };
                     // A host that left in the last moment needs no exit.
                     let _ = frame::write_message(&mut { connection }, kind::EXIT, &exit);

@@ -14,20 +14,22 @@ use crate::{root, sys};
 /// What processes outside containers get at least to end by themselves.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// Goes down on a thread of its own, once. What runs has `limit` to end before it is killed.
-pub(crate) fn begin(agent: &Arc<Agent>, limit: Duration) {
+/// Goes down on a thread of its own, once. What runs has `limit` to end before it is killed; `last` is the end.
+pub(crate) fn begin(agent: &Arc<Agent>, limit: Duration, last: RebootCommand) {
     if agent.stopping.swap(true, Ordering::AcqRel) {
         return;
     }
     agent.board.change(|status| status.set_phase(Phase::Stopping));
     let down = Arc::clone(agent);
-    let started = std::thread::Builder::new().name("shutdown".into()).spawn(move || go_down(&down, limit));
+    let started =
+        std::thread::Builder::new().name("shutdown".into()).spawn(move || go_down(&down, limit, last));
     if started.is_err() {
-        go_down(agent, Duration::ZERO);
+        go_down(agent, Duration::ZERO, last);
     }
 }
 
-fn go_down(agent: &Agent, limit: Duration) {
+fn go_down(agent: &Agent, limit: Duration, last: RebootCommand) {
+    log(if last == RebootCommand::Restart { "going down for a reset" } else { "going down" });
     let deadline = Instant::now() + limit;
     for signal in [libc::SIGHUP, libc::SIGTERM, libc::SIGCONT] {
         agent.sessions.signal_all(signal);
@@ -40,11 +42,11 @@ fn go_down(agent: &Agent, limit: Duration) {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    power_off()
+    switch_off(last)
 }
 
-/// Kills what is left, makes the disk clean, and switches the machine off.
-pub(crate) fn power_off() -> ! {
+/// Kills what is left, makes the disk clean, and switches the machine off or resets it.
+pub(crate) fn switch_off(last: RebootCommand) -> ! {
     sys::signal_everyone(libc::SIGKILL);
     let start = Instant::now();
     while processes_left() && start.elapsed() < Duration::from_secs(2) {
@@ -59,7 +61,7 @@ pub(crate) fn power_off() -> ! {
         rustix::fs::sync();
     }
     loop {
-        if let Err(e) = reboot(RebootCommand::PowerOff) {
+        if let Err(e) = reboot(last) {
             say(format_args!("{} cannot power off: {e}", agent_proto::abi::PANIC_LINE));
         }
         std::thread::sleep(Duration::from_secs(1));

@@ -156,8 +156,47 @@ impl<S: Read + Write> Control<S> {
     /// # Errors
     /// As [`Control::setup`].
     pub fn shutdown(&mut self, timeout: Duration) -> Result<(), ProtoError> {
+        self.go_down(timeout, false)
+    }
+
+    /// As [`Control::shutdown`], but with a reset of the machine at the end.
+    ///
+    /// # Errors
+    /// As [`Control::setup`].
+    pub fn reboot(&mut self, timeout: Duration) -> Result<(), ProtoError> {
+        self.go_down(timeout, true)
+    }
+
+    fn go_down(&mut self, timeout: Duration, reboot: bool) -> Result<(), ProtoError> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        self.done(Operation::Shutdown(Shutdown { timeout_ms }))
+        self.done(Operation::Shutdown(Shutdown { timeout_ms, reboot }))
+    }
+
+    /// Asks for the lines of the agent's and dockerd's logs; they come with [`Control::next_event`], which this connection is for
+    /// from here on.
+    ///
+    /// # Errors
+    /// As [`Control::setup`].
+    pub fn follow_logs(&mut self) -> Result<(), ProtoError> {
+        self.done(Operation::FollowLogs(Empty {}))
+    }
+
+    /// Waits for the next line of a log, or change of the status.
+    ///
+    /// # Errors
+    /// The stream's; [`ProtoError::Closed`] when the guest is gone.
+    pub fn next_event(&mut self) -> Result<Happening, ProtoError> {
+        loop {
+            match self.frames.read_frame()?.ok_or(ProtoError::Closed)? {
+                kind::EVENT => {
+                    if let Some(happening) = self.frames.message::<Event>()?.happening {
+                        return Ok(happening);
+                    }
+                }
+                SKIPPABLE.. => {}
+                other => return Err(ProtoError::UnexpectedFrame(other)),
+            }
+        }
     }
 
     fn done(&mut self, operation: Operation) -> Result<(), ProtoError> {

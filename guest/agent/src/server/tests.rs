@@ -407,3 +407,25 @@ fn a_wrong_hello_is_refused() {
         Ok(Some(kind)) => panic!("it answers with {kind}"),
     }
 }
+
+#[test]
+fn a_logs_followers_get_what_is_kept_and_what_comes() {
+    crate::console::log("before anybody listens");
+    let mut control = Control::connect(dial()).expect("a connection");
+    control.follow_logs().expect("it is known");
+    let mut next = |word: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            if let agent_proto::messages::Happening::Log(line) = control.next_event().expect("an event")
+                && line.text == word.as_bytes()
+            {
+                assert_eq!(line.source(), agent_proto::messages::LogSource::Agent);
+                return;
+            }
+        }
+        panic!("{word} never came");
+    };
+    next("before anybody listens");
+    crate::console::log("while somebody listens");
+    next("while somebody listens");
+}
