@@ -277,12 +277,7 @@ impl Store {
         let images = self.root.join("images");
         let Some(_lock) = FileLock::try_acquire(&self.root.join("lock"))? else { return Ok(Vec::new()) };
         let mut removed = Vec::new();
-        for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
-            let entry = entry.map_err(file_error("read", &images))?;
-            let (path, Ok(key)) = (entry.path(), entry.file_name().into_string()) else { continue };
-            if key.starts_with('.') || keep(&key) || !is_unused(&path) {
-                continue;
-            }
+        for (key, path) in self.unused(keep)? {
             // First out of sight: a process that ends half-way leaves no half of an image.
             let gone = images.join(format!(".gone-{key}"));
             std::fs::rename(&path, &gone).map_err(file_error("remove", &path))?;
@@ -290,6 +285,51 @@ impl Store {
             removed.push(key);
         }
         Ok(removed)
+    }
+
+    /// The images that [`Self::remove_unused`] would remove: their keys and folders.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn unused(&self, keep: impl Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>, StoreError> {
+        let images = self.root.join("images");
+        let mut unused = Vec::new();
+        for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
+            let entry = entry.map_err(file_error("read", &images))?;
+            let (path, Ok(key)) = (entry.path(), entry.file_name().into_string()) else { continue };
+            if !key.starts_with('.') && !keep(&key) && is_unused(&path) {
+                unused.push((key, path));
+            }
+        }
+        Ok(unused)
+    }
+
+    /// The downloads that this version's lock file does not name.
+    ///
+    /// # Errors
+    /// If there is no lock file for this architecture.
+    pub fn old_downloads(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let wanted: std::collections::BTreeSet<String> =
+            digests(&self.lock()?).iter().map(fetch::Digest::file_name).collect();
+        let files = std::fs::read_dir(self.root.join("downloads")).into_iter().flatten().flatten();
+        let is_old = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            (name.starts_with("sha256-") || name.starts_with("sha512-"))
+                && !wanted.contains(name.trim_end_matches(".part"))
+        };
+        Ok(files.map(|entry| entry.path()).filter(is_old).collect())
+    }
+
+    /// Removes [`Self::old_downloads`]. Does nothing while another process sets up.
+    ///
+    /// # Errors
+    /// If the folder cannot be locked, or a file not be removed.
+    pub fn remove_old_downloads(&self) -> Result<(), StoreError> {
+        let Some(_lock) = FileLock::try_acquire(&self.root.join("lock"))? else { return Ok(()) };
+        for path in self.old_downloads()? {
+            std::fs::remove_file(&path).map_err(file_error("remove", &path))?;
+        }
+        Ok(())
     }
 
     fn remove_leftovers(&self) -> Result<(), StoreError> {

@@ -30,6 +30,13 @@ pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
     dated.max().map(|(_, path)| path)
 }
 
+/// All of them but that: each is for another version's agent, and made again when it is wanted.
+pub(crate) fn old_initramfs(cache: &Path) -> Vec<PathBuf> {
+    let newest = newest_initramfs(cache);
+    let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
+    files.map(|entry| entry.path()).filter(|path| Some(path) != newest.as_ref()).collect()
+}
+
 /// The initramfs for this agent and this kernel, made if it is not in the cache. `modules` is the kernel's folder of
 /// modules, `release` its name.
 pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -> Result<PathBuf> {

@@ -82,7 +82,7 @@ pub(crate) fn run_with(
             failure = Some(why);
         }
     }
-    match failure.or_else(|| vmm.wait()) {
+    match failure.or_else(|| vmm.wait().map(|ending| ending.reason)) {
         Some(why) => Err(Error::NotStarted { why, hint: None }),
         None => Ok(()),
     }

@@ -13,6 +13,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
 use crate::launch::own_program;
+use crate::logs::Source;
 
 /// The hidden role's name on the command line of `viv`.
 pub const SHIM_ROLE: &str = "shim";
@@ -61,6 +62,14 @@ impl Held {
     /// How the sandbox fares.
     pub fn status(&self) -> Result<Status> {
         status_over(&self.connection)
+    }
+
+    /// Lets the sandbox go on without sessions until it is stopped.
+    pub fn keep(&self) -> Result<()> {
+        match self.connection.ask(&Request::Keep)? {
+            (Reply::Kept, _) => Ok(()),
+            (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+        }
     }
 }
 
@@ -117,11 +126,11 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
 const DISK_TROUBLE: &str = "The sandbox's disk";
 
 fn not_started(sandbox: &Sandbox, why: String) -> Error {
-    let console = sandbox.log("console");
+    let console = sandbox.log(Source::Console);
     let hint = if why.contains(DISK_TROUBLE) {
         format!("viv check {} says more; the disk is left as it is", sandbox.spec.name)
     } else if std::fs::metadata(&console).is_ok_and(|log| log.len() > 0) {
-        format!("the guest's own words are in {}", console.display())
+        format!("viv logs {} shows the guest's own words", sandbox.spec.name)
     } else {
         "its guest wrote nothing; viv diagnose says what this host can do".into()
     };

@@ -29,6 +29,8 @@ pub enum Request {
         /// The guest's port.
         port: u32,
     },
+    /// Go on without sessions until the sandbox is stopped. Answered with [`Reply::Kept`] at once.
+    Keep,
     /// How the sandbox fares. Answered with [`Reply::Status`] at once.
     Status,
     /// Shut the guest down. Answered with [`Reply::Stopping`] at once; the connection is closed by the shim's end.
@@ -43,6 +45,8 @@ pub enum Reply {
     Held,
     /// The descriptor that came along is the connection.
     Opened,
+    /// The sandbox goes on without sessions.
+    Kept,
     /// How the sandbox fares.
     Status(Status),
     /// The guest is being shut down.
@@ -74,6 +78,9 @@ pub struct Status {
     pub vmm: u32,
     /// What the engine counted, such as instructions it does not know.
     pub counters: Vec<(String, u64)>,
+    /// Whether it goes on without sessions.
+    #[serde(default)]
+    pub detached: bool,
 }
 
 /// What came of [`Connection::hold`].

@@ -18,6 +18,14 @@ pub enum Error {
         /// A name that is close to it.
         nearest: Option<String>,
     },
+    /// No sandbox has this name, but there are some that cannot be read.
+    #[error("no sandbox that can be read is called \"{name}\"; {cause}")]
+    Unreadable {
+        /// What was asked for.
+        name: String,
+        /// What is wrong with the first of the others.
+        cause: Box<Error>,
+    },
     /// A unique prefix was wanted and several sandboxes begin with it.
     #[error("\"{prefix}\" is the beginning of several sandboxes: {}", names.join(", "))]
     AmbiguousName {
@@ -156,6 +164,7 @@ impl Error {
                 Some(format!("did you mean {name}?  viv ls shows all"))
             }
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
+            Self::Unreadable { cause, .. } => cause.hint(),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
             Self::SharesFixed { name, .. } => Some(format!("viv stop {name}, then the same command again")),
             Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),

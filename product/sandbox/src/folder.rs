@@ -6,7 +6,7 @@
 //!                lock            held (flock) by the shim for as long as it lives
 //!                control.sock    where the shim listens
 //!                disk/           the writable disk's layers
-//!                logs/           console.log, vmm.log, shim.log, each bounded
+//!                logs/           console.log, agent.log, dockerd.log, vmm.log, shim.log, each bounded
 //! sandboxes/.new-<id>            being made; .gone-<id> being deleted: both are swept when nobody makes one
 //! sandboxes/.names               held while a name is chosen and its folder made, and while a spec is written anew
 //! ```
@@ -23,6 +23,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::control::Connection;
 use crate::error::{Error, Result};
+use crate::logs::Source;
 use crate::places::Places;
 use crate::spec::{Runtime, SCHEMA, Spec, State};
 use crate::workspace::Share;
@@ -33,9 +34,6 @@ const RUNTIME: &str = "runtime.json";
 const LOCK: &str = "lock";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
-
-/// How long a client takes at most from making a sandbox to starting its shim.
-const FIRST_START: Duration = Duration::from_secs(60);
 
 /// All sandboxes of this user.
 #[derive(Clone, Debug)]
@@ -113,9 +111,15 @@ impl Sandboxes {
 
     /// The sandbox that the user means by a name or a unique beginning of one.
     pub fn find(&self, wanted: &str) -> Result<Sandbox> {
-        let (mut all, _) = self.list()?;
+        let (mut all, mut unreadable) = self.list()?;
         let names: Vec<&str> = all.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();
-        let name = naming::resolve(wanted, &names)?;
+        let name = match naming::resolve(wanted, &names) {
+            // It may be one of those.
+            Err(Error::UnknownSandbox { name, nearest: None }) if !unreadable.is_empty() => {
+                return Err(Error::Unreadable { name, cause: Box::new(unreadable.swap_remove(0)) });
+            }
+            other => other?,
+        };
         let index = names.iter().position(|other| *other == name).unwrap_or(0);
         Ok(all.swap_remove(index))
     }
@@ -224,9 +228,9 @@ impl Sandbox {
         self.folder.join("disk")
     }
 
-    /// The file of one of its logs: `console`, `vmm` or `shim`.
-    pub fn log(&self, name: &str) -> PathBuf {
-        self.folder.join("logs").join(format!("{name}.log"))
+    /// The file of one of its logs.
+    pub fn log(&self, source: Source) -> PathBuf {
+        self.folder.join("logs").join(format!("{}.log", source.name()))
     }
 
     /// Takes the lock, waiting as long as `patience`; `None` when somebody else keeps it. A client that only looks
@@ -311,14 +315,35 @@ impl Sandbox {
 
     /// What it does, as its shim last noted it.
     pub fn state(&self) -> State {
-        if !self.is_running() {
-            return State::Stopped;
+        let noted = |sandbox: &Self| sandbox.runtime().map(|runtime| runtime.state);
+        if self.is_running() {
+            return match noted(self) {
+                // Of the run before: the new shim has not written yet.
+                None | Some(State::Stopped | State::Failed) => State::Starting,
+                Some(state) => state,
+            };
         }
-        match self.runtime().map(|runtime| runtime.state) {
-            // Of the run before: the new shim has not written yet.
-            None | Some(State::Stopped) => State::Starting,
-            Some(state) => state,
+        match noted(self) {
+            None | Some(State::Stopped) => State::Stopped,
+            Some(State::Failed) => State::Failed,
+            // It may have begun to run between the two looks; else its shim could note no end.
+            Some(_) if self.is_running() => State::Starting,
+            Some(_) => State::Failed,
         }
+    }
+
+    /// Why it does not run, when it has run before.
+    pub fn end(&self) -> Option<String> {
+        let runtime = self.runtime()?;
+        if runtime.state.is_over() {
+            return runtime.reason;
+        }
+        // Its shim was killed before it could say so, maybe with the whole host.
+        let up = Duration::from_secs(rustix::system::sysinfo().uptime.unsigned_abs());
+        let booted = SystemTime::now().checked_sub(up);
+        let started = crate::spec::from_rfc3339(&runtime.started);
+        let before = booted.zip(started).is_some_and(|(booted, started)| started < booted);
+        Some(if before { "host restarted".into() } else { "shim killed".into() })
     }
 
     /// What its shim noted last, also that of a run that has ended.
@@ -353,19 +378,7 @@ impl Sandbox {
 
     /// Bytes that it takes on the host's disk.
     pub fn disk_use(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        fn sum(folder: &Path) -> u64 {
-            let Ok(entries) = fs::read_dir(folder) else { return 0 };
-            entries
-                .flatten()
-                .map(|entry| match entry.metadata() {
-                    Ok(meta) if meta.is_dir() => sum(&entry.path()),
-                    Ok(meta) => meta.blocks().saturating_mul(512),
-                    Err(_) => 0,
-                })
-                .sum()
-        }
-        sum(&self.folder)
+        room(&self.folder)
     }
 
     /// Deletes it if its first start has failed: no guest has ever made its file system on the disk, so there is nothing to
@@ -378,13 +391,8 @@ impl Sandbox {
             Err(Error::UnknownSandbox { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        // Another client may have made it just now, and be about to start it.
-        let ended = match self.runtime() {
-            Some(runtime) => runtime.state == State::Stopped,
-            None => crate::spec::from_rfc3339(&self.spec.created)
-                .and_then(|created| created.elapsed().ok())
-                .is_some_and(|age| age > FIRST_START),
-        };
+        // One that nobody has tried to start yet is as it was wanted.
+        let ended = self.runtime().is_some_and(|runtime| runtime.state == State::Failed);
         let folder = File::open(self.disk_folder())
             .map_err(|source| Error::file("cannot open", self.disk_folder(), source))?;
         // What cannot be told is left alone.
@@ -415,6 +423,17 @@ impl Sandbox {
             other => other.map_err(fail),
         }
     }
+}
+
+/// Bytes that a file or a folder with all in it takes on the disk.
+pub(crate) fn room(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    if !meta.is_dir() {
+        return meta.blocks().saturating_mul(512);
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| room(&entry.path())).sum()
 }
 
 /// Who holds this makes sandboxes and writes their specs.

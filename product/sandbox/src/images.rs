@@ -21,6 +21,22 @@ pub enum Stock {
     Gone,
 }
 
+/// Files of the cache that can go.
+#[derive(Clone, Debug)]
+pub struct Old {
+    /// What they are, for people.
+    pub what: String,
+    /// The files and folders.
+    pub files: Vec<std::path::PathBuf>,
+}
+
+impl Old {
+    /// Bytes that they take on the disk.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|path| crate::folder::room(path)).sum()
+    }
+}
+
 /// The images of this user and what is needed to make and to boot one.
 #[derive(Clone, Debug)]
 pub struct Images<'p> {
@@ -84,6 +100,49 @@ impl<'p> Images<'p> {
             Ok(removed) => tracing::info!(?removed, "Old images were removed"),
             Err(error) => tracing::warn!(%error, "Old images could not be removed"),
         }
+    }
+
+    /// What lies in the cache and is of no use to this version or to any sandbox: images that nobody has used for a week,
+    /// downloads of older versions, initramfs archives of older guests.
+    pub fn old(&self) -> Result<Vec<Old>> {
+        let (sandboxes, unreadable) = Sandboxes::open(self.places)?.list()?;
+        let current = self.current()?;
+        // One that cannot be read may need any.
+        let keep = |key: &str| {
+            !unreadable.is_empty()
+                || current.as_deref() == Some(key)
+                || sandboxes.iter().any(|sandbox| sandbox.spec.image == key)
+        };
+        let images = self.store.unused(keep).map_err(|error| set_up(&error))?;
+        let mut old: Vec<Old> = images
+            .into_iter()
+            .map(|(key, path)| Old { what: format!("the image {key}"), files: vec![path] })
+            .collect();
+        let downloads = self.store.old_downloads().map_err(|error| set_up(&error))?;
+        let initramfs = assets::old_initramfs(&self.places.cache);
+        for (what, files) in [("downloads", downloads), ("initramfs archives", initramfs)] {
+            if !files.is_empty() {
+                old.push(Old { what: format!("{} {what} of other versions", files.len()), files });
+            }
+        }
+        Ok(old)
+    }
+
+    /// Removes what [`Self::old`] names, as far as it still is so.
+    pub fn remove_all_old(&self) -> Result<()> {
+        if let Some(current) = self.current()? {
+            self.remove_old(&current);
+        }
+        self.store.remove_old_downloads().map_err(|error| set_up(&error))?;
+        for path in assets::old_initramfs(&self.places.cache) {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::file("cannot delete", &path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What a sandbox with this image boots from.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use crate::ending::Ending;
 use crate::error::{Error, Result};
 use crate::packet;
 use crate::plan::{Descriptors, FromVmm, Plan, ToVmm};
@@ -107,12 +108,11 @@ impl Vmm {
     }
 
     /// Waits for its end and says how it ended when that was not by itself.
-    pub fn wait(&mut self) -> Option<String> {
+    pub(crate) fn wait(&mut self) -> Option<Ending> {
         match self.child.wait() {
-            Ok(status) if status.success() => None,
-            Ok(status) => Some(format!("the virtual machine's process ended with {status}")),
+            Ok(status) => Ending::of_process(status),
             Err(error) => {
-                Some(format!("the virtual machine's process was lost: {}", crate::error::in_words(&error)))
+                Some(Ending::failure(format!("the vmm was lost: {}", crate::error::in_words(&error))))
             }
         }
     }

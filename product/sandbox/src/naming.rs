@@ -79,7 +79,7 @@ pub fn resolve<'n>(wanted: &str, names: &[&'n str]) -> Result<&'n str> {
 }
 
 /// The name that a mistyped one most likely meant, if any is close.
-fn nearest(wanted: &str, names: &[&str]) -> Option<String> {
+pub fn nearest(wanted: &str, names: &[&str]) -> Option<String> {
     let allowed = wanted.chars().count() / 3;
     names
         .iter()

@@ -125,8 +125,10 @@ pub enum FromVmm {
         /// One sentence.
         why: String,
     },
-    /// The guest powered off (or reset, which ends a sandbox as well).
+    /// The guest powered off, or the vmm was told to end.
     PoweredOff,
+    /// The guest reset its machine, which ends a sandbox as well: a reboot, or the end of a kernel panic.
+    Reset,
 }
 
 /// Collects the descriptors for a plan.

@@ -4,7 +4,7 @@
 //! through it. One loop over `poll`; only the [`crate::steward`] has a thread of its own. What the vmm says is bounded and
 //! believed for this sandbox only.
 
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -15,11 +15,13 @@ use rustix::net::SocketFlags;
 
 use crate::clock::{self, Clock, Due};
 use crate::control::{Reply, Request, Status};
+use crate::ending::{Ending, is_panic};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
 use crate::folder::{Lock, Sandbox};
-use crate::launch::Vmm;
-use crate::logs::BoundedLog;
+use crate::guest_log::{self, GuestLogs};
+use crate::launch::{Vmm, VmmLine};
+use crate::logs::{BoundedLog, LineLog, Source};
 use crate::plan::FromVmm;
 use crate::spec::{Runtime, SCHEMA, State, rfc3339};
 use crate::steward::{self, Bell, Order, Report};
@@ -30,6 +32,9 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// Most counters, and most words on the confinement, that are taken from a vmm.
 const MOST_WORDS: usize = 64;
+
+/// How long the last lines of the guest's logs may take to be written when the guest is gone.
+const GUEST_LOG_END: Duration = Duration::from_millis(500);
 
 /// Most client connections at once.
 const MOST_CLIENTS: usize = 256;
@@ -57,8 +62,63 @@ struct Client {
 /// The files in which the shim writes what it hears.
 #[derive(Debug)]
 struct Logs {
-    console: BoundedLog,
-    vmm: BoundedLog,
+    console: LineLog,
+    vmm: LineLog,
+    /// Whether the guest's kernel has said that it panicked.
+    panicked: bool,
+    /// Closed when the guest's own logs are written to their end.
+    guest: Receiver<()>,
+}
+
+impl Logs {
+    /// `going_down` is told when the guest says that it is about to end.
+    fn open(sandbox: &Sandbox, line: &VmmLine, going_down: impl FnMut() + Send + 'static) -> Result<Self> {
+        let open = |source: Source| {
+            let path = sandbox.log(source);
+            BoundedLog::open(&path)
+                .map(LineLog::new)
+                .map_err(|source| Error::file("cannot write", path, source))
+        };
+        let guest_logs = GuestLogs { agent: open(Source::Agent)?, dockerd: open(Source::Dockerd)? };
+        let (done, guest) = mpsc::channel();
+        let line = line.clone();
+        thread("guest-log", move || {
+            guest_log::follow(&line, guest_logs, going_down);
+            drop(done);
+        })?;
+        Ok(Self { console: open(Source::Console)?, vmm: open(Source::Vmm)?, panicked: false, guest })
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        let panicked = &mut self.panicked;
+        self.console.take(bytes, |line| *panicked |= is_panic(line));
+    }
+
+    /// After the end of the vmm: what it left in its pipes, and what is left of lines.
+    fn finish(&mut self, console: BorrowedFd<'_>, vmm: BorrowedFd<'_>) {
+        // More than a pipe holds: a descriptor of it that somebody else kept would make this endless.
+        for _ in 0..64 {
+            let (said, logged) = (read_some(console), read_some(vmm));
+            if said.is_empty() && logged.is_empty() {
+                break;
+            }
+            self.console(&said);
+            self.vmm.take(&logged, |_| {});
+        }
+        let panicked = &mut self.panicked;
+        self.console.finish(|line| *panicked |= is_panic(line));
+        self.vmm.finish(|_| {});
+        // Its connection has ended with the vmm.
+        let _ = self.guest.recv_timeout(GUEST_LOG_END);
+    }
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(|_| ())
+        .map_err(|error| Error::host("cannot start a thread", error))
 }
 
 #[derive(Debug)]
@@ -76,8 +136,10 @@ struct Shim<'s> {
     confinement: Vec<String>,
     counters: Vec<(String, u64)>,
     clock: Clock,
-    /// Why the run ends.
-    reason: Option<String>,
+    /// Whether the guest has reset its machine, by a reboot or a panic: its console's last lines tell which.
+    reset: bool,
+    /// Why the run ends, as far as it is known.
+    ending: Option<Ending>,
 }
 
 /// Takes the sandbox's lock for this process, its shim; `None` when another shim has it.
@@ -102,6 +164,7 @@ pub fn run(
         ended: None,
         reason: None,
         engine: String::new(),
+        detached: false,
     };
     sandbox.note(&runtime)?;
     confine::harden().map_err(|error| unconfined(&error))?;
@@ -115,12 +178,13 @@ pub fn run(
         serve(sandbox, runtime.clone(), machine, listener, terminate)
     });
     let _ = std::fs::remove_file(sandbox.folder().join(control::SOCKET));
-    runtime.state = State::Stopped;
+    let ending = match &outcome {
+        Ok(ending) => ending.clone(),
+        Err(error) => Ending::failure(error.to_string()),
+    };
+    runtime.state = if ending.failed { State::Failed } else { State::Stopped };
     runtime.ended = Some(rfc3339(SystemTime::now()));
-    runtime.reason = Some(match &outcome {
-        Ok(reason) => reason.clone(),
-        Err(error) => error.to_string(),
-    });
+    runtime.reason = Some(ending.reason);
     sandbox.note_end(&runtime)?;
     drop(lock);
     outcome.map(|_| ())
@@ -149,21 +213,19 @@ fn serve(
     machine: Machine,
     listener: OwnedFd,
     terminate: UnixStream,
-) -> Result<String> {
-    let open = |name: &str| {
-        let path = sandbox.log(name);
-        BoundedLog::open(&path).map_err(|source| Error::file("cannot write", path, source))
-    };
-    let logs = Logs { console: open("console")?, vmm: open("vmm")? };
+) -> Result<Ending> {
     let (orders, orders_in) = mpsc::channel();
     let (reports_out, reports) = mpsc::channel();
-    let (bell, bell_in) = io::pipe().map_err(|error| Error::host("cannot make a pipe", error))?;
+    let no_pipe = |error| Error::host("cannot make a pipe", error);
+    let (bell, bell_in) = io::pipe().map_err(no_pipe)?;
+    let (said, mut rope) = (reports_out.clone(), Bell(bell_in.try_clone().map_err(no_pipe)?));
+    let logs = Logs::open(sandbox, machine.vmm.line(), move || {
+        let _ = said.send(Report::GoingDown);
+        rope.ring();
+    })?;
     let line = machine.vmm.line().clone();
     let spec = sandbox.spec.clone();
-    std::thread::Builder::new()
-        .name("steward".into())
-        .spawn(move || steward::serve(&spec, &line, &orders_in, &reports_out, Bell(bell_in)))
-        .map_err(|error| Error::host("cannot start a thread", error))?;
+    thread("steward", move || steward::serve(&spec, &line, &orders_in, &reports_out, Bell(bell_in)))?;
     let mut shim = Shim {
         sandbox,
         runtime,
@@ -178,7 +240,8 @@ fn serve(
         confinement: Vec::new(),
         counters: Vec::new(),
         clock: Clock::new(Instant::now()),
-        reason: None,
+        reset: false,
+        ending: None,
     };
     shim.work();
     Ok(shim.finish())
@@ -194,10 +257,10 @@ impl Shim<'_> {
             let ready = self.wait();
             let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
             if is_ready(3) {
-                copy(&self.machine.console, &mut self.logs.console);
+                self.logs.console(&read_some(self.machine.console.as_fd()));
             }
             if is_ready(4) {
-                copy_descriptor(self.machine.vmm.errors(), &mut self.logs.vmm);
+                self.logs.vmm.take(&read_some(self.machine.vmm.errors()), |_| {});
             }
             if is_ready(1) {
                 self.hear_vmm();
@@ -213,7 +276,7 @@ impl Shim<'_> {
             }
             if is_ready(6) {
                 let _ = self.terminate.read(&mut [0u8; 16]);
-                self.stop("asked to end");
+                self.stop("asked to stop");
             }
             let clients: Vec<usize> =
                 (0..self.clients.len()).filter(|index| is_ready(FIXED + index)).collect();
@@ -270,11 +333,15 @@ impl Shim<'_> {
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
-                self.reason.get_or_insert(why);
+                self.ending.get_or_insert(Ending::failure(why));
             }
             Ok(Some(FromVmm::PoweredOff)) => {
                 tracing::info!("The guest powered off");
-                self.reason.get_or_insert_with(|| "shut down in the guest".into());
+                self.ending.get_or_insert_with(|| Ending::wanted("powered off"));
+            }
+            Ok(Some(FromVmm::Reset)) => {
+                tracing::info!("The guest reset its machine");
+                self.reset = true;
             }
             Ok(None) => {
                 // It is ending; its process descriptor will say so, and its status how (a signal, when its system call
@@ -290,8 +357,7 @@ impl Shim<'_> {
     /// Ends a vmm that does not keep to the protocol; one that does not read what it is told is such a one.
     fn distrust(&mut self, error: &io::Error) {
         tracing::error!(%error, "The vmm does not keep to the protocol");
-        self.reason
-            .get_or_insert_with(|| "the virtual machine's process did not keep to the protocol".into());
+        self.ending.get_or_insert_with(|| Ending::failure("the vmm did not keep to the protocol"));
         self.machine.vmm.kill();
     }
 
@@ -303,7 +369,12 @@ impl Shim<'_> {
                     Err(error) => self.useless(error.to_string()),
                 }
             }
-            Report::Ready => {}
+            Report::GoingDown if self.runtime.state == State::Running => {
+                tracing::info!("The guest goes down by itself");
+                self.set_state(State::Stopping);
+                self.clock.stopping(Instant::now());
+            }
+            Report::Ready | Report::GoingDown => {}
             Report::Failed(why) => self.useless(why),
             Report::WillNotStop(why) => {
                 tracing::warn!(%why, "The guest cannot be asked to shut down");
@@ -332,7 +403,7 @@ impl Shim<'_> {
 
     fn useless(&mut self, why: String) {
         tracing::error!(%why, "The guest is of no use");
-        self.reason.get_or_insert(why);
+        self.ending.get_or_insert(Ending::failure(why));
         self.machine.vmm.kill();
     }
 
@@ -396,6 +467,15 @@ impl Shim<'_> {
             Request::Hold | Request::Open { .. } => {
                 (Reply::Refused { why: "the sandbox is stopping".into(), stopping: true }, None)
             }
+            Request::Keep if self.runtime.state == State::Stopping => {
+                (Reply::Refused { why: "the sandbox is stopping".into(), stopping: true }, None)
+            }
+            Request::Keep => {
+                self.runtime.detached = true;
+                self.set_state(self.runtime.state);
+                self.note_idle();
+                (Reply::Kept, None)
+            }
             Request::Status => (Reply::Status(self.status()), None),
             Request::Stop => {
                 self.stop("asked to stop");
@@ -430,6 +510,7 @@ impl Shim<'_> {
             sessions: u32::try_from(self.sessions()).unwrap_or(u32::MAX),
             vmm: self.machine.vmm.id(),
             counters: self.counters.clone(),
+            detached: self.runtime.detached,
         }
     }
 
@@ -438,7 +519,9 @@ impl Shim<'_> {
     }
 
     fn note_idle(&mut self) {
-        let (clients, sessions) = (self.clients.len(), self.sessions());
+        // A detached sandbox is as good as held by somebody who never leaves.
+        let held = usize::from(self.runtime.detached);
+        let (clients, sessions) = (self.clients.len() + held, self.sessions() + held);
         self.clock.note(self.runtime.state, clients, sessions, Instant::now());
     }
 
@@ -448,11 +531,12 @@ impl Shim<'_> {
             Some(Due::Idle) => self.stop("idle"),
             Some(Due::NotReady) => {
                 tracing::error!("The guest was not ready in time");
-                self.reason.get_or_insert_with(clock::not_ready);
+                self.ending.get_or_insert_with(|| Ending::failure(clock::not_ready()));
                 self.machine.vmm.kill();
             }
             Some(Due::NotStopped) => {
                 tracing::warn!("The guest did not shut down in time");
+                self.ending.get_or_insert_with(|| Ending::failure("the guest did not shut down in time"));
                 self.machine.vmm.kill();
             }
         }
@@ -461,18 +545,18 @@ impl Shim<'_> {
     fn stop(&mut self, reason: &str) {
         match self.runtime.state {
             State::Running => {
-                self.reason = Some(reason.into());
+                self.ending = Some(Ending::wanted(reason));
                 self.set_state(State::Stopping);
                 self.clock.stopping(Instant::now());
                 let _ = self.orders.send(Order::ShutDown(SHUTDOWN));
             }
             // There is nothing in it yet that could be lost.
             State::Starting => {
-                self.reason = Some(reason.into());
+                self.ending = Some(Ending::wanted(reason));
                 self.set_state(State::Stopping);
                 self.machine.vmm.kill();
             }
-            State::Stopping | State::Stopped => {}
+            State::Stopping | State::Stopped | State::Failed => {}
         }
     }
 
@@ -483,37 +567,35 @@ impl Shim<'_> {
         }
     }
 
-    /// After the end of the vmm: the rest of its logs, word to those who wait, and the reason.
-    fn finish(mut self) -> String {
+    /// After the end of the vmm: the rest of its logs, word to those who wait, and how it ended.
+    fn finish(mut self) -> Ending {
         let ended = self.machine.vmm.wait();
         while let Ok(Some(message)) = self.machine.vmm.line().receive() {
-            if let FromVmm::Failed { why } = message {
-                self.reason.get_or_insert(plain(&why));
+            match message {
+                FromVmm::Failed { why } => {
+                    self.ending.get_or_insert(Ending::failure(plain(&why)));
+                }
+                FromVmm::Reset => self.reset = true,
+                FromVmm::PoweredOff => {
+                    self.ending.get_or_insert_with(|| Ending::wanted("powered off"));
+                }
+                FromVmm::Confined { .. } | FromVmm::Counted { .. } => {}
             }
         }
-        let drain = |from: &dyn Fn() -> Vec<u8>, log: &mut BoundedLog| {
-            for _ in 0..64 {
-                let bytes = from();
-                if bytes.is_empty() || log.write_all(&bytes).is_err() {
-                    break;
-                }
-            }
-        };
-        let (console, errors) = (&self.machine.console, self.machine.vmm.errors());
-        drain(&|| read_some(console.as_fd()), &mut self.logs.console);
-        drain(&|| read_some(errors), &mut self.logs.vmm);
-        let reason = self.reason.take().or(ended).unwrap_or_else(|| "the virtual machine ended".into());
+        self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());
+        let panicked = self.reset && self.logs.panicked;
+        let ending = if panicked { None } else { self.ending.take() }
+            .or_else(|| self.reset.then(|| Ending::reset(panicked)))
+            .or(ended)
+            .unwrap_or_else(|| Ending::failure("the virtual machine ended"));
         for client in &self.clients {
             if !client.waiting.is_empty() {
-                let _ = packet::send_now(
-                    &client.socket,
-                    &Reply::Refused { why: reason.clone(), stopping: false },
-                    &[],
-                );
+                let refused = Reply::Refused { why: ending.reason.clone(), stopping: false };
+                let _ = packet::send_now(&client.socket, &refused, &[]);
             }
         }
-        tracing::info!(%reason, "The sandbox has ended");
-        reason
+        tracing::info!(reason = ending.reason, failed = ending.failed, "The sandbox has ended");
+        ending
     }
 }
 
@@ -533,15 +615,4 @@ fn read_some(from: BorrowedFd<'_>) -> Vec<u8> {
     let count = rustix::io::read(from, &mut bytes).unwrap_or(0);
     bytes.truncate(count);
     bytes
-}
-
-fn copy(from: &PipeReader, log: &mut BoundedLog) {
-    copy_descriptor(from.as_fd(), log);
-}
-
-fn copy_descriptor(from: BorrowedFd<'_>, log: &mut BoundedLog) {
-    let bytes = read_some(from);
-    if let Err(error) = log.write_all(&bytes) {
-        tracing::debug!(%error, "A log could not be written");
-    }
 }

@@ -39,9 +39,14 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The folder in which sessions begin.
+    /// The folder of the host that the sandbox is for.
     pub fn workspace(&self) -> &std::path::Path {
         self.shares.first().map_or(std::path::Path::new("/home/agent"), |share| &share.path)
+    }
+
+    /// The folder of the guest in which sessions begin.
+    pub fn guest_workspace(&self) -> &std::path::Path {
+        self.shares.first().map_or(std::path::Path::new("/home/agent"), Share::guest_path)
     }
 }
 
@@ -55,8 +60,10 @@ pub enum State {
     Running,
     /// The guest was asked to shut down.
     Stopping,
-    /// No process belongs to it.
+    /// No process belongs to it: it was stopped, idle, or switched off from within.
     Stopped,
+    /// No process belongs to it, and nobody wanted it to end.
+    Failed,
 }
 
 impl State {
@@ -67,7 +74,13 @@ impl State {
             Self::Running => "running",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
+            Self::Failed => "failed",
         }
+    }
+
+    /// Whether no process belongs to it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed)
     }
 }
 
@@ -85,10 +98,13 @@ pub struct Runtime {
     pub started: String,
     /// When it ended, RFC 3339.
     pub ended: Option<String>,
-    /// Why it ended: "idle", "asked", or what went wrong.
+    /// Why it ended: "idle", "asked to stop", "powered off", or what went wrong.
     pub reason: Option<String>,
     /// The engine of this run.
     pub engine: String,
+    /// Whether this run goes on without sessions until it is stopped (`-d`).
+    #[serde(default)]
+    pub detached: bool,
 }
 
 /// The time in RFC 3339, to the second, in UTC.
@@ -99,20 +115,6 @@ pub fn rfc3339(time: SystemTime) -> String {
 /// What [`rfc3339`] wrote.
 pub fn from_rfc3339(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(text).ok()
-}
-
-/// What a new sandbox gets when the user does not say: (vCPUs, memory in bytes, disk in bytes). All processors of the
-/// host; half of its memory but at most 8 GiB; 64 GiB of disk, of which only what is used takes room.
-pub fn defaults() -> (u32, u64, u64) {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-    let memory = (host_memory() / 2).clamp(512 << 20, 8 << 30) & !((2 << 20) - 1);
-    (cpus, memory, 64 << 30)
-}
-
-/// Bytes of memory that this host has.
-pub fn host_memory() -> u64 {
-    let pages = rustix::system::sysinfo();
-    u64::from(pages.mem_unit).saturating_mul(pages.totalram)
 }
 
 /// A size such as `4g`, `512MiB` or `1073741824`, in bytes. Units are powers of 1024, as with Docker.

@@ -27,6 +27,8 @@ const PAUSE: Duration = Duration::from_millis(15);
 pub(crate) enum Report {
     /// Sessions can be opened.
     Ready,
+    /// The guest says that it is about to end.
+    GoingDown,
     /// The guest is of no use; one sentence says why.
     Failed(String),
     /// The guest could not be asked to shut down.
@@ -45,7 +47,7 @@ pub(crate) enum Order {
 pub(crate) struct Bell(pub(crate) io::PipeWriter);
 
 impl Bell {
-    fn ring(&mut self) {
+    pub(crate) fn ring(&mut self) {
         let _ = self.0.write_all(b"!");
     }
 }
@@ -134,7 +136,7 @@ fn shares(spec: &Spec) -> Vec<Share> {
         .enumerate()
         .map(|(number, share)| Share {
             name: number.to_string(),
-            path: share.path.as_os_str().as_bytes().to_vec(),
+            path: share.guest_path().as_os_str().as_bytes().to_vec(),
             read_only: share.read_only,
         })
         .collect();

@@ -22,11 +22,13 @@ pub fn main() -> ExitCode {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let said = match run(&control) {
-        Ok(Exit::PowerOff | Exit::Reset | Exit::Stopped) => FromVmm::PoweredOff,
+        Ok(Exit::PowerOff | Exit::Stopped) => FromVmm::PoweredOff,
+        Ok(Exit::Reset) => FromVmm::Reset,
         Ok(Exit::TripleFault) => FromVmm::Failed { why: "the guest's kernel crashed (triple fault)".into() },
         Ok(Exit::Crashed(why)) | Err(why) => FromVmm::Failed { why },
     };
-    let code = if said == FromVmm::PoweredOff { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let well = matches!(said, FromVmm::PoweredOff | FromVmm::Reset);
+    let code = if well { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let _ = packet::send(&control, &said, &[]);
     code
 }

@@ -4,10 +4,14 @@
 //! A guest makes and renames what it likes in a writable share, links to anywhere on the host among it. So no path of a
 //! share may be believed twice, and no share may lie in a place that a guest of the same sandbox can change.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
@@ -16,14 +20,54 @@ use crate::places::Places;
 
 /// A host folder that is mounted at the same path in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Share {
     /// Canonical absolute path, on the host and in the guest.
     pub path: PathBuf,
     /// Whether the guest may only read. Enforced on the host.
     pub read_only: bool,
     /// Which folder was at the path when the user named it; none in the files of the first versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+}
+
+/// A share as JSON has it.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    /// For people where the bytes are not UTF-8; then the next one counts.
+    path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_b64: Option<String>,
+    read_only: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<Identity>,
+}
+
+impl From<Share> for Written {
+    fn from(share: Share) -> Self {
+        let path = share.path.to_string_lossy().into_owned();
+        let path_b64 = exact(share.path.as_os_str());
+        Self { path, path_b64, read_only: share.read_only, identity: share.identity }
+    }
+}
+
+impl TryFrom<Written> for Share {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let path = match written.path_b64 {
+            None => written.path.into(),
+            Some(text) => {
+                let bytes = BASE64.decode(text).map_err(|error| format!("path_b64: {error}"))?;
+                OsString::from_vec(bytes).into()
+            }
+        };
+        Ok(Self { path, read_only: written.read_only, identity: written.identity })
+    }
+}
+
+/// The exact bytes in Base64 (RFC 4648), for JSON, where text cannot tell them: those that are not UTF-8.
+pub fn exact(text: &OsStr) -> Option<String> {
+    text.to_str().is_none().then(|| BASE64.encode(text.as_bytes()))
 }
 
 /// Which folder a path led to.
@@ -39,6 +83,11 @@ impl Share {
     /// Whether both are the same path with the same rights, whatever folder is there.
     pub fn is_like(&self, other: &Self) -> bool {
         self.path == other.path && self.read_only == other.read_only
+    }
+
+    /// Where it is in the guest: at the same path, but for the host's whole tree, whose place the guest's own has.
+    pub fn guest_path(&self) -> &Path {
+        if self.path == Path::new("/") { Path::new(WHOLE_HOST) } else { &self.path }
     }
 }
 
@@ -59,14 +108,21 @@ const RESERVED: [&str; 12] = [
 ];
 
 /// Folders that may not be shared themselves, while folders in them may.
-const RESERVED_ITSELF: [&str; 5] = ["/", "/home", "/var", "/var/lib", "/tmp"];
+const RESERVED_ITSELF: [&str; 4] = ["/home", "/var", "/var/lib", "/tmp"];
+
+/// Where the guest sees the host's whole tree.
+const WHOLE_HOST: &str = "/host";
 
 /// Turns `FOLDER[:ro]` into a share. A folder whose name itself ends in `:ro` is meant when it exists and the plain one
-/// does not. `force` allows the whole home folder.
-pub fn resolve(given: &str, places: &Places, force: bool) -> Result<Share> {
-    let (path, read_only) = match given.strip_suffix(":ro") {
-        Some(folder) if !folder.is_empty() && !Path::new(given).exists() => (folder, true),
-        _ => (given.strip_suffix(":rw").filter(|_| !Path::new(given).exists()).unwrap_or(given), false),
+/// does not. `force` allows the whole home folder, and the whole host.
+pub fn resolve(given: &OsStr, places: &Places, force: bool) -> Result<Share> {
+    let without = |suffix: &str| {
+        let rest = given.as_bytes().strip_suffix(suffix.as_bytes())?;
+        (!rest.is_empty() && !Path::new(given).exists()).then(|| OsStr::from_bytes(rest))
+    };
+    let (path, read_only) = match without(":ro") {
+        Some(folder) => (folder, true),
+        None => (without(":rw").unwrap_or(given), false),
     };
     let found = fs::canonicalize(path).map_err(|source| refusal(path, places, &source))?;
     if !found.is_dir() {
@@ -127,7 +183,7 @@ fn open_plain(path: &Path) -> Result<(OwnedFd, Identity)> {
     Ok((folder, Identity { device: stat.st_dev, inode: stat.st_ino }))
 }
 
-fn refusal(path: &str, places: &Places, source: &std::io::Error) -> Error {
+fn refusal(path: &OsStr, places: &Places, source: &std::io::Error) -> Error {
     let why = match source.kind() {
         std::io::ErrorKind::NotFound => "does not exist".into(),
         std::io::ErrorKind::PermissionDenied => "may not be read by you".into(),
@@ -144,9 +200,6 @@ fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
     let refuse = |why: &str, hint: &str| {
         Err(Error::BadWorkspace { path: path.into(), why: why.into(), hint: hint.into() })
     };
-    if path.to_str().is_none() {
-        return refuse("is not written in UTF-8 and cannot be shared", "rename the folder");
-    }
     if RESERVED_ITSELF.iter().any(|reserved| path == Path::new(reserved)) {
         return refuse("cannot be shared as a whole", "give one project folder:  viv run shell FOLDER");
     }
@@ -154,6 +207,12 @@ fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
         return refuse(
             "belongs to the system, and the guest has its own",
             "give a project folder:  viv run shell FOLDER",
+        );
+    }
+    if path == Path::new("/") && !force {
+        return refuse(
+            "is the whole host",
+            "give a project folder, or --force to share everything all the same, in the guest as /host",
         );
     }
     let home = fs::canonicalize(&places.home).unwrap_or_else(|_| places.home.clone());
@@ -209,8 +268,8 @@ pub(crate) fn check_overlaps(shares: &[Share]) -> Result<()> {
 }
 
 /// The shares of a sandbox: the workspace first, then the further ones. Nothing twice.
-pub fn resolve_all(given: &[String], places: &Places, force: bool) -> Result<Vec<Share>> {
-    let here = [".".to_owned()];
+pub fn resolve_all(given: &[OsString], places: &Places, force: bool) -> Result<Vec<Share>> {
+    let here = [OsString::from(".")];
     let given = if given.is_empty() { &here[..] } else { given };
     let mut shares: Vec<Share> = Vec::with_capacity(given.len());
     for text in given {
@@ -247,13 +306,13 @@ mod tests {
         fs::create_dir_all(&project).unwrap();
         std::os::unix::fs::symlink(&project, root.path().join("link")).unwrap();
         let given = format!("{}/link:ro", root.path().display());
-        let share = resolve(&given, &places(&home), false).unwrap();
+        let share = resolve(given.as_ref(), &places(&home), false).unwrap();
         assert!(share.read_only);
         assert_eq!(share.path, fs::canonicalize(&project).unwrap());
 
         // A folder that is really called "x:ro".
         fs::create_dir(home.join("x:ro")).unwrap();
-        let share = resolve(home.join("x:ro").to_str().unwrap(), &places(&home), false).unwrap();
+        let share = resolve(home.join("x:ro").as_os_str(), &places(&home), false).unwrap();
         assert!(!share.read_only && share.path.ends_with("x:ro"));
     }
 
@@ -263,19 +322,37 @@ mod tests {
         let home = root.path().join("home");
         fs::create_dir_all(home.join("state/sandboxes")).unwrap();
         let places = places(&home);
-        for path in ["/", "/usr", "/usr/share", "/etc", "/proc/self", "/dev", "/sys", "/run", "/tmp"] {
-            assert!(resolve(path, &places, false).is_err(), "{path}");
-            assert!(resolve(path, &places, true).is_err(), "{path} even with force");
+        for path in ["/usr", "/usr/share", "/etc", "/proc/self", "/dev", "/sys", "/run", "/tmp"] {
+            assert!(resolve(path.as_ref(), &places, false).is_err(), "{path}");
+            assert!(resolve(path.as_ref(), &places, true).is_err(), "{path} even with force");
         }
-        assert!(resolve(home.to_str().unwrap(), &places, false).is_err());
-        assert!(
-            resolve(root.path().to_str().unwrap(), &places, false).is_err(),
-            "a parent of the home folder"
-        );
-        assert!(resolve(home.to_str().unwrap(), &places, true).is_ok());
-        assert!(resolve(home.join("state/sandboxes").to_str().unwrap(), &places, true).is_err());
-        let missing = resolve("/nowhere/at/all", &places, false).unwrap_err();
+        assert!(resolve("/".as_ref(), &places, false).unwrap_err().to_string().contains("whole host"));
+        let whole = resolve("/".as_ref(), &places, true).unwrap();
+        assert_eq!(whole.guest_path(), Path::new("/host"));
+        assert!(resolve(home.as_os_str(), &places, false).is_err());
+        assert!(resolve(root.path().as_os_str(), &places, false).is_err(), "a parent of the home folder");
+        assert!(resolve(home.as_os_str(), &places, true).is_ok());
+        assert!(resolve(home.join("state/sandboxes").as_os_str(), &places, true).is_err());
+        let missing = resolve("/nowhere/at/all".as_ref(), &places, false).unwrap_err();
         assert_eq!(missing.to_string(), "/nowhere/at/all does not exist");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_survive_the_files() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = fs::canonicalize(root.path()).unwrap().join(OsStr::from_bytes(b"a b\xff\xe4"));
+        fs::create_dir(&folder).unwrap();
+        let mut given = folder.clone().into_os_string();
+        given.push(":ro");
+        let share = resolve(&given, &places(&root.path().join("home")), false).unwrap();
+        assert!(share.read_only && share.path == folder);
+        let text = serde_json::to_string(&share).unwrap();
+        assert!(text.contains("path_b64"), "{text}");
+        assert_eq!(serde_json::from_str::<Share>(&text).unwrap(), share);
+        let plain = Share { path: "/a b".into(), read_only: false, identity: None };
+        assert_eq!(serde_json::to_string(&plain).unwrap(), r#"{"path":"/a b","read_only":false}"#);
+        let bad = r#"{"path":"/a","path_b64":"?","read_only":false}"#;
+        assert!(serde_json::from_str::<Share>(bad).is_err());
     }
 
     #[test]
@@ -287,8 +364,8 @@ mod tests {
         fs::create_dir(&a).unwrap();
         let a = a.to_str().unwrap();
         let places = places(&home);
-        assert_eq!(resolve_all(&[a.into(), format!("{a}/.")], &places, false).unwrap().len(), 1);
-        assert!(resolve_all(&[a.into(), format!("{a}:ro")], &places, false).is_err());
+        assert_eq!(resolve_all(&[a.into(), format!("{a}/.").into()], &places, false).unwrap().len(), 1);
+        assert!(resolve_all(&[a.into(), format!("{a}:ro").into()], &places, false).is_err());
     }
 
     #[test]
@@ -304,14 +381,14 @@ mod tests {
         for folder in [".local", ".local/state", ".cache", ".local/state/vivarium"] {
             for force in [false, true] {
                 let given = home.join(folder);
-                let error = resolve(given.to_str().unwrap(), &places, force).unwrap_err();
+                let error = resolve(given.as_os_str(), &places, force).unwrap_err();
                 assert!(error.to_string().ends_with("holds Vivarium's own state"), "{folder}: {error}");
             }
         }
         // An XDG folder that leads through a link.
         std::os::unix::fs::symlink(home.join(".cache"), root.join("other")).unwrap();
         let places = Places { cache: root.join("other/new/vivarium"), ..places };
-        assert!(resolve(home.join(".cache").to_str().unwrap(), &places, false).is_err());
+        assert!(resolve(home.join(".cache").as_os_str(), &places, false).is_err());
     }
 
     #[test]
@@ -321,7 +398,7 @@ mod tests {
         let work = root.path().join("work");
         fs::create_dir_all(work.join("vendor/deep")).unwrap();
         fs::create_dir_all(root.path().join("work-2")).unwrap();
-        let path = |name: &str| format!("{}/{name}", root.path().display());
+        let path = |name: &str| OsString::from(format!("{}/{name}", root.path().display()));
         for given in [
             [path("work"), path("work/vendor:ro")],
             [path("work/vendor/deep:ro"), path("work")],
@@ -350,7 +427,7 @@ mod tests {
         let (outer, secret) = (root.join("outer"), root.join("secret"));
         fs::create_dir_all(outer.join("data/inner")).unwrap();
         fs::create_dir_all(secret.join("inner")).unwrap();
-        let given = outer.join("data/inner").to_str().unwrap().to_owned();
+        let given = outer.join("data/inner").into_os_string();
         let shares = resolve_all(&[given], &places, false).unwrap();
         assert_eq!(open_all(&shares, &places, "box").unwrap().len(), 1);
 

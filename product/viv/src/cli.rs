@@ -14,6 +14,36 @@ Examples:
   viv run shell                        a shell in the current folder
   viv run shell ~/src/api /data:ro     that folder, and another one that may only be read";
 
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  viv create shell ~/src/api           make a sandbox and start nothing yet
+  viv create shell . --cpus 2 -m 2g    with two CPUs and 2 GiB of memory";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  viv attach shell-api                 another session in a sandbox, started if need be
+  viv attach shell-api -- -c 'make'    one command of its agent";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  viv inspect shell-api                all that is known of a sandbox, as JSON
+  viv inspect shell-api | jq .state    one thing of it";
+
+const LOGS_EXAMPLES: &str = "\
+Examples:
+  viv logs shell-api                   what its kernel, agent, dockerd, vmm and shim said
+  viv logs -f -n 20 shell-api dockerd  the end of dockerd's log, and what comes";
+
+const CP_EXAMPLES: &str = "\
+Examples:
+  viv cp shell-api:/var/log/apt .      a folder or file out of a sandbox
+  viv cp -u root ca.crt shell-api:/etc/ssl/certs/   into it, as root";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  viv prune --dry-run                  what would be deleted, and how much room that makes
+  viv prune --images                   asks, then deletes images and downloads of older versions";
+
 const EXEC_EXAMPLES: &str = "\
 Examples:
   viv exec shell-api uname -r          one command in a sandbox
@@ -32,7 +62,7 @@ Examples:
 const START_EXAMPLES: &str = "\
 Examples:
   viv start shell-api                  start it without a session
-  viv start shell-api claude-api       several";
+  viv start -d shell-api claude-api    several, to run until viv stop";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -69,6 +99,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run an agent in a folder: make the sandbox, or attach to the one that is there
     Run(RunOptions),
+    /// Make a sandbox and start nothing yet
+    Create(NewOptions),
+    /// Open a session of its agent in a sandbox
+    Attach(AttachOptions),
     /// Run a command in a sandbox
     Exec(ExecOptions),
     /// List sandboxes
@@ -82,43 +116,135 @@ pub(crate) enum Command {
     Rm(RmOptions),
     /// Look whether a stopped sandbox's disk is whole; nothing on it is changed
     Check(CheckOptions),
+    /// Show the logs of a sandbox, also when it is stopped
+    Logs(LogsOptions),
+    /// Copy files and folders into a sandbox or out of it
+    Cp(CpOptions),
+    /// Delete all stopped sandboxes, and images that none needs
+    Prune(PruneOptions),
+    /// Show all that is known of sandboxes, as JSON
+    Inspect(InspectOptions),
     /// Say which engine is used here and why, and what would make it faster
     Diagnose(DiagnoseOptions),
 }
 
+/// What a new sandbox shall be.
 #[derive(Debug, Args)]
-#[command(before_help = RUN_EXAMPLES)]
-pub(crate) struct RunOptions {
+#[command(before_help = CREATE_EXAMPLES)]
+pub(crate) struct NewOptions {
     /// The agent: shell
     #[arg(value_name = "AGENT")]
     pub(crate) agent: String,
     /// The workspace (the current folder by default), then further folders; each with :ro to only read
     #[arg(value_name = "FOLDER[:ro]")]
-    pub(crate) folders: Vec<String>,
+    pub(crate) folders: Vec<OsString>,
     /// Call the sandbox this instead of AGENT-FOLDER
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// kvm or soft, instead of the better one that works here
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<String>,
-    /// vCPUs of a new sandbox (all of the host by default)
+    /// vCPUs of a new sandbox, 1 to all of the host (all by default)
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Memory of a new sandbox (half of the host's, at most 8g, by default)
+    /// Memory of a new sandbox, 256m to all of the host's (half of it, at most 8g, by default)
     #[arg(long, short = 'm', value_name = "SIZE")]
     pub(crate) memory: Option<String>,
-    /// Disk of a new sandbox, taken only as it is filled (64g by default)
+    /// Disk of a new sandbox, 1g to 16t, taken only as it is filled (64g by default)
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk: Option<String>,
+    /// Share the folder even if it is the whole home or the whole host
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = RUN_EXAMPLES)]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) new: NewOptions,
+    /// Start it without a session, print its name, and let it run until viv stop
+    #[arg(long, short = 'd')]
+    pub(crate) detach: bool,
     /// Set a variable for the agent: NAME=VALUE, or NAME to pass the host's on
     #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Share the folder even if it is the whole home
-    #[arg(long)]
-    pub(crate) force: bool,
     /// The agent's own arguments
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = ATTACH_EXAMPLES)]
+pub(crate) struct AttachOptions {
+    /// Set a variable for the agent: NAME=VALUE, or NAME to pass the host's on
+    #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The sandbox's name, or its beginning
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The agent's own arguments
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = INSPECT_EXAMPLES)]
+pub(crate) struct InspectOptions {
+    /// Names, or their beginnings
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = LOGS_EXAMPLES)]
+pub(crate) struct LogsOptions {
+    /// Go on with what comes, until the sandbox stops
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) tail: Option<usize>,
+    /// Only what came since: 10m, 2h, or a time like 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The sandbox's name, or its beginning
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Only these: console, agent, dockerd, vmm, shim
+    #[arg(value_name = "LOG")]
+    pub(crate) sources: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = CP_EXAMPLES)]
+pub(crate) struct CpOptions {
+    /// Who reads or writes in the sandbox: NAME or UID (agent by default)
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// PATH, or NAME:PATH in a sandbox (from its workspace on if it is relative), or - for a tar archive
+    #[arg(value_name = "FROM")]
+    pub(crate) from: OsString,
+    /// As FROM; what is copied into a folder that is there keeps its name
+    #[arg(value_name = "TO")]
+    pub(crate) to: OsString,
+}
+
+#[derive(Debug, Args)]
+#[command(before_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneOptions {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Only images and downloads; no sandbox
+    #[arg(long)]
+    pub(crate) images: bool,
 }
 
 #[derive(Debug, Args)]
@@ -161,6 +287,9 @@ pub(crate) struct LsOptions {
 #[derive(Debug, Args)]
 #[command(before_help = START_EXAMPLES)]
 pub(crate) struct StartOptions {
+    /// Let it run until viv stop, also without sessions
+    #[arg(long, short = 'd')]
+    pub(crate) detach: bool,
     /// Names, or their beginnings
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -228,9 +357,9 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(run.folders, [".", "/data:ro"]);
+        assert_eq!(run.new.folders, [".", "/data:ro"]);
         assert_eq!(run.arguments, ["-c", "date", "--version"]);
-        assert_eq!(run.name.as_deref(), Some("x"));
+        assert_eq!(run.new.name.as_deref(), Some("x"));
     }
 
     #[test]
@@ -246,7 +375,10 @@ mod tests {
 
     #[test]
     fn help_begins_with_two_examples() {
-        for verb in ["", "run", "exec", "ls", "start", "stop", "rm", "check", "diagnose"] {
+        for verb in [
+            "", "run", "create", "attach", "exec", "ls", "start", "stop", "rm", "logs", "cp", "prune",
+            "inspect", "check", "diagnose",
+        ] {
             let line = ["viv", verb, "--help"].into_iter().filter(|word| !word.is_empty());
             let help = Cli::try_parse_from(line).unwrap_err().to_string();
             let mut lines = help.lines();

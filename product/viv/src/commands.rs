@@ -1,10 +1,14 @@
 //! One module for each verb.
 
 pub(crate) mod check;
+pub(crate) mod cp;
 pub(crate) mod diagnose;
 pub(crate) mod exec;
+pub(crate) mod inspect;
 pub(crate) mod lifecycle;
+pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod prune;
 pub(crate) mod run;
 
 use std::time::Duration;
@@ -55,7 +59,11 @@ pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure
 /// session's process was hung up on in time.
 pub(crate) fn say_if_stopped(sandbox: &Sandbox, outcome: Result<u8, Failure>) -> Result<u8, Failure> {
     if matches!(outcome, Ok(HUNG_UP))
-        && sandbox.state() != State::Running
+        && (0..10).any(|round| {
+            // A guest that powers off hangs up on its sessions a moment before its shim hears of it.
+            std::thread::sleep(Duration::from_millis(if round == 0 { 0 } else { 50 }));
+            sandbox.state() != State::Running
+        })
         && let Some(reason) = end_of(sandbox)
     {
         eprintln!("viv: {} is stopped: {}", sandbox.spec.name, escaped(&reason, LONGEST));
@@ -78,9 +86,9 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
 
 /// Why a sandbox that just ended did so, as its shim notes it before it ends, too.
 pub(crate) fn end_of(sandbox: &Sandbox) -> Option<String> {
-    for _ in 0..40 {
+    for _ in 0..100 {
         if !sandbox.is_running() {
-            return sandbox.runtime()?.reason;
+            return sandbox.end();
         }
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -40,13 +40,19 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
-        Command::Run(options) => commands::run::run(options, cli.no_input),
+        Command::Run(options) => commands::run::run(&options, cli.no_input),
+        Command::Create(options) => commands::run::create(&options, cli.no_input),
+        Command::Attach(options) => commands::run::attach(&options, cli.no_input),
         Command::Exec(options) => commands::exec::run(options, cli.no_input),
         Command::Ls(options) => commands::ls::run(&options),
         Command::Start(options) => commands::lifecycle::start(&options, cli.no_input),
         Command::Stop(options) => commands::lifecycle::stop(&options),
         Command::Rm(options) => commands::lifecycle::remove(&options, cli.no_input),
         Command::Check(options) => commands::check::run(&options, cli.no_input),
+        Command::Logs(options) => commands::logs::run(&options),
+        Command::Cp(options) => commands::cp::run(&options, cli.no_input),
+        Command::Prune(options) => commands::prune::run(&options, cli.no_input),
+        Command::Inspect(options) => commands::inspect::run(&options),
         Command::Diagnose(options) => commands::diagnose::run(&options),
     }
 }

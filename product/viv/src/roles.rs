@@ -10,7 +10,7 @@ use sandbox::client::{Announcement, SHIM_ROLE};
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::images::Images;
 use sandbox::launch::VMM_ROLE;
-use sandbox::logs::BoundedLog;
+use sandbox::logs::{BoundedLog, Source};
 use sandbox::places::Places;
 use sandbox::{Error, shim};
 
@@ -110,7 +110,7 @@ fn run_shim(id: &str) -> ExitCode {
 /// The shim's own log, in the sandbox's folder; panics are noted there too.
 fn start_log(sandbox: &Sandbox) {
     use tracing_subscriber::EnvFilter;
-    let Ok(log) = BoundedLog::open(&sandbox.log("shim")) else { return };
+    let Ok(log) = BoundedLog::open(&sandbox.log(Source::Shim)) else { return };
     let filter =
         std::env::var("VIV_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".into());
     let started = tracing_subscriber::fmt()

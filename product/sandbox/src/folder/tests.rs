@@ -26,10 +26,11 @@ fn running() -> Runtime {
         schema: SCHEMA,
         pid: 1,
         state: State::Running,
-        started: String::new(),
+        started: "2001-01-01T00:00:00Z".into(),
         ended: None,
         reason: None,
         engine: "soft".into(),
+        detached: false,
     }
 }
 
@@ -83,7 +84,13 @@ fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
     // A note without a lock is history.
     let runtime = running();
     sandbox.note(&runtime).unwrap();
-    assert_eq!(sandbox.state(), State::Stopped);
+    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Failed, Some("host restarted")));
+    let runtime = Runtime { started: crate::spec::rfc3339(SystemTime::now()), ..runtime };
+    sandbox.note(&runtime).unwrap();
+    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Failed, Some("shim killed")));
+    let ended = Runtime { state: State::Stopped, reason: Some("idle".into()), ..runtime };
+    sandbox.note(&ended).unwrap();
+    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Stopped, Some("idle")));
     assert!(sandbox.connect().unwrap().is_none());
     sandbox.clone().remove().unwrap();
     assert_eq!(fs::read_dir(&all.root).unwrap().count(), 1, "only the lock of names is left");
@@ -100,6 +107,11 @@ fn an_unreadable_sandbox_hides_no_other() {
     assert_eq!((good.len(), wrong.len()), (1, 1));
     assert!(matches!(wrong[0], Error::NewerFormat { .. }));
     assert_eq!(all.find("shell-pro").unwrap().spec.name, "shell-project");
+    let error = all.find("nosuch").unwrap_err();
+    assert!(
+        error.to_string().contains("newer viv") && error.hint().unwrap().contains("newer one"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -162,6 +174,10 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
     let fresh = make("fresh");
     assert!(fresh.remove_if_it_never_started().unwrap().is_some(), "its client is about to start it");
 
+    let stopped = make("stopped");
+    note(&stopped, State::Stopped);
+    assert!(stopped.remove_if_it_never_started().unwrap().is_some(), "somebody wanted it as it is");
+
     let killed = make("killed");
     note(&killed, State::Starting);
     assert!(killed.remove_if_it_never_started().unwrap().is_some());
@@ -169,7 +185,7 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
     let used = make("used");
     disk::create(disk(&used).as_fd(), 1 << 20).unwrap();
     disk::made(disk(&used).as_fd()).unwrap();
-    note(&used, State::Stopped);
+    note(&used, State::Failed);
     assert!(used.remove_if_it_never_started().unwrap().is_some());
 
     for has_disk in [false, true] {
@@ -177,7 +193,7 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
         if has_disk {
             disk::create(disk(&failed).as_fd(), 1 << 20).unwrap();
         }
-        note(&failed, State::Stopped);
+        note(&failed, State::Failed);
         let lock = failed.lock(Duration::ZERO).unwrap().unwrap();
         let failed = failed.remove_if_it_never_started().unwrap().expect("it runs");
         drop(lock);

@@ -21,7 +21,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
             .hint("leave -t out:  viv exec -i NAME COMMAND"));
     }
     let held = hold_known(&places, &sandbox, may_interact(no_input))?;
-    let workspace = sandbox.spec.workspace();
+    let workspace = sandbox.spec.guest_workspace();
     let folder =
         options.workdir.as_ref().map_or_else(|| workspace.to_owned(), |dir| workspace.join(Path::new(dir)));
     let wanted = session::Wanted {

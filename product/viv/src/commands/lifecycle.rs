@@ -5,14 +5,16 @@ use std::io::{BufRead, Write};
 use sandbox::client;
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::places::Places;
-use sandbox::spec::State;
 
 use crate::cli::{RmOptions, StartOptions, StopOptions};
 use crate::commands::{hold_known, may_interact, say, size};
 use crate::failure::{Failure, OURS};
 
+/// How often a sandbox is stopped that somebody else starts again and again.
+const MOST_ROUNDS: usize = 5;
+
 /// All sandboxes that are meant, each once; a name that is no sandbox's does not keep the others. Gives the exit code so far.
-fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox>, u8), Failure> {
+pub(crate) fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox>, u8), Failure> {
     let sandboxes = Sandboxes::open(places)?;
     let (mut found, mut code): (Vec<Sandbox>, u8) = (Vec::new(), 0);
     for name in names {
@@ -30,7 +32,7 @@ fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox>, u8), Fai
 }
 
 /// Does it to each, says which failed, and goes on with the others.
-fn each(
+pub(crate) fn each(
     (sandboxes, mut code): (Vec<Sandbox>, u8),
     mut action: impl FnMut(Sandbox) -> Result<(), Failure>,
 ) -> u8 {
@@ -47,7 +49,10 @@ fn each(
 pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failure> {
     let (interactive, places) = (may_interact(no_input), Places::from_env()?);
     Ok(each(find_all(&options.names, &places)?, |sandbox| {
-        hold_known(&places, &sandbox, interactive)?;
+        let held = hold_known(&places, &sandbox, interactive)?;
+        if options.detach {
+            held.keep()?;
+        }
         say(&format!("{}\n", sandbox.spec.name))?;
         Ok(())
     }))
@@ -81,24 +86,40 @@ pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure>
         }
     }
     Ok(each((sandboxes, code), |sandbox| {
-        let name = sandbox.spec.name.clone();
-        client::stop(&sandbox)?;
-        sandbox.remove()?;
-        say(&format!("{name}\n"))?;
+        stop_and_delete(&sandbox)?;
+        say(&format!("{}\n", sandbox.spec.name))?;
         Ok(())
     }))
 }
 
+/// Somebody else may start it between its stop and its deletion, or delete it first.
+fn stop_and_delete(sandbox: &Sandbox) -> Result<(), Failure> {
+    for _ in 0..MOST_ROUNDS {
+        client::stop(sandbox)?;
+        match sandbox.clone().remove() {
+            Err(sandbox::Error::Running { .. }) => {}
+            Err(sandbox::Error::UnknownSandbox { .. }) => return Ok(()),
+            other => return Ok(other?),
+        }
+    }
+    Err(sandbox::Error::Running { name: sandbox.spec.name.clone() }.into())
+}
+
 fn agreed(sandboxes: &[Sandbox]) -> Result<bool, Failure> {
     for sandbox in sandboxes {
-        let running = if sandbox.state() == State::Stopped { "" } else { ", which is running," };
+        let running = if sandbox.state().is_over() { "" } else { ", which is running," };
         eprintln!(
             "{}{running} with its disk of {} will be deleted.",
             sandbox.spec.name,
             size(sandbox.disk_use())
         );
     }
-    eprint!("The workspace stays as it is. Go on? [y/N] ");
+    ask("The workspace stays as it is. Go on?")
+}
+
+/// Asks a question that is answered with yes or no.
+pub(crate) fn ask(question: &str) -> Result<bool, Failure> {
+    eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     std::io::stdin()

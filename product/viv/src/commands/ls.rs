@@ -8,7 +8,8 @@ use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::places::Places;
-use sandbox::spec::{Runtime, State, from_rfc3339};
+use sandbox::spec::{State, from_rfc3339};
+use sandbox::workspace::exact;
 use serde::Serialize;
 
 use crate::cli::LsOptions;
@@ -28,7 +29,7 @@ struct Row {
     id: String,
     agent: String,
     state: State,
-    /// Why it stopped, when it is stopped.
+    /// Why it stopped or failed, when it has.
     reason: Option<String>,
     created: String,
     started: Option<String>,
@@ -43,6 +44,9 @@ struct Row {
     /// Bytes that it takes on the host.
     disk_used: u64,
     workspace: String,
+    /// Its exact bytes where they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace_b64: Option<String>,
     shares: Vec<sandbox::workspace::Share>,
 }
 
@@ -80,13 +84,13 @@ fn row(sandbox: &Sandbox) -> Row {
     let state = sandbox.state();
     let runtime = sandbox.runtime();
     let (cpu_percent, memory_used) = if state == State::Running { load(sandbox) } else { (None, None) };
-    let lives = state != State::Stopped;
+    let lives = !state.is_over();
     Row {
         name: spec.name.clone(),
         id: spec.id.clone(),
         agent: spec.agent.clone(),
         state,
-        reason: runtime.as_ref().filter(|_| !lives).map(reason),
+        reason: sandbox.end().filter(|_| !lives),
         created: spec.created.clone(),
         started: runtime.as_ref().map(|runtime| runtime.started.clone()),
         ended: runtime.as_ref().filter(|_| !lives).and_then(|runtime| runtime.ended.clone()),
@@ -98,13 +102,9 @@ fn row(sandbox: &Sandbox) -> Row {
         disk: spec.disk,
         disk_used: sandbox.disk_use(),
         workspace: spec.workspace().display().to_string(),
+        workspace_b64: exact(spec.workspace().as_os_str()),
         shares: spec.shares.clone(),
     }
-}
-
-/// Why a sandbox is stopped. A shim that was killed could not say so.
-fn reason(runtime: &Runtime) -> String {
-    runtime.reason.clone().unwrap_or_else(|| "its process was killed".into())
 }
 
 fn load(sandbox: &Sandbox) -> (Option<f64>, Option<u64>) {
@@ -219,6 +219,7 @@ mod tests {
             disk: 64 << 30,
             disk_used: 1 << 30,
             workspace: workspace.into(),
+            workspace_b64: None,
             shares: Vec::new(),
         }
     }

@@ -1,0 +1,52 @@
+//! Files between the host and a guest, as tar archives over a session. The guest's side is a `tar` in the guest; the
+//! host's is here, because nothing of what a guest sends may be believed: not the names, not the links, not the sizes.
+
+mod pack;
+mod place;
+mod unpack;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+
+pub use self::pack::pack;
+pub use self::place::{Source, open_folder, source};
+pub use self::unpack::unpack;
+
+/// Why a copy ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The guest's archive has a name that was not asked for.
+    #[error("the sandbox sent \"{0}\", which was not asked for, and it was not written")]
+    NotAsked(String),
+    /// The guest's archive cannot be understood.
+    #[error("the sandbox sent an archive that is damaged")]
+    Archive(#[source] io::Error),
+    /// A file of the host could not be read or written.
+    #[error("{what} {name}: {}", crate::error::in_words(source))]
+    File {
+        /// What was tried, to precede the name: "cannot write".
+        what: &'static str,
+        /// The name beneath what is copied.
+        name: String,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The other side takes no more. What it said itself says why.
+    #[error("the copy was broken off")]
+    Broken(#[source] io::Error),
+}
+
+fn failed(what: &'static str, name: &[u8], source: impl Into<io::Error>) -> CopyError {
+    CopyError::File { what, name: String::from_utf8_lossy(name).into_owned(), source: source.into() }
+}
+
+/// `folder/name`.
+fn join(folder: &[u8], name: &[u8]) -> OsString {
+    let joined = if folder.is_empty() { name.to_vec() } else { [folder, b"/", name].concat() };
+    OsStr::from_bytes(&joined).to_owned()
+}
+
+#[cfg(test)]
+mod tests;

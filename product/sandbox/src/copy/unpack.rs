@@ -1,0 +1,261 @@
+//! Unpacking what a guest sends, beneath an open folder and nowhere else.
+//!
+//! Every name is taken apart here: what is absolute, goes up, or does not begin with what was asked for ends the copy. Each
+//! folder on the way is opened beneath the given one without following a link (`openat2`), also one that was there before
+//! or that the guest exchanges meanwhile in a shared folder. Files are written under a name of ours and renamed, so that
+//! nothing is ever written through what was there. Set-id bits, owners, devices and hard links are not taken over. Long
+//! names are bounded, and memory does not grow with the archive.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use tar::{Archive, Entry, EntryType};
+
+use super::{CopyError, failed};
+
+/// The longest name and link, in bytes: what the kernel takes.
+const LONGEST_NAME: u64 = 4096;
+
+/// Most names of left out things that are kept to be told.
+const MOST_LEFT_OUT: usize = 100;
+
+/// Bytes that are copied at once.
+const PIECE: usize = 256 << 10;
+
+/// Unpacks an archive of `from` (one name, or `.` for what is in a folder) into `folder`, where it is called `to` (`.` for the
+/// folder itself). Gives the names of what was left out: neither files nor folders nor links.
+pub fn unpack(
+    archive: impl Read,
+    folder: BorrowedFd<'_>,
+    from: &[u8],
+    to: &[u8],
+) -> Result<Vec<String>, CopyError> {
+    let mut unpacker = Unpacker { folder, from, to, open: Vec::new(), left_out: Vec::new() };
+    let mut archive = Archive::new(archive);
+    // As they are in the archive: the crate would read names of any length into memory.
+    let entries = archive.entries().map_err(CopyError::Archive)?.raw(true);
+    let (mut long_name, mut long_link) = (None, None);
+    for entry in entries {
+        let mut entry = entry.map_err(CopyError::Archive)?;
+        match entry.header().entry_type() {
+            EntryType::GNULongName => long_name = Some(long(&mut entry)?),
+            EntryType::GNULongLink => long_link = Some(long(&mut entry)?),
+            kind => unpacker.take(kind, &mut entry, long_name.take(), long_link.take())?,
+        }
+    }
+    while unpacker.close()? {}
+    Ok(unpacker.left_out)
+}
+
+/// A long name, which comes as the content of an entry of its own.
+fn long<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<u8>, CopyError> {
+    let mut name = Vec::new();
+    entry.by_ref().take(LONGEST_NAME + 1).read_to_end(&mut name).map_err(CopyError::Archive)?;
+    if name.len() as u64 > LONGEST_NAME {
+        return Err(CopyError::NotAsked("a name that is too long".into()));
+    }
+    if name.last() == Some(&0) {
+        name.pop();
+    }
+    Ok(name)
+}
+
+struct Unpacker<'u> {
+    folder: BorrowedFd<'u>,
+    from: &'u [u8],
+    to: &'u [u8],
+    /// The folders that the archive is in at the moment, outermost first, whose modes and times are still to be set.
+    open: Vec<OpenFolder>,
+    left_out: Vec<String>,
+}
+
+struct OpenFolder {
+    path: Vec<u8>,
+    handle: OwnedFd,
+    mode: Mode,
+    times: Timestamps,
+}
+
+impl Unpacker<'_> {
+    fn take<R: Read>(
+        &mut self,
+        kind: EntryType,
+        entry: &mut Entry<'_, R>,
+        long_name: Option<Vec<u8>>,
+        long_link: Option<Vec<u8>>,
+    ) -> Result<(), CopyError> {
+        let given = long_name.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let path = self.place(&given)?;
+        while self.open.last().is_some_and(|folder| !lies_in(&path, &folder.path)) {
+            self.close()?;
+        }
+        let header = entry.header();
+        let mode = Mode::from_raw_mode(header.mode().map_err(CopyError::Archive)? & 0o777);
+        let seconds = header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0);
+        let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        if path.is_empty() {
+            // The given folder itself, which stays as it is.
+            return if kind.is_dir() { Ok(()) } else { Err(not_asked(&given)) };
+        }
+        let (above, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+            None => (&b""[..], &path[..]),
+        };
+        let above = self.enter(above)?;
+        match kind {
+            EntryType::Directory => {
+                let handle = make_folder(above.as_fd(), name).map_err(|e| failed("cannot make", &path, e))?;
+                if let Some(handle) = handle {
+                    self.open.push(OpenFolder { path, handle, mode, times });
+                }
+                Ok(())
+            }
+            EntryType::Regular | EntryType::Continuous => {
+                write_file(above.as_fd(), name, &path, entry, mode, &times)
+            }
+            EntryType::Symlink => {
+                let target = long_link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
+                let target = target.ok_or_else(|| not_asked(&given))?;
+                make_link(above.as_fd(), name, &target).map_err(|e| failed("cannot make", &path, e))
+            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                if self.left_out.len() < MOST_LEFT_OUT {
+                    self.left_out.push(String::from_utf8_lossy(&given).into_owned());
+                }
+                Ok(())
+            }
+            // Not in an archive that was made as we ask for it.
+            _ => Err(not_asked(&given)),
+        }
+    }
+
+    /// Where an entry belongs, beneath the folder; empty for the folder itself.
+    fn place(&self, given: &[u8]) -> Result<Vec<u8>, CopyError> {
+        let refuse = || not_asked(given);
+        if given.starts_with(b"/") || given.contains(&0) {
+            return Err(refuse());
+        }
+        let mut parts = given.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+        if self.from != b"." && parts.next() != Some(self.from) {
+            return Err(refuse());
+        }
+        let mut path = if self.to == b"." { Vec::new() } else { self.to.to_vec() };
+        for part in parts {
+            if part == b".." {
+                return Err(refuse());
+            }
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(part);
+        }
+        if path.len() as u64 > LONGEST_NAME { Err(refuse()) } else { Ok(path) }
+    }
+
+    /// Opens a folder that is there, without following any link.
+    fn enter(&self, path: &[u8]) -> Result<OwnedFd, CopyError> {
+        let path = if path.is_empty() { &b"."[..] } else { path };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(self.folder, path, flags, Mode::empty(), resolve)
+            .map_err(|error| failed("cannot enter", path, error))
+    }
+
+    /// Gives the innermost open folder its mode and time; false when there is none.
+    fn close(&mut self) -> Result<bool, CopyError> {
+        let Some(folder) = self.open.pop() else { return Ok(false) };
+        rustix::fs::futimens(&folder.handle, &folder.times)
+            .and_then(|()| rustix::fs::fchmod(&folder.handle, folder.mode))
+            .map_err(|error| failed("cannot write", &folder.path, error))?;
+        Ok(true)
+    }
+}
+
+fn not_asked(name: &[u8]) -> CopyError {
+    CopyError::NotAsked(String::from_utf8_lossy(name).into_owned())
+}
+
+fn lies_in(path: &[u8], folder: &[u8]) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+/// Makes a folder that its owner alone may enter until it is finished; `None` if there is one, which stays as it is.
+fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::mkdirat(above, name, Mode::RWXU) {
+        Ok(()) => rustix::fs::openat(above, name, flags, Mode::empty()).map(Some),
+        Err(rustix::io::Errno::EXIST) => rustix::fs::openat(above, name, flags, Mode::empty()).map(|_| None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A name that nothing has yet.
+fn fresh_name() -> io::Result<Vec<u8>> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!(".viv-cp-{:016x}", u64::from_ne_bytes(bytes)).into_bytes())
+}
+
+fn write_file<R: Read>(
+    above: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    entry: &mut Entry<'_, R>,
+    mode: Mode,
+    times: &Timestamps,
+) -> Result<(), CopyError> {
+    let fail = |error: io::Error| failed("cannot write", path, error);
+    let fresh = fresh_name().map_err(fail)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(above, &*fresh, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|error| fail(error.into()))?;
+    let mut file = File::from(file);
+    let written = fill(&mut file, entry, path).and_then(|()| {
+        rustix::fs::futimens(&file, times)
+            .and_then(|()| rustix::fs::fchmod(&file, mode))
+            .and_then(|()| rustix::fs::renameat(above, &*fresh, above, name))
+            .map_err(|error| fail(error.into()))
+    });
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(above, &*fresh, AtFlags::empty());
+    }
+    written
+}
+
+/// Copies an entry's content; says which side failed.
+fn fill<R: Read>(file: &mut File, entry: &mut Entry<'_, R>, path: &[u8]) -> Result<(), CopyError> {
+    let (mut piece, mut left) = (vec![0u8; PIECE], entry.size());
+    while left > 0 {
+        match entry.read(&mut piece) {
+            Ok(0) => return Err(CopyError::Archive(io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) => {
+                left = left.saturating_sub(count as u64);
+                file.write_all(piece.get(..count).unwrap_or_default())
+                    .map_err(|error| failed("cannot write", path, error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(CopyError::Archive(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Makes a symbolic link; what is there goes, unless it is a folder.
+fn make_link(above: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> io::Result<()> {
+    let fresh = fresh_name()?;
+    rustix::fs::symlinkat(target, above, &*fresh)?;
+    let there = rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW);
+    let is_folder = there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    let moved = if is_folder {
+        Err(rustix::io::Errno::ISDIR)
+    } else {
+        rustix::fs::renameat(above, &*fresh, above, name)
+    };
+    if moved.is_err() {
+        let _ = rustix::fs::unlinkat(above, &*fresh, AtFlags::empty());
+    }
+    Ok(moved?)
+}

@@ -1,0 +1,308 @@
+//! `viv cp`: files and folders into a sandbox and out of it, by a `tar` in the guest.
+
+mod stream;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use sandbox::client::Held;
+use sandbox::copy::{self, CopyError};
+use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::places::Places;
+use sandbox::workspace::Share;
+
+use self::stream::{Guest, Output};
+use crate::cli::CpOptions;
+use crate::commands::{hold_known, may_interact};
+use crate::failure::Failure;
+
+/// Says what a path of the guest's is: a folder, something else, nothing in a folder that is there, or nothing at all.
+const LOOK: &str = r#"p=$1
+if [ -d "$p" ] && { [ "$2" = in ] || [ ! -L "${p%/}" ]; }; then echo folder
+elif [ -e "$p" ] || [ -L "$p" ]; then echo file
+elif [ -d "$(dirname -- "$p"; printf x)" ] || [ -d "$(dirname -- "$p")" ]; then echo new
+else echo nothing; fi"#;
+
+/// One end of a copy.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// A path of the host.
+    Host(PathBuf),
+    /// A path in a sandbox.
+    Guest(String, Vec<u8>),
+    /// The standard input or output, as a tar archive.
+    Stream,
+}
+
+/// The verb.
+pub(crate) fn run(options: &CpOptions, no_input: bool) -> Result<u8, Failure> {
+    let user = options.user.clone().unwrap_or_default();
+    let (from, to) = (end(&options.from), end(&options.to));
+    let ((End::Guest(name, _), _) | (_, End::Guest(name, _))) = (&from, &to) else {
+        return Err(Failure::new("neither of the two is in a sandbox")
+            .hint("write NAME:PATH for the one that is:  viv cp shell-api:notes.txt ."));
+    };
+    let places = Places::from_env()?;
+    let sandbox = Sandboxes::open(&places)?.find(name)?;
+    if let (End::Guest(..), End::Stream) = (&from, &to)
+        && std::io::stdout().is_terminal()
+    {
+        return Err(
+            Failure::new("an archive is nothing for a terminal").hint("viv cp NAME:PATH - > FILE.tar")
+        );
+    }
+    // What is wrong on the host is said before anything is started.
+    if let End::Host(path) = &from {
+        copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?;
+    }
+    let held = hold_known(&places, &sandbox, may_interact(no_input))?;
+    let copy = Copy { sandbox: &sandbox, held: &held, user };
+    match (&from, &to) {
+        (End::Guest(..), End::Guest(..)) => {
+            Err(Failure::new("both are in sandboxes").hint("copy to a folder of the host, and on from there"))
+        }
+        (End::Host(from), End::Guest(_, to)) => copy.send(from, to),
+        (End::Stream, End::Guest(_, to)) => copy.send_archive(to),
+        (End::Guest(_, from), End::Host(to)) => copy.fetch(from, to),
+        (End::Guest(_, from), _) => copy.fetch_archive(from),
+        _ => Ok(()),
+    }?;
+    Ok(0)
+}
+
+/// What a word of the command line means. A path of the host with a colon is written with its folder: `./a:b`.
+fn end(word: &OsStr) -> End {
+    let bytes = word.as_bytes();
+    if bytes == b"-" {
+        return End::Stream;
+    }
+    let name = bytes.iter().position(|byte| *byte == b':').and_then(|at| {
+        let (name, path) = bytes.split_at_checked(at)?;
+        let name = std::str::from_utf8(name).ok()?;
+        let is_name = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
+        is_name.then(|| (name.to_owned(), path.get(1..).unwrap_or_default().to_vec()))
+    });
+    match name {
+        Some((name, path)) => End::Guest(name, if path.is_empty() { b".".to_vec() } else { path }),
+        None => End::Host(word.into()),
+    }
+}
+
+/// The folder around a path and the name in it; a path that names a folder by its content gives that and `.`.
+fn split(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let trimmed = path
+        .iter()
+        .rposition(|byte| *byte != b'/')
+        .map_or(&b""[..], |at| path.get(..=at).unwrap_or_default());
+    let (folder, name) = match trimmed.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (trimmed.get(..=at).unwrap_or_default(), trimmed.get(at + 1..).unwrap_or_default()),
+        None => (&b"."[..], trimmed),
+    };
+    match name {
+        b"" => (b"/".to_vec(), b".".to_vec()),
+        b"." | b".." => (trimmed.to_vec(), b".".to_vec()),
+        name => (folder.to_vec(), name.to_vec()),
+    }
+}
+
+struct Copy<'c> {
+    sandbox: &'c Sandbox,
+    held: &'c Held,
+    user: String,
+}
+
+impl Copy<'_> {
+    fn guest(&self, argv: &[&[u8]], input: bool) -> Result<Guest, Failure> {
+        let cwd = self.sandbox.spec.guest_workspace().as_os_str().as_bytes();
+        Guest::start(self.held.agent()?, argv, cwd, &self.user, input)
+    }
+
+    fn shares(&self) -> &[Share] {
+        &self.sandbox.spec.shares
+    }
+
+    /// What is at a path in the guest; `way` is `in` for where something is copied to.
+    fn look(&self, path: &[u8], way: &[u8]) -> Result<String, Failure> {
+        let guest = self.guest(&[b"sh", b"-c", LOOK.as_bytes(), b"sh", path, way], false)?;
+        guest.answer()
+    }
+
+    fn nothing_there(&self, path: &[u8]) -> Failure {
+        let path = String::from_utf8_lossy(path);
+        Failure::new(format!("{path} does not exist in {}", self.sandbox.spec.name))
+            .hint(format!("viv exec {} ls -la PATH shows what is there", self.sandbox.spec.name))
+    }
+
+    fn unpacker(&self, folder: &[u8]) -> Result<Guest, Failure> {
+        self.guest(&[b"tar", b"-x", b"-p", b"--no-same-owner", b"-f", b"-", b"-C", folder], true)
+    }
+
+    fn packer(&self, path: &[u8]) -> Result<(Guest, Vec<u8>), Failure> {
+        let (folder, name) = split(path);
+        let tar: [&[u8]; 10] = [
+            b"tar",
+            b"-c",
+            b"--format=gnu",
+            b"--hard-dereference",
+            b"-f",
+            b"-",
+            b"-C",
+            &folder,
+            b"--",
+            &name,
+        ];
+        Ok((self.guest(&tar, false)?, name))
+    }
+
+    fn send(&self, from: &Path, to: &[u8]) -> Result<(), Failure> {
+        let source = copy::source(from, self.shares()).map_err(|error| unreadable(from, &error))?;
+        let contents = from.as_os_str().as_bytes().ends_with(b"/.");
+        let (folder, name) = match self.look(to, b"in")?.as_str() {
+            "folder" if contents => (to.to_vec(), b".".to_vec()),
+            "folder" => (to.to_vec(), source.name.as_bytes().to_vec()),
+            "file" if source.is_folder => return Err(over_a_file(&String::from_utf8_lossy(to))),
+            "new" if !source.is_folder && to.ends_with(b"/") => return Err(self.nothing_there(to)),
+            "file" | "new" => split(to),
+            _ => return Err(self.nothing_there(&split(to).0)),
+        };
+        let guest = self.unpacker(&folder)?;
+        let left_out = guest.feed(|input| {
+            let mut out = std::io::BufWriter::with_capacity(256 << 10, input);
+            let left_out = copy::pack(&source, OsStr::from_bytes(&name), &mut out)?;
+            out.flush().map_err(CopyError::Broken)?;
+            Ok(left_out)
+        })?;
+        say_left_out(&left_out);
+        Ok(())
+    }
+
+    fn send_archive(&self, to: &[u8]) -> Result<(), Failure> {
+        if self.look(to, b"in")? != "folder" {
+            return Err(Failure::new(format!("{} is no folder in the sandbox", String::from_utf8_lossy(to)))
+                .hint("an archive is unpacked into a folder that is there"));
+        }
+        self.unpacker(to)?.feed(|input| {
+            std::io::copy(&mut std::io::stdin().lock(), input).map_err(CopyError::Broken)?;
+            Ok(())
+        })
+    }
+
+    fn fetch(&self, from: &[u8], to: &Path) -> Result<(), Failure> {
+        let kind = self.look(from, b"out")?;
+        if kind != "folder" && kind != "file" {
+            return Err(self.nothing_there(from));
+        }
+        let (guest, asked) = self.packer(from)?;
+        let (folder, called) = self.target(to, kind == "folder", &asked)?;
+        let left_out = guest
+            .read(|output: &mut Output| copy::unpack(output, folder.as_fd(), &asked, called.as_bytes()))?;
+        say_left_out(&left_out);
+        Ok(())
+    }
+
+    /// The open folder of the host that a copy ends in, and what it is called there.
+    fn target(&self, to: &Path, is_folder: bool, asked: &[u8]) -> Result<(OwnedFd, OsString), Failure> {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
+        match copy::open_folder(to, self.shares()) {
+            Ok(folder) => Ok((folder, OsString::from_vec(asked.to_vec()))),
+            Err(error) if error.kind() == NotADirectory && is_folder => {
+                Err(over_a_file(&to.display().to_string()))
+            }
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {
+                let name = to.file_name().filter(|_| is_folder || !to.as_os_str().as_bytes().ends_with(b"/"));
+                let name = name.ok_or_else(|| unreadable(to, &error))?;
+                let above = to.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let folder =
+                    copy::open_folder(above, self.shares()).map_err(|error| unreadable(above, &error))?;
+                Ok((folder, name.to_owned()))
+            }
+            Err(error) => Err(unreadable(to, &error)),
+        }
+    }
+
+    fn fetch_archive(&self, from: &[u8]) -> Result<(), Failure> {
+        let kind = self.look(from, b"out")?;
+        if kind != "folder" && kind != "file" {
+            return Err(self.nothing_there(from));
+        }
+        let (guest, _) = self.packer(from)?;
+        guest.read(|output| {
+            let mut out = std::io::stdout().lock();
+            std::io::copy(output, &mut out).and_then(|_| out.flush()).map_err(CopyError::Broken)
+        })
+    }
+}
+
+fn over_a_file(path: &str) -> Failure {
+    Failure::new(format!("{path} is a file, and a folder is to be copied there"))
+        .hint("give another name, or delete the file first")
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    let path = path.display();
+    if rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP) {
+        return Failure::new(format!(
+            "{path} leads through a symbolic link in a shared folder, which a guest may have made"
+        ))
+        .hint("name the folder that is meant by its own path");
+    }
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::new(format!("{path} does not exist")).hint("a path in a sandbox is written NAME:PATH")
+        }
+        _ => sandbox::Error::file("cannot use", path.to_string(), std::io::Error::from(error.kind())).into(),
+    }
+}
+
+fn say_left_out(names: &[String]) {
+    for name in names {
+        let name = sandbox::escape::escaped(name, sandbox::escape::LONGEST);
+        eprintln!("viv: left out: {name} is neither a file, a folder nor a link");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_a_path_of_the_host_or_in_a_sandbox() {
+        for (word, expected) in [
+            ("a", End::Host("a".into())),
+            ("./a:b", End::Host("./a:b".into())),
+            ("/a:b", End::Host("/a:b".into())),
+            ("a/b:c", End::Host("a/b:c".into())),
+            (":c", End::Host(":c".into())),
+            ("-", End::Stream),
+            ("box:/etc", End::Guest("box".into(), b"/etc".to_vec())),
+            ("box:a:b", End::Guest("box".into(), b"a:b".to_vec())),
+            ("box:", End::Guest("box".into(), b".".to_vec())),
+        ] {
+            assert_eq!(end(OsStr::new(word)), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_its_folder_and_its_name() {
+        for (path, folder, name) in [
+            ("a", ".", "a"),
+            ("a/", ".", "a"),
+            ("/a", "/", "a"),
+            ("/a/b//", "/a/", "b"),
+            ("/", "/", "."),
+            (".", ".", "."),
+            ("a/.", "a/.", "."),
+            ("../..", "../..", "."),
+        ] {
+            let (f, n) = split(path.as_bytes());
+            assert_eq!(
+                (&*String::from_utf8_lossy(&f), &*String::from_utf8_lossy(&n)),
+                (folder, name),
+                "{path}"
+            );
+        }
+    }
+}

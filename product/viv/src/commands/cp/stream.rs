@@ -1,0 +1,211 @@
+//! A command in the guest whose input or output is an archive.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use agent_proto::ProtoError;
+use agent_proto::client::{Session, SessionEvent, SessionReader, SessionWriter};
+use agent_proto::messages::{Exec, Exit};
+use sandbox::copy::CopyError;
+
+use crate::failure::Failure;
+
+/// The most that is kept of what a command says on its standard error, in bytes.
+const MOST_WORDS: usize = 16 << 10;
+
+/// The most that an answer may have, in bytes.
+const LONGEST_ANSWER: u64 = 1 << 10;
+
+/// A command that runs in the guest.
+pub(super) struct Guest {
+    reader: SessionReader<UnixStream>,
+    writer: SessionWriter<UnixStream>,
+}
+
+/// What a command sends on its standard output.
+pub(super) struct Output {
+    reader: SessionReader<UnixStream>,
+    piece: Vec<u8>,
+    taken: usize,
+    words: Vec<u8>,
+    exit: Option<Exit>,
+    lost: Option<ProtoError>,
+}
+
+/// What a command reads on its standard input.
+pub(super) struct Input(SessionWriter<UnixStream>);
+
+impl Guest {
+    /// Starts it.
+    pub(super) fn start(
+        stream: UnixStream,
+        argv: &[&[u8]],
+        cwd: &[u8],
+        user: &str,
+        input: bool,
+    ) -> Result<Self, Failure> {
+        let exec = Exec {
+            argv: argv.iter().map(|word| word.to_vec()).collect(),
+            cwd: cwd.to_vec(),
+            user: user.into(),
+            stdin: input,
+            env: vec![b"LC_ALL=C.UTF-8".to_vec()],
+            ..Exec::default()
+        };
+        let back = stream
+            .try_clone()
+            .map_err(|error| Failure::new(format!("the connection cannot be used: {error}")))?;
+        match Session::open(back, stream, &exec)? {
+            Session::Running { reader, writer, .. } => Ok(Self { reader, writer }),
+            Session::NotStarted(refusal) => Err(Failure::new(refusal.message)),
+        }
+    }
+
+    /// Its output as one word.
+    pub(super) fn answer(self) -> Result<String, Failure> {
+        self.read(|output| {
+            let mut text = String::new();
+            output.take(LONGEST_ANSWER).read_to_string(&mut text).map_err(CopyError::Archive)?;
+            Ok(text.trim().to_owned())
+        })
+    }
+
+    /// Takes its output. What it says itself when it fails comes before what that made of its output.
+    pub(super) fn read<T>(
+        self,
+        take: impl FnOnce(&mut Output) -> Result<T, CopyError>,
+    ) -> Result<T, Failure> {
+        // No input: the writing half only keeps the connection.
+        let Self { reader, writer } = self;
+        let mut output =
+            Output { reader, piece: Vec::new(), taken: 0, words: Vec::new(), exit: None, lost: None };
+        let taken = take(&mut output);
+        if taken.is_ok() {
+            // Zeros behind the archive's end, and how it ended.
+            let _ = io::copy(&mut output, &mut io::sink());
+        }
+        drop(writer);
+        output.judge(taken)
+    }
+
+    /// Gives it its input. What it says itself comes before what the closed pipe says.
+    pub(super) fn feed<T>(self, give: impl FnOnce(&mut Input) -> Result<T, CopyError>) -> Result<T, Failure> {
+        let Self { reader, writer } = self;
+        let mut output =
+            Output { reader, piece: Vec::new(), taken: 0, words: Vec::new(), exit: None, lost: None };
+        // Hears of room for more input, too.
+        let heard = std::thread::spawn(move || {
+            let _ = io::copy(&mut output, &mut io::sink());
+            output
+        });
+        let mut input = Input(writer);
+        let given = give(&mut input);
+        let ended = match &given {
+            Ok(_) => input.0.stdin_end(),
+            // Half an archive must not be taken for a whole one.
+            Err(CopyError::Broken(_)) => Ok(()),
+            Err(_) => input.0.signal(15),
+        };
+        tracing::debug!(?ended, "The input has ended");
+        let output = heard.join().map_err(|_| Failure::new("the copy was broken off"))?;
+        drop(input);
+        output.judge(given)
+    }
+}
+
+impl Output {
+    /// What came of it all.
+    fn judge<T>(self, outcome: Result<T, CopyError>) -> Result<T, Failure> {
+        // A failure of ours, on the host, is the cause of whatever else failed.
+        let (outcome, ours) = match outcome {
+            Err(error @ (CopyError::File { .. } | CopyError::NotAsked(_))) => return Err(failure(&error)),
+            Err(error) => (None, Some(error)),
+            Ok(value) => (Some(value), None),
+        };
+        if let Some(lost) = self.lost {
+            return Err(lost.into());
+        }
+        let code = self.exit.map_or(0, |exit| exit.shell_code());
+        match (outcome, ours) {
+            (Some(value), _) if code == 0 => Ok(value),
+            (None, Some(error)) if code == 0 => Err(failure(&error)),
+            _ => Err(said(&self.words, code)),
+        }
+    }
+}
+
+/// The command's own words, the first line of them.
+fn said(words: &[u8], code: i32) -> Failure {
+    let text = String::from_utf8_lossy(words);
+    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let first = first.strip_prefix("tar: ").unwrap_or(first);
+    if first.is_empty() {
+        return Failure::new(format!("the copy failed in the sandbox (code {code})"));
+    }
+    let failure = Failure::new(format!("in the sandbox: {first}"));
+    if text.contains("Permission denied") {
+        failure.hint("viv cp -u root … does it as root there")
+    } else {
+        failure
+    }
+}
+
+fn failure(error: &CopyError) -> Failure {
+    tracing::info!(?error, "The copy failed");
+    let failure = Failure::new(error);
+    match error {
+        CopyError::NotAsked(_) | CopyError::Archive(_) => {
+            failure.hint("its tar may have been replaced; look at it before you trust the rest")
+        }
+        CopyError::Broken(source) if source.kind() == io::ErrorKind::BrokenPipe => {
+            failure.code(crate::session::BROKEN_PIPE)
+        }
+        _ => failure,
+    }
+}
+
+impl Read for Output {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        while self.taken >= self.piece.len() {
+            if self.exit.is_some() || self.lost.is_some() {
+                return Ok(0);
+            }
+            match self.reader.next_event() {
+                Ok(SessionEvent::Stdout { data, .. }) => {
+                    self.piece.clear();
+                    self.piece.extend_from_slice(data);
+                    self.taken = 0;
+                }
+                Ok(SessionEvent::Stderr { data, .. }) => {
+                    let room = MOST_WORDS.saturating_sub(self.words.len());
+                    self.words.extend_from_slice(data.get(..room).unwrap_or(data));
+                }
+                Ok(SessionEvent::StdinClosed) => {}
+                Ok(SessionEvent::Exit(exit)) => self.exit = Some(exit),
+                Err(error) => self.lost = Some(error),
+            }
+        }
+        let rest = self.piece.get(self.taken..).unwrap_or_default();
+        let count = rest.len().min(bytes.len());
+        for (to, from) in bytes.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+impl Write for Input {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.stdin(bytes) {
+            Ok(true) => Ok(bytes.len()),
+            Ok(false) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(ProtoError::Io(error)) => Err(error),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

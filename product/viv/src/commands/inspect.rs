@@ -1,0 +1,136 @@
+//! `viv inspect`: all that is known of sandboxes, as JSON.
+
+use std::path::Path;
+
+use sandbox::client;
+use sandbox::folder::Sandbox;
+use sandbox::places::Places;
+use sandbox::spec::{Runtime, State};
+use sandbox::workspace::{Share, exact};
+use serde::Serialize;
+
+use crate::cli::InspectOptions;
+use crate::commands::lifecycle::{each, find_all};
+use crate::commands::say;
+use crate::failure::Failure;
+
+/// One sandbox. Times are in RFC 3339, sizes in bytes.
+#[derive(Debug, Serialize)]
+struct Details {
+    name: String,
+    id: String,
+    agent: String,
+    state: State,
+    /// Why it does not run, when it has run before.
+    reason: Option<String>,
+    created: String,
+    started: Option<String>,
+    ended: Option<String>,
+    /// Whether it goes on without sessions until it is stopped.
+    detached: bool,
+    sessions: Option<u32>,
+    arch: String,
+    engine: Engine,
+    /// Id of the base image below its disk.
+    image: String,
+    /// How its virtual machine is confined, while it runs.
+    confinement: Vec<String>,
+    limits: Limits,
+    disk_used: u64,
+    memory_used: Option<u64>,
+    workspace: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace_b64: Option<String>,
+    shares: Vec<Share>,
+    processes: Option<Processes>,
+    paths: Paths,
+}
+
+/// The engine asked for, if any, and the one of the last run.
+#[derive(Debug, Serialize)]
+struct Engine {
+    asked: Option<String>,
+    used: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    cpus: u32,
+    memory: u64,
+    disk: u64,
+}
+
+/// Process ids on the host, while it runs.
+#[derive(Debug, Serialize)]
+struct Processes {
+    shim: u32,
+    vmm: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Paths {
+    folder: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    folder_b64: Option<String>,
+    disk: String,
+    logs: String,
+}
+
+/// The verb.
+pub(crate) fn run(options: &InspectOptions) -> Result<u8, Failure> {
+    let places = Places::from_env()?;
+    Ok(each(find_all(&options.names, &places)?, |sandbox| {
+        let text = serde_json::to_string_pretty(&details(&sandbox)).map_err(Failure::new)?;
+        say(&format!("{text}\n"))
+    }))
+}
+
+fn details(sandbox: &Sandbox) -> Details {
+    let spec = sandbox.spec.clone();
+    let state = sandbox.state();
+    let lives = !state.is_over();
+    let runtime = sandbox.runtime();
+    // A sandbox that has just ended, or is of another version, is shown by its files alone.
+    let status = if lives { client::status(sandbox).ok().flatten() } else { None };
+    let metrics = if state == State::Running { client::metrics(sandbox) } else { None };
+    let noted = |pick: fn(&Runtime) -> Option<String>| runtime.as_ref().and_then(pick);
+    Details {
+        state,
+        reason: sandbox.end().filter(|_| !lives),
+        started: noted(|runtime| Some(runtime.started.clone())),
+        ended: noted(|runtime| runtime.ended.clone()).filter(|_| !lives),
+        detached: lives && runtime.as_ref().is_some_and(|runtime| runtime.detached),
+        sessions: status.as_ref().map(|status| status.sessions),
+        engine: Engine {
+            asked: spec.engine,
+            used: noted(|runtime| Some(runtime.engine.clone()).filter(|engine| !engine.is_empty())),
+        },
+        confinement: status.as_ref().map(|status| status.confinement.clone()).unwrap_or_default(),
+        limits: Limits { cpus: spec.cpus, memory: spec.memory, disk: spec.disk },
+        disk_used: sandbox.disk_use(),
+        memory_used: metrics.map(|all| all.memory_total.saturating_sub(all.memory_available)),
+        workspace: sandbox.spec.workspace().display().to_string(),
+        workspace_b64: exact(sandbox.spec.workspace().as_os_str()),
+        processes: runtime
+            .filter(|_| lives)
+            .map(|runtime| Processes { shim: runtime.pid, vmm: status.map(|status| status.vmm) }),
+        paths: paths(sandbox.folder()),
+        name: spec.name,
+        id: spec.id,
+        agent: spec.agent,
+        created: spec.created,
+        arch: spec.arch,
+        image: spec.image,
+        shares: spec.shares,
+    }
+}
+
+fn paths(folder: &Path) -> Paths {
+    let shown = |path: &Path| path.display().to_string();
+    Paths {
+        folder: shown(folder),
+        folder_b64: exact(folder.as_os_str()),
+        disk: shown(&folder.join("disk")),
+        logs: shown(&folder.join("logs")),
+    }
+}
