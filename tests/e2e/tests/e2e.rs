@@ -3,8 +3,10 @@
 //! One point of the promise each: set-up and sessions, Docker and tools, the workspace, several sandboxes. What cannot be
 //! tried on this machine is skipped with its reason, and counted.
 
+mod crowd;
 mod disk;
 mod docker;
+mod life;
 mod many;
 mod sessions;
 mod workspace;
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
         ("docker", docker::CASES),
         ("workspace", workspace::CASES),
         ("many", many::CASES),
+        ("life", life::CASES),
+        ("crowd", crowd::CASES),
         ("disk", disk::CASES),
     ])
 }

@@ -18,6 +18,8 @@ pub(crate) const CASES: &[Named] = &[
     ("rm_leaves_nothing", remove),
     ("outputs_that_cannot_be_written_and_names_of_nothing", outputs),
     ("mistakes_have_one_sentence_and_one_hint", mistakes),
+    ("the_nearest_name_is_named_and_the_home_needs_force", nearest),
+    ("kvm_without_permission_is_refused_with_its_mend", no_permission),
     ("diagnose_names_the_engine_and_why", diagnose),
     ("an_unknown_instruction_is_the_guests_fault_and_named", unknown_instruction),
 ];
@@ -220,9 +222,11 @@ fn killed(world: &World) -> Case {
         .and_then(rustix::process::Pid::from_raw)
         .ok_or(std::io::Error::other("no pid"))?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-    eventually("the sandbox to be listed as stopped", || {
+    eventually("the sandbox to be listed as killed", || {
         world.run(&["ls"]).is_ok_and(|said| {
-            said.text().lines().any(|line| line.starts_with("shell-killed") && line.contains("stopped"))
+            said.text()
+                .lines()
+                .any(|line| line.starts_with("shell-killed") && line.contains("failed (shim killed)"))
         })
     })?;
     ensure(world.shell_ok(&folder, "cat ~/before")? == "before", "the disk")?;
@@ -288,6 +292,28 @@ fn mistakes(world: &World) -> Case {
         (&["run", "shell", "/does/not/exist"][..], "does not exist"),
         (&["run", "shell", "/usr"][..], "belongs to the system"),
         (&["run", "nosuchagent"][..], "no agent"),
+        (&["run", "shel"][..], "did you mean shell?"),
+        (&["create", "shell", "/etc/passwd"][..], "is not a folder"),
+        (&["run", "shell", "/"][..], "--force"),
+        (&["run", "shell", "/proc/self"][..], "belongs to the system"),
+        (&["run", "shell", "/sys/kernel", "--force"][..], "belongs to the system"),
+        (&["run", "shell", "/dev"][..], "belongs to the system"),
+        (&["run", "shell", "/run"][..], "belongs to the system"),
+        (&["run", "shell", "/etc/apt"][..], "belongs to the system"),
+        (&["run", "shell", ".", "--memory", "1T"][..], "cannot be had"),
+        (&["run", "shell", ".", "--memory", "1m"][..], "256 MiB of memory or more"),
+        (&["run", "shell", ".", "--cpus", "99"][..], "cannot be had"),
+        (&["run", "shell", ".", "--cpus", "0"][..], "cannot be had"),
+        (&["run", "shell", ".", "--disk", "1m"][..], "1 GiB or more"),
+        (&["run", "shell", ".", "--disk", "100t"][..], "too large"),
+        (&["run", "-d", "shell", ".", "--", "-c", "true"][..], "no session"),
+        (&["create", "shell", ".", "--name", "-x"][..], "cannot be a sandbox's name"),
+        (&["attach", "nosuch"][..], "no sandbox is called"),
+        (&["inspect", "nosuch"][..], "no sandbox is called"),
+        (&["logs", "nosuch"][..], "no sandbox is called"),
+        (&["cp", "nosuch:/etc", "."][..], "no sandbox is called"),
+        (&["cp", "a", "b"][..], "neither of the two"),
+        (&["prune"][..], "nobody to ask"),
         (&["run", "shell", ".", "--memory", "lots"][..], "not a size"),
         (&["run", "shell", ".", "--engine", "steam"][..], "no engine"),
         (&["run", "shell", ".", "--memory", "100t"][..], "cannot be had"),
@@ -308,6 +334,58 @@ fn mistakes(world: &World) -> Case {
         )?;
     }
     Ok(())
+}
+
+fn nearest(world: &World) -> Case {
+    let folder = world.project("nearest");
+    let made = e2e::say(world.viv(&folder, ["create", "shell", "."]), b"")?;
+    ensure(made.code == 0, format!("{made:?}"))?;
+    let said = world.run(&["exec", "shel-nearest", "true"])?;
+    ensure(said.code == 125 && said.err.contains("did you mean shell-nearest?"), format!("{said:?}"))?;
+    world.run(&["rm", "-f", "shell-nearest"])?;
+    let home = folder.join("home of somebody");
+    std::fs::create_dir(&home)?;
+    let create = |arguments: &[&str]| {
+        let mut command = world.viv(&home, arguments);
+        command.env("HOME", &home);
+        e2e::say(command, b"")
+    };
+    let refused = create(&["create", "shell", "."])?;
+    ensure(refused.code == 125 && refused.err.contains("--force"), format!("{refused:?}"))?;
+    let forced = create(&["create", "shell", ".", "--force"])?;
+    ensure(forced.code == 0, format!("{forced:?}"))?;
+    world.run(&["rm", "-f", forced.text().as_str()]).map(|_| ())
+}
+
+/// As an ordinary user of a machine whose `/dev/kvm` is root's.
+fn no_permission(world: &World) -> Case {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        return Err(e2e::Verdict::Skipped("needs root, to become another user".into()));
+    }
+    match std::fs::metadata("/dev/kvm") {
+        Ok(meta) if meta.mode() & 0o006 == 0 => {}
+        _ => return Err(e2e::Verdict::Skipped("there is no /dev/kvm that others may not open".into())),
+    }
+    let home = tempfile::Builder::new().prefix("viv-user-").tempdir_in("/var/tmp")?;
+    std::fs::copy(world.program(), home.path().join("viv"))?;
+    std::fs::create_dir(home.path().join("p"))?;
+    let own = std::process::Command::new("chown").args(["-R", "65534:65534"]).arg(home.path()).status()?;
+    ensure(own.success(), "chown failed")?;
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
+    command.arg(home.path().join("viv")).args(["run", "shell", ".", "--engine", "kvm"]);
+    command
+        .env_clear()
+        .env("HOME", home.path())
+        .env("PATH", "/usr/bin:/bin")
+        .current_dir(home.path().join("p"));
+    let said = e2e::say(command, b"")?;
+    let good = said.code == 125
+        && said.err.lines().count() == 2
+        && said.err.contains("the kvm engine cannot be used here")
+        && said.err.contains("/dev/kvm");
+    ensure(good && !said.err.contains("os error"), format!("{said:?}"))
 }
 
 fn diagnose(world: &World) -> Case {

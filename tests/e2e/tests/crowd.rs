@@ -1,0 +1,220 @@
+//! Many at once: clients of one sandbox, sandboxes of one user, and clients that want different things of the same one.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use e2e::{Case, Said, Verdict, World, ensure, say};
+use serde_json::Value;
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("twenty_clients_of_one_sandbox", clients),
+    ("ten_sandboxes_at_once", sandboxes),
+    ("clients_that_race_leave_nothing_wrong", race),
+    ("a_sandbox_that_cannot_be_read_is_named_and_loses_nothing", unreadable),
+];
+
+/// The sandbox does not run when they come: one of them starts it, and all get their own command.
+fn clients(world: &World) -> Case {
+    let folder = world.project("crowded");
+    let asked = |number: usize| {
+        let script = format!("cat; echo {number}; sleep 1; exit {number}");
+        world.shell(&folder, &script, format!("input {number}\n").as_bytes())
+    };
+    let answers: Vec<Result<Said, Verdict>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..20).map(|number| scope.spawn(move || asked(number))).collect();
+        let gone = || Err(Verdict::Wrong("a client's thread ended".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+    });
+    for (number, said) in answers.into_iter().enumerate() {
+        let said = said?;
+        let right = format!("input {number}\n{number}");
+        ensure(
+            usize::try_from(said.code) == Ok(number) && said.text() == right,
+            format!("client {number}: {said:?}"),
+        )?;
+    }
+    let listed = world.run(&["ls", "-q"])?.text();
+    let made: Vec<&str> = listed.lines().filter(|name| name.starts_with("shell-crowded")).collect();
+    ensure(made == ["shell-crowded"], listed.clone())?;
+    world.run(&["rm", "-f", "shell-crowded"]).map(|_| ())
+}
+
+fn sandboxes(world: &World) -> Case {
+    let folders: Vec<_> = (0..10).map(|number| world.project(&format!("one-of-{number}"))).collect();
+    let small = |folder: &Path, script: &str| {
+        say(world.viv(folder, ["run", "shell", ".", "-m", "512m", "--cpus", "1", "--", "-c", script]), b"")
+    };
+    let said: Vec<Result<Said, Verdict>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            folders.iter().map(|folder| scope.spawn(move || small(folder, "pwd; touch here"))).collect();
+        let gone = || Err(Verdict::Wrong("a client's thread ended".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+    });
+    for (said, folder) in said.into_iter().zip(&folders) {
+        let said = said?;
+        ensure(said.code == 0 && said.text() == folder.to_string_lossy(), format!("{said:?}"))?;
+        ensure(folder.join("here").exists(), "each in its own folder")?;
+    }
+    let names: Vec<String> = (0..10).map(|number| format!("shell-one-of-{number}")).collect();
+    let mut remove = vec!["rm", "-f"];
+    remove.extend(names.iter().map(String::as_str));
+    let removed = world.run(&remove)?;
+    ensure(removed.code == 0 && removed.text().lines().count() == 10, format!("{removed:?}"))
+}
+
+/// Numbers that look random (Knuth's MMIX constants).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, count: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap_or(0) % count
+    }
+}
+
+/// Two clients do what comes to their minds to the same two sandboxes, in a state folder of their own.
+fn race(world: &World) -> Case {
+    let time = Duration::from_secs(if e2e::long_cases() { 600 } else { 20 });
+    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let own = tempfile::Builder::new().prefix("viv-race-").tempdir_in("/var/tmp")?;
+    let state = own.path().canonicalize()?;
+    let folder = world.project("raced");
+    let viv = |arguments: &[&str]| {
+        let mut command = world.viv(&folder, arguments);
+        command.env("XDG_STATE_HOME", &state);
+        say(command, b"")
+    };
+    let small = ["-m", "512m", "--cpus", "1"];
+    let done = AtomicUsize::new(0);
+    let client = |number: u64| -> Case {
+        let mut random = Random(seed.wrapping_mul(2).wrapping_add(number));
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            let name = ["race-a", "race-b"][random.below(2)];
+            let made = |verb: &[&'static str]| [verb, &["shell", ".", "--name", name], &small[..]].concat();
+            let arguments = match random.below(8) {
+                0 => made(&["create"]),
+                1 => made(&["run", "-d"]),
+                2 => [&made(&["run"])[..], &["--", "-c", "echo through"]].concat(),
+                3 => vec!["start", name],
+                4 => vec!["exec", name, "echo", "through"],
+                5 => vec!["stop", name],
+                6 => vec!["rm", "-f", name],
+                _ => vec!["ls", "--json"],
+            };
+            let said = viv(&arguments)?;
+            done.fetch_add(1, Ordering::Relaxed);
+            // Another client may always have been faster; what a user then reads is one of our sentences.
+            let well = said.code == 0
+                || said.code == 129
+                || (said.code == 125 && said.err.lines().any(|line| line.starts_with("error: ")));
+            ensure(well && !said.err.contains("panic"), format!("seed {seed}: {arguments:?}: {said:?}"))?;
+        }
+        Ok(())
+    };
+    let ended: Vec<Case> = std::thread::scope(|scope| {
+        let threads = [0, 1].map(|number| scope.spawn(move || client(number)));
+        let gone = || Err(Verdict::Wrong("a client's thread ended".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+    });
+    let checked = ended.into_iter().collect::<Case>().and_then(|()| nothing_wrong(&viv, &state));
+    // Whatever was wrong, nothing of it goes on.
+    let _ = viv(&["rm", "-f", "race-a", "race-b"]);
+    checked.map_err(|verdict| match verdict {
+        Verdict::Wrong(what) => {
+            Verdict::Wrong(format!("seed {seed}, {} commands: {what}", done.into_inner()))
+        }
+        other => other,
+    })
+}
+
+/// The sandboxes that are left can be used, and stopped they are nothing but their folders.
+fn nothing_wrong(viv: &dyn Fn(&[&str]) -> Result<Said, Verdict>, state: &Path) -> Case {
+    let names = viv(&["ls", "-q"])?.text();
+    for name in names.lines() {
+        let said = viv(&["exec", name, "echo", "through"])?;
+        ensure(said.text() == "through", format!("{name} is of no use: {said:?}"))?;
+        let said = viv(&["stop", name])?;
+        ensure(said.code == 0, format!("{said:?}"))?;
+    }
+    let rows = viv(&["ls", "--json"])?.text();
+    for row in rows.lines() {
+        let row: Value = serde_json::from_str(row)?;
+        ensure(row["state"] == "stopped" && row["reason"] == "asked to stop", row.to_string())?;
+    }
+    let folders: Vec<String> = std::fs::read_dir(state.join("vivarium/sandboxes"))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != ".names")
+        .collect();
+    ensure(folders.len() == names.lines().count(), format!("folders {folders:?} of {names:?}"))?;
+    let orphans = processes_of(state);
+    ensure(orphans.is_empty(), format!("processes that are left: {orphans:?}"))
+}
+
+/// The processes that hold a file beneath this folder, or have it in their environment.
+fn processes_of(state: &Path) -> Vec<String> {
+    let text = state.to_string_lossy().into_owned();
+    let has = |process: &Path| {
+        let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        descriptors
+            .map(|entry| std::fs::read_link(entry.path()))
+            .any(|to| to.is_ok_and(|to| to.starts_with(state)))
+            || std::fs::read(process.join("environ"))
+                .is_ok_and(|all| String::from_utf8_lossy(&all).contains(&text))
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|entry| has(&entry.path()))
+        .map(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            format!("{:?} {}", entry.file_name(), String::from_utf8_lossy(&line).replace('\0', " "))
+        })
+        .collect()
+}
+
+/// Files of a newer version and damaged ones: said with the next step, nothing is changed, and the others are there.
+fn unreadable(world: &World) -> Case {
+    let folder = world.project("unreadable");
+    let own = tempfile::Builder::new().prefix("viv-state-").tempdir_in("/var/tmp")?;
+    let viv = |arguments: &[&str]| {
+        let mut command = world.viv(&folder, arguments);
+        command.env("XDG_STATE_HOME", own.path());
+        say(command, b"")
+    };
+    for name in ["good", "other"] {
+        let made = viv(&["create", "shell", ".", "--name", name])?;
+        ensure(made.code == 0, format!("{made:?}"))?;
+    }
+    let inspected: Value = serde_json::from_slice(&viv(&["inspect", "other"])?.out)?;
+    let spec = Path::new(inspected["paths"]["folder"].as_str().unwrap_or_default()).join("spec.json");
+    let whole = std::fs::read_to_string(&spec)?;
+    let newer = whole.replacen("\"schema\": 1", "\"schema\": 99", 1);
+    let half = whole.get(..whole.len() / 2).unwrap_or_default().to_owned();
+    for (text, words, hint) in [
+        (newer.as_str(), "was written by a newer viv (format 99", "a newer one"),
+        (half.as_str(), "is damaged", "rm -r "),
+        ("", "is damaged", "rm -r "),
+        ("[]", "is damaged", "rm -r "),
+        ("{\"schema\": \"x\"}", "is damaged", "rm -r "),
+    ] {
+        std::fs::write(&spec, text)?;
+        for verb in
+            [&["exec", "other", "true"][..], &["start", "other"], &["logs", "other"], &["rm", "-f", "other"]]
+        {
+            let said = viv(verb)?;
+            let good = said.code == 125 && said.err.contains(words) && said.err.contains(hint);
+            ensure(good && said.err.lines().count() == 2, format!("{verb:?} {text:?}: {said:?}"))?;
+        }
+        let listed = viv(&["ls"])?;
+        let good = listed.code == 0 && listed.text().contains("good") && listed.err.contains(words);
+        ensure(good, format!("{listed:?}"))?;
+        ensure(std::fs::read_to_string(&spec)? == text, "the file is as it was")?;
+    }
+    std::fs::write(&spec, &whole)?;
+    ensure(viv(&["ls", "-q"])?.text() == "good\nother", "nothing is lost")
+}

@@ -1,0 +1,432 @@
+//! The life of a sandbox: made, started, watched, copied to, ended in every way, and deleted.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use e2e::{Case, Said, Verdict, World, ensure, eventually, say};
+use serde_json::Value;
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("create_makes_and_starts_nothing", create),
+    ("a_detached_sandbox_is_told_from_others", detached),
+    ("a_detached_sandbox_outlives_its_sessions", outlives),
+    ("every_end_has_its_name", ends),
+    ("out_of_memory_is_137_and_named_in_the_logs", out_of_memory),
+    ("logs_have_times_and_outlive_the_sandbox", logs),
+    ("cp_keeps_content_modes_and_names", copies),
+    ("cp_believes_nothing_that_a_guest_sends", hostile_copy),
+    ("prune_says_what_it_deletes", prune),
+    ("paths_of_any_bytes_work", any_bytes),
+    ("a_killed_client_ends_only_its_command", killed_client),
+    ("a_reader_that_does_not_read_blocks_nobody_else", slow_reader),
+];
+
+/// What `viv inspect` says of a sandbox.
+pub(crate) fn inspect(world: &World, name: &str) -> Result<Value, Verdict> {
+    let said = world.run(&["inspect", name])?;
+    ensure(said.code == 0, format!("inspect {name}: {said:?}"))?;
+    Ok(serde_json::from_slice(&said.out)?)
+}
+
+fn well(said: Said) -> Result<String, Verdict> {
+    ensure(said.code == 0, format!("{said:?}"))?;
+    Ok(said.text())
+}
+
+fn create(world: &World) -> Case {
+    let folder = world.project("created");
+    let arguments = ["create", "shell", ".", "--cpus", "1", "-m", "1g", "--disk", "2g"];
+    let name = well(say(world.viv(&folder, arguments), b"")?)?;
+    ensure(name == "shell-created", name)?;
+    let again = say(world.viv(&folder, arguments), b"")?;
+    ensure(again.code == 125 && again.err.contains("viv attach shell-created"), format!("{again:?}"))?;
+    let made = inspect(world, "shell-created")?;
+    ensure(made["state"] == "stopped" && made["started"].is_null(), made.to_string())?;
+    let limits =
+        (made["limits"]["cpus"].as_u64(), made["limits"]["memory"].as_u64(), made["limits"]["disk"].as_u64());
+    ensure(limits == (Some(1), Some(1 << 30), Some(2 << 30)), made.to_string())?;
+    // What was decided holds for the first start, however that comes.
+    let said = well(world.run(&["attach", "shell-crea", "--", "-c", "nproc; pwd"])?)?;
+    ensure(said == format!("1\n{}", folder.display()), said)?;
+    let runs = inspect(world, "shell-created")?;
+    ensure(runs["state"] == "running" && runs["processes"]["vmm"].is_u64(), runs.to_string())?;
+    world.run(&["rm", "-f", "shell-created"]).map(|_| ())
+}
+
+fn detached(world: &World) -> Case {
+    let folder = world.project("detached");
+    let name = well(say(world.viv(&folder, ["run", "-d", "shell", "."]), b"")?)?;
+    ensure(name == "shell-detached", name)?;
+    ensure(inspect(world, "shell-detached")?["detached"] == true, "it is detached")?;
+    well(world.run(&["exec", "shell-detached", "true"])?)?;
+    ensure(inspect(world, "shell-detached")?["detached"] == true, "after a session, too")?;
+    well(world.run(&["stop", "shell-detached"])?)?;
+    let stopped = inspect(world, "shell-detached")?;
+    ensure(stopped["reason"] == "asked to stop" && stopped["detached"] == false, stopped.to_string())?;
+    well(world.run(&["start", "shell-detached"])?)?;
+    ensure(inspect(world, "shell-detached")?["detached"] == false, "a plain start is not")?;
+    well(world.run(&["start", "-d", "shell-detached"])?)?;
+    ensure(inspect(world, "shell-detached")?["detached"] == true, "a running one becomes so")?;
+    let refused = say(world.viv(&folder, ["run", "-d", "shell", ".", "--", "-c", "true"]), b"")?;
+    ensure(refused.code == 125 && refused.err.contains("hint:"), format!("{refused:?}"))?;
+    world.run(&["rm", "-f", "shell-detached"]).map(|_| ())
+}
+
+/// Two sandboxes, one of them detached; the other's end says that the time is over.
+fn outlives(world: &World) -> Case {
+    if !e2e::long_cases() {
+        return Err(Verdict::Skipped(e2e::LONG.into()));
+    }
+    let (kept, idle) = (world.project("kept-on"), world.project("idle"));
+    well(say(world.viv(&kept, ["run", "-d", "shell", "."]), b"")?)?;
+    world.shell_ok(&idle, "true")?;
+    eventually("the end of the idle sandbox", || {
+        inspect(world, "shell-idle").is_ok_and(|it| it["state"] == "stopped" && it["reason"] == "idle")
+    })?;
+    ensure(inspect(world, "shell-kept-on")?["state"] == "running", "it was to go on")?;
+    world.run(&["rm", "-f", "shell-kept-on", "shell-idle"]).map(|_| ())
+}
+
+fn ends(world: &World) -> Case {
+    let folder = world.project("ends");
+    let kill = |which: &str| -> Case {
+        world.shell_ok(&folder, "true")?;
+        let pid = inspect(world, "shell-ends")?["processes"][which].as_i64();
+        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or(std::io::Error::other("no process"))?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+    };
+    let within = |script: &str| world.shell(&folder, script, b"").map(|_| ());
+    type End<'e> = (&'e str, &'e dyn Fn() -> Case);
+    let all: [End<'_>; 6] = [
+        ("stopped (powered off)", &|| within("poweroff; sleep 60")),
+        ("stopped (rebooted)", &|| within("sudo reboot; sleep 60")),
+        ("failed (kernel panic)", &|| within("sudo sh -c 'echo c > /proc/sysrq-trigger'; sleep 60")),
+        ("failed (vmm killed: SIGKILL)", &|| kill("vmm")),
+        ("failed (shim killed)", &|| kill("shim")),
+        ("stopped (asked to stop)", &|| {
+            world.shell_ok(&folder, "true")?;
+            world.run(&["stop", "shell-ends"]).map(|_| ())
+        }),
+    ];
+    for (state, end) in all {
+        end()?;
+        eventually(state, || {
+            let table = world.run(&["ls"]).map(|said| said.text()).unwrap_or_default();
+            table.lines().any(|line| line.starts_with("shell-ends ") && line.contains(state))
+        })?;
+    }
+    let panic = well(world.run(&["logs", "shell-ends", "console"])?)?;
+    ensure(panic.contains("Kernel panic - not syncing"), "the panic's words are kept")?;
+    world.run(&["rm", "-f", "shell-ends"]).map(|_| ())
+}
+
+fn out_of_memory(world: &World) -> Case {
+    let folder = world.project("greedy");
+    well(say(world.viv(&folder, ["create", "shell", ".", "-m", "512m"]), b"")?)?;
+    let said = world.shell(&folder, "exec tail /dev/zero", b"")?;
+    ensure(said.code == 137 && said.err.contains("ran out of memory"), format!("{said:?}"))?;
+    let named = |source: &str, words: &str| {
+        let words = words.to_owned();
+        eventually(&words, || {
+            world.run(&["logs", "shell-greedy", source]).is_ok_and(|said| said.text().contains(&words))
+        })
+    };
+    named("console", "Killed process")?;
+    named("agent", "out of memory")?;
+    world.run(&["rm", "-f", "shell-greedy"]).map(|_| ())
+}
+
+fn logs(world: &World) -> Case {
+    let folder = world.project("logged");
+    world.shell_ok(&folder, "docker info >/dev/null")?;
+    let mut follower = world
+        .viv(&folder, ["logs", "-f", "-n", "0", "shell-logged"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    well(world.run(&["stop", "shell-logged"])?)?;
+    let all = well(world.run(&["logs", "shell-logged"])?)?;
+    for (source, words) in [
+        ("agent", "ready for sessions"),
+        ("dockerd", "API listen on"),
+        ("shim", "The guest is ready"),
+        ("shim", "The sandbox has ended"),
+    ] {
+        let found = all.lines().any(|line| {
+            let mut parts = line.split_ascii_whitespace();
+            // A time that sorts as it reads.
+            parts.next().is_some_and(|time| time.len() == 24 && time.ends_with('Z'))
+                && parts.next() == Some(source)
+                && line.contains(words)
+        });
+        ensure(found, format!("{source}: {words} is not in\n{all}"))?;
+    }
+    let times: Vec<&str> = all.lines().filter_map(|line| line.get(..24)).collect();
+    ensure(times.is_sorted(), "lines are not in the order of their times")?;
+    let last = well(world.run(&["logs", "-n", "2", "--json", "shell-logged", "shim"])?)?;
+    let last: Vec<Value> = last.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    ensure(last.len() == 2 && last.iter().all(|line| line["log"] == "shim"), format!("{last:?}"))?;
+    let none = well(world.run(&["logs", "--since", "2999-01-01T00:00:00Z", "shell-logged"])?)?;
+    ensure(none.is_empty(), none)?;
+    // Who followed has heard the end, and has ended with it.
+    let mut heard = String::new();
+    if let Some(mut out) = follower.stdout.take() {
+        std::io::Read::read_to_string(&mut out, &mut heard)?;
+    }
+    ensure(follower.wait()?.success() && heard.contains("The sandbox has ended"), heard)?;
+    world.run(&["rm", "-f", "shell-logged"]).map(|_| ())
+}
+
+fn copies(world: &World) -> Case {
+    let folder = world.project("copied");
+    let tree = folder.join("out here/tree");
+    std::fs::create_dir_all(tree.join("sub"))?;
+    std::fs::write(tree.join("sub/run"), "#!/bin/sh\necho ran\n")?;
+    std::fs::set_permissions(tree.join("sub/run"), std::os::unix::fs::PermissionsExt::from_mode(0o750))?;
+    std::os::unix::fs::symlink("sub/run", tree.join("link"))?;
+    std::fs::write(tree.join("large"), vec![b'x'; 3_000_001])?;
+    world.shell_ok(&folder, "true")?;
+    let cp = |from: &str, to: &str| world.viv(&folder, ["cp", from, to]);
+    let run = |from: &str, to: &str| say(cp(from, to), b"");
+    let name = "shell-copied";
+    let inside = |script: &str| well(world.run(&["exec", name, "sh", "-c", script])?);
+
+    // In: a folder into one that is there and under a new name, its content, a file, a file over another.
+    well(run("out here/tree", &format!("{name}:/home/agent"))?)?;
+    well(run("out here/tree", &format!("{name}:/home/agent/new"))?)?;
+    inside("mkdir /tmp/flat")?;
+    well(run("out here/tree/.", &format!("{name}:/tmp/flat/"))?)?;
+    well(run("out here/tree/sub/run", &format!("{name}:/tmp/flat/large"))?)?;
+    let said = inside(
+        "cd ~/tree; ./link; stat -c '%a %U' sub/run; readlink link; stat -c %s large ~/new/large; cat /tmp/flat/large; ls /tmp/flat",
+    )?;
+    let script = "#!/bin/sh\necho ran";
+    let expected = format!("ran\n750 agent\nsub/run\n3000001\n3000001\n{script}\nlarge\nlink\nsub");
+    ensure(said == expected, said)?;
+    let refused = run("out here/tree/large", &format!("{name}:/etc/"))?;
+    ensure(refused.code == 125 && refused.err.contains("viv cp -u root"), format!("{refused:?}"))?;
+    well(say(
+        world.viv(&folder, ["cp", "-u", "root", "out here/tree/large", &format!("{name}:/etc/")]),
+        b"",
+    )?)?;
+
+    // Out: the same, and a relative path, which is one of the workspace's.
+    let back = world.project("copied-back");
+    let back_text = back.display().to_string();
+    well(run(&format!("{name}:/home/agent/tree"), &back_text)?)?;
+    well(run(&format!("{name}:/home/agent/tree"), &format!("{back_text}/other"))?)?;
+    well(run(&format!("{name}:out here/tree/sub/run"), &format!("{back_text}/file"))?)?;
+    for copy in ["tree", "other"] {
+        let copy = back.join(copy);
+        ensure(std::fs::read(copy.join("large"))? == vec![b'x'; 3_000_001], "the content")?;
+        ensure(std::fs::read_link(copy.join("link"))? == Path::new("sub/run"), "the link")?;
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(copy.join("sub/run"))?);
+        ensure(mode & 0o7777 == 0o750, format!("the mode became {mode:o}"))?;
+    }
+    ensure(std::fs::read_to_string(back.join("file"))?.contains("ran"), "the file")?;
+
+    // Archives: out of one sandbox's command, into the other's.
+    let archive = run(&format!("{name}:/home/agent/tree/sub"), "-")?;
+    ensure(archive.code == 0, archive.err)?;
+    let into = say(cp("-", &format!("{name}:/tmp")), &archive.out)?;
+    ensure(into.code == 0 && inside("/tmp/sub/run")? == "ran", format!("{into:?}"))?;
+
+    for (from, to, words) in [
+        ("nosuch", "shell-copied:/tmp", "does not exist"),
+        ("shell-copied:/nosuch", ".", "does not exist in shell-copied"),
+        ("out here/tree", "shell-copied:/etc/passwd", "is a file"),
+        ("out here/tree/large", "shell-copied:/no/such/", "does not exist in shell-copied"),
+        ("shell-copied:/etc", "out here/tree/large", "is a file"),
+        ("shell-copied:/etc/passwd", "no/such/folder", "does not exist"),
+        ("a", "b", "neither of the two"),
+        ("shell-copied:/etc", "shell-copied:/tmp", "both are in sandboxes"),
+        ("nosuch-sandbox:/etc", ".", "no sandbox is called"),
+    ] {
+        let said = run(from, to)?;
+        let good = said.code == 125 && said.err.starts_with("error: ") && said.err.contains(words);
+        ensure(good, format!("{from} {to}: {said:?}"))?;
+    }
+    world.run(&["rm", "-f", name]).map(|_| ())
+}
+
+/// A guest whose `tar` sends names and links that lead out of where they are to go. Each must end the copy and write nothing.
+fn hostile_copy(world: &World) -> Case {
+    let folder = world.project("hostile");
+    let target = world.project("target").canonicalize()?;
+    let outside = target.parent().unwrap_or(Path::new("/")).join("outside");
+    std::fs::write(&outside, "untouched")?;
+    world.shell_ok(&folder, "mkdir ~/x; touch ~/x/f")?;
+    let absolute = outside.display();
+    for entries in [
+        "file('../outside')".to_owned(),
+        "file('x/../../outside')".to_owned(),
+        format!("file('{absolute}')"),
+        "link('x', '..'); file('x/outside')".to_owned(),
+        "folder('x'); link('x/out', '../..'); file('x/out/outside')".to_owned(),
+        format!("link('x', '{absolute}'); file('x/f')"),
+        "folder('x'); hard('x/f', '../outside')".to_owned(),
+        "file('y')".to_owned(),
+    ] {
+        let evil = format!(
+            r"#!/usr/bin/python3
+import io, sys, tarfile
+out = tarfile.open(fileobj=sys.stdout.buffer, mode='w|', format=tarfile.GNU_FORMAT)
+def add(name, kind, link='', data=b''):
+    one = tarfile.TarInfo(name); one.type = kind; one.linkname = link; one.size = len(data); one.mode = 0o644 if kind == tarfile.REGTYPE else 0o755
+    out.addfile(one, io.BytesIO(data))
+def file(name): add(name, tarfile.REGTYPE, data=b'harm')
+def folder(name): add(name, tarfile.DIRTYPE)
+def link(name, to): add(name, tarfile.SYMTYPE, to)
+def hard(name, to): add(name, tarfile.LNKTYPE, to)
+{entries}
+out.close()
+"
+        );
+        let put = world.shell(
+            &folder,
+            "sudo tee /usr/local/bin/tar >/dev/null && sudo chmod 755 /usr/local/bin/tar",
+            evil.as_bytes(),
+        )?;
+        ensure(put.code == 0, format!("{put:?}"))?;
+        let _ = std::fs::remove_dir_all(&target);
+        std::fs::create_dir(&target)?;
+        let said = world.run(&["cp", "shell-hostile:/home/agent/x", &format!("{}/", target.display())])?;
+        ensure(said.code == 125 && said.err.starts_with("error: "), format!("{entries}: {said:?}"))?;
+        ensure(std::fs::read(&outside)? == b"untouched", format!("{entries} wrote outside"))?;
+        ensure(!target.join("outside").exists() && !target.join("y").exists(), entries)?;
+    }
+    // A link that the guest made in the workspace is not where a copy goes, nor what is copied into it.
+    world.shell_ok(&folder, "sudo rm /usr/local/bin/tar; ln -sfn .. trap")?;
+    for (from, to) in [("shell-hostile:/home/agent/x", "trap/"), ("trap/outside", "shell-hostile:/tmp")] {
+        let said = say(world.viv(&folder, ["cp", from, to]), b"")?;
+        ensure(said.code == 125 && said.err.contains("symbolic link"), format!("{from} {to}: {said:?}"))?;
+    }
+    world.run(&["rm", "-f", "shell-hostile"]).map(|_| ())
+}
+
+/// With a state and a cache of its own: it deletes what it finds.
+fn prune(world: &World) -> Case {
+    let folder = world.project("pruned");
+    let own = tempfile::tempdir_in("/var/tmp")?;
+    let state = own.path().join("state");
+    let viv = |arguments: &[&str], cache: bool| {
+        let mut command = world.viv(&folder, arguments);
+        command.env("XDG_STATE_HOME", &state);
+        if cache {
+            command.env("XDG_CACHE_HOME", own.path().join("cache"));
+        }
+        say(command, b"")
+    };
+    well(viv(&["create", "shell", "."], false)?)?;
+    let listed = well(viv(&["prune", "--dry-run"], true)?)?;
+    ensure(listed.contains("the sandbox shell-pruned") && listed.contains("in all"), listed)?;
+    let refused = viv(&["prune"], true)?;
+    ensure(refused.code == 125 && refused.err.contains("--dry-run"), format!("{refused:?}"))?;
+    let images = well(viv(&["prune", "-f", "--images"], true)?)?;
+    ensure(images == "There is nothing to delete.", images)?;
+    ensure(well(viv(&["ls", "-q"], true)?)? == "shell-pruned", "it is still there")?;
+    ensure(well(viv(&["prune", "-f"], true)?)? == "shell-pruned", "it is deleted")?;
+    ensure(well(viv(&["ls", "-q"], true)?)?.is_empty(), "nothing is left")
+}
+
+fn any_bytes(world: &World) -> Case {
+    use std::os::unix::ffi::OsStrExt;
+    let odd = std::ffi::OsStr::from_bytes(b"sp ace \xff\xe9");
+    let folder = world.project("odd").join(odd);
+    std::fs::create_dir_all(&folder)?;
+    let said = world.shell(&folder, "touch made; pwd", b"")?;
+    let path = folder.canonicalize()?;
+    ensure(said.out == [path.as_os_str().as_bytes(), b"\n"].concat(), format!("{said:?}"))?;
+    ensure(folder.join("made").exists(), "the file is on the host")?;
+    let row: Vec<Value> = world
+        .run(&["ls", "--json"])?
+        .text()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|row: &Value| row["name"] == "shell-sp-ace")
+        .collect();
+    let row = row.first().ok_or(std::io::Error::other("ls does not list it"))?;
+    let exact = row["workspace_b64"].as_str().unwrap_or_default();
+    // Base64 of the path's last bytes: 0xff 0xe9 with what comes before depends on its length, so all of it is decoded.
+    ensure(decoded(exact) == path.as_os_str().as_bytes(), row.to_string())?;
+    ensure(row["workspace"].as_str().is_some_and(|text| text.contains('\u{fffd}')), row.to_string())?;
+    well(world.run(&["stop", "shell-sp-ace"])?)?;
+    ensure(world.shell(&folder, "ls", b"")?.text() == "made", "it starts again, with the same folder")?;
+    world.run(&["rm", "-f", "shell-sp-ace"]).map(|_| ())
+}
+
+/// Base64 (RFC 4648) back to bytes.
+fn decoded(text: &str) -> Vec<u8> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bits, mut count, mut out) = (0u32, 0, Vec::new());
+    for value in text.bytes().filter_map(|byte| ALPHABET.iter().position(|known| *known == byte)) {
+        bits = bits << 6 | value as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    out
+}
+
+fn killed_client(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    let start = |marker: &str| {
+        world
+            .viv(&folder, ["exec", "-i", "shell-main", "sleep", marker])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    };
+    let (mut killed, other) = (start("4343")?, start("4344")?);
+    let runs = |marker: &str| {
+        let pattern = format!("[s]leep {marker}");
+        world.run(&["exec", "shell-main", "pgrep", "-f", &pattern]).is_ok_and(|said| said.code == 0)
+    };
+    eventually("both commands", || runs("4343") && runs("4344"))?;
+    let before = inspect(world, "shell-main")?;
+    killed.kill()?;
+    killed.wait()?;
+    eventually("the end of the killed client's command", || !runs("4343"))?;
+    let lives = runs("4344");
+    let after = inspect(world, "shell-main")?;
+    e2e::end(other);
+    ensure(lives, "the other command was to go on")?;
+    ensure(before["processes"] == after["processes"], "the sandbox was to go on")
+}
+
+fn slow_reader(world: &World) -> Case {
+    let folder = world.project("main");
+    world.shell_ok(&folder, "true")?;
+    // Three that never read: what they are sent fills every buffer between.
+    let flood = || {
+        world
+            .viv(&folder, ["exec", "shell-main", "sh", "-c", "yes"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+    };
+    let stuck = [flood()?, flood()?, flood()?];
+    std::thread::sleep(Duration::from_secs(2));
+    let mut outcome = Ok(());
+    for round in 0..5 {
+        let said = world.run(&["exec", "shell-main", "echo", "through"])?;
+        outcome = outcome.and(ensure(said.text() == "through", format!("round {round}: {said:?}")));
+    }
+    for child in stuck {
+        e2e::end(child);
+    }
+    outcome?;
+    eventually("the end of what nobody read", || {
+        world.run(&["exec", "shell-main", "sh", "-c", "! pgrep -x yes"]).is_ok_and(|said| said.code == 0)
+    })
+}
