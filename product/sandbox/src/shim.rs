@@ -216,16 +216,17 @@ fn serve(
 ) -> Result<Ending> {
     let (orders, orders_in) = mpsc::channel();
     let (reports_out, reports) = mpsc::channel();
-    let no_pipe = |error| Error::host("cannot make a pipe", error);
-    let (bell, bell_in) = io::pipe().map_err(no_pipe)?;
-    let (said, mut rope) = (reports_out.clone(), Bell(bell_in.try_clone().map_err(no_pipe)?));
+    let (bell, bell_in) = io::pipe().map_err(|error| Error::host("cannot make a pipe", error))?;
+    // One descriptor for both threads: to copy one is no call of this role.
+    let steward_bell = Bell(bell_in.into());
+    let (said, rope) = (reports_out.clone(), steward_bell.clone());
     let logs = Logs::open(sandbox, machine.vmm.line(), move || {
         let _ = said.send(Report::GoingDown);
         rope.ring();
     })?;
     let line = machine.vmm.line().clone();
     let spec = sandbox.spec.clone();
-    thread("steward", move || steward::serve(&spec, &line, &orders_in, &reports_out, Bell(bell_in)))?;
+    thread("steward", move || steward::serve(&spec, &line, &orders_in, &reports_out, steward_bell))?;
     let mut shim = Shim {
         sandbox,
         runtime,

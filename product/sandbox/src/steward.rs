@@ -5,6 +5,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -43,12 +44,12 @@ pub(crate) enum Order {
 }
 
 /// Tells the shim's loop that a report is there.
-#[derive(Debug)]
-pub(crate) struct Bell(pub(crate) io::PipeWriter);
+#[derive(Clone, Debug)]
+pub(crate) struct Bell(pub(crate) Arc<io::PipeWriter>);
 
 impl Bell {
-    pub(crate) fn ring(&mut self) {
-        let _ = self.0.write_all(b"!");
+    pub(crate) fn ring(&self) {
+        let _ = (&*self.0).write_all(b"!");
     }
 }
 
@@ -58,9 +59,9 @@ pub(crate) fn serve(
     line: &VmmLine,
     orders: &Receiver<Order>,
     reports: &Sender<Report>,
-    mut bell: Bell,
+    bell: Bell,
 ) {
-    let mut say = |report| {
+    let say = |report| {
         let _ = reports.send(report);
         bell.ring();
     };
