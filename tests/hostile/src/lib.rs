@@ -4,6 +4,7 @@
 //! vmm confines itself as always and then makes the one attempt that `VIV_HOSTILE` names, as code that a guest took over
 //! would. Nothing is needed of the guest but its image, which must be there.
 
+pub mod evil;
 pub mod recorder;
 pub mod workload;
 
