@@ -96,14 +96,14 @@ pub(crate) fn end_of(sandbox: &Sandbox) -> Option<String> {
 }
 
 /// A spinner that appears only if it is still wanted after a while, and leaves no trace.
-struct Spinner {
+pub(crate) struct Spinner {
     bar: indicatif::ProgressBar,
     wanted: std::sync::mpsc::Sender<()>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Spinner {
-    fn after(bar: indicatif::ProgressBar, pause: Duration) -> Self {
+    pub(crate) fn after(bar: indicatif::ProgressBar, pause: Duration) -> Self {
         let (wanted, over) = std::sync::mpsc::channel::<()>();
         let drawn = bar.clone();
         let thread = std::thread::spawn(move || {
@@ -111,6 +111,7 @@ impl Spinner {
                 .recv_timeout(pause)
                 .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
             {
+                drawn.set_draw_target(indicatif::ProgressDrawTarget::stderr());
                 drawn.enable_steady_tick(Duration::from_millis(100));
                 let _ = over.recv();
             }

@@ -400,7 +400,33 @@ fn killed_client(world: &World) -> Case {
     let after = inspect(world, "shell-main")?;
     e2e::end(other);
     ensure(lives, "the other command was to go on")?;
-    ensure(before["processes"] == after["processes"], "the sandbox was to go on")
+    ensure(before["processes"] == after["processes"], "the sandbox was to go on")?;
+    killed_starter(world)
+}
+
+/// The client that started the sandbox is no more to it than any other.
+fn killed_starter(world: &World) -> Case {
+    let folder = world.project("orphaned");
+    let mut starter = world
+        .viv(&folder, ["run", "shell", ".", "--", "-c", "echo up; exec sleep 4345"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut up = [0u8; 3];
+    if let Some(out) = starter.stdout.as_mut() {
+        std::io::Read::read_exact(out, &mut up)?;
+    }
+    let before = inspect(world, "shell-orphaned")?;
+    starter.kill()?;
+    starter.wait()?;
+    eventually("the end of its command", || {
+        let gone = ["exec", "shell-orphaned", "sh", "-c", "! pgrep -f '[s]leep 4345'"];
+        world.run(&gone).is_ok_and(|said| said.code == 0)
+    })?;
+    let after = inspect(world, "shell-orphaned")?;
+    ensure(before["processes"] == after["processes"], format!("{before} became {after}"))?;
+    world.run(&["rm", "-f", "shell-orphaned"]).map(|_| ())
 }
 
 fn slow_reader(world: &World) -> Case {

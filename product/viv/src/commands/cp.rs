@@ -7,7 +7,9 @@ use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sandbox::client::Held;
 use sandbox::copy::{self, CopyError};
 use sandbox::folder::{Sandbox, Sandboxes};
@@ -16,7 +18,7 @@ use sandbox::workspace::Share;
 
 use self::stream::{Guest, Output};
 use crate::cli::CpOptions;
-use crate::commands::{hold_known, may_interact};
+use crate::commands::{Spinner, hold_known, may_interact};
 use crate::failure::Failure;
 
 /// Says what a path of the guest's is: a folder, something else, nothing in a folder that is there, or nothing at all.
@@ -58,8 +60,11 @@ pub(crate) fn run(options: &CpOptions, no_input: bool) -> Result<u8, Failure> {
     if let End::Host(path) = &from {
         copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?;
     }
-    let held = hold_known(&places, &sandbox, may_interact(no_input))?;
-    let copy = Copy { sandbox: &sandbox, held: &held, user };
+    let interactive = may_interact(no_input);
+    let held = hold_known(&places, &sandbox, interactive)?;
+    let moved = bytes_moved();
+    let _shown = interactive.then(|| Spinner::after(moved.clone(), Duration::from_secs(1)));
+    let copy = Copy { sandbox: &sandbox, held: &held, user, moved };
     match (&from, &to) {
         (End::Guest(..), End::Guest(..)) => {
             Err(Failure::new("both are in sandboxes").hint("copy to a folder of the host, and on from there"))
@@ -108,16 +113,24 @@ fn split(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
+/// How much has been copied; drawn only where somebody looks.
+fn bytes_moved() -> ProgressBar {
+    let style = ProgressStyle::with_template("  {spinner} {decimal_bytes}  {decimal_bytes_per_sec}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style)
+}
+
 struct Copy<'c> {
     sandbox: &'c Sandbox,
     held: &'c Held,
     user: String,
+    moved: ProgressBar,
 }
 
 impl Copy<'_> {
     fn guest(&self, argv: &[&[u8]], input: bool) -> Result<Guest, Failure> {
         let cwd = self.sandbox.spec.guest_workspace().as_os_str().as_bytes();
-        Guest::start(self.held.agent()?, argv, cwd, &self.user, input)
+        Guest::start(self.held.agent()?, argv, cwd, &self.user, input, &self.moved)
     }
 
     fn shares(&self) -> &[Share] {

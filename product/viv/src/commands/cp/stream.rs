@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use agent_proto::ProtoError;
 use agent_proto::client::{Session, SessionEvent, SessionReader, SessionWriter};
 use agent_proto::messages::{Exec, Exit};
+use indicatif::ProgressBar;
 use sandbox::copy::CopyError;
 
 use crate::failure::Failure;
@@ -20,6 +21,7 @@ const LONGEST_ANSWER: u64 = 1 << 10;
 pub(super) struct Guest {
     reader: SessionReader<UnixStream>,
     writer: SessionWriter<UnixStream>,
+    moved: ProgressBar,
 }
 
 /// What a command sends on its standard output.
@@ -30,19 +32,24 @@ pub(super) struct Output {
     words: Vec<u8>,
     exit: Option<Exit>,
     lost: Option<ProtoError>,
+    moved: ProgressBar,
 }
 
 /// What a command reads on its standard input.
-pub(super) struct Input(SessionWriter<UnixStream>);
+pub(super) struct Input {
+    writer: SessionWriter<UnixStream>,
+    moved: ProgressBar,
+}
 
 impl Guest {
-    /// Starts it.
+    /// Starts it. `moved` counts the bytes of its input and output.
     pub(super) fn start(
         stream: UnixStream,
         argv: &[&[u8]],
         cwd: &[u8],
         user: &str,
         input: bool,
+        moved: &ProgressBar,
     ) -> Result<Self, Failure> {
         let exec = Exec {
             argv: argv.iter().map(|word| word.to_vec()).collect(),
@@ -56,7 +63,7 @@ impl Guest {
             .try_clone()
             .map_err(|error| Failure::new(format!("the connection cannot be used: {error}")))?;
         match Session::open(back, stream, &exec)? {
-            Session::Running { reader, writer, .. } => Ok(Self { reader, writer }),
+            Session::Running { reader, writer, .. } => Ok(Self { reader, writer, moved: moved.clone() }),
             Session::NotStarted(refusal) => Err(Failure::new(refusal.message)),
         }
     }
@@ -76,9 +83,8 @@ impl Guest {
         take: impl FnOnce(&mut Output) -> Result<T, CopyError>,
     ) -> Result<T, Failure> {
         // No input: the writing half only keeps the connection.
-        let Self { reader, writer } = self;
-        let mut output =
-            Output { reader, piece: Vec::new(), taken: 0, words: Vec::new(), exit: None, lost: None };
+        let Self { reader, writer, moved } = self;
+        let mut output = Output::new(reader, moved);
         let taken = take(&mut output);
         if taken.is_ok() {
             // Zeros behind the archive's end, and how it ended.
@@ -90,21 +96,20 @@ impl Guest {
 
     /// Gives it its input. What it says itself comes before what the closed pipe says.
     pub(super) fn feed<T>(self, give: impl FnOnce(&mut Input) -> Result<T, CopyError>) -> Result<T, Failure> {
-        let Self { reader, writer } = self;
-        let mut output =
-            Output { reader, piece: Vec::new(), taken: 0, words: Vec::new(), exit: None, lost: None };
+        let Self { reader, writer, moved } = self;
+        let mut output = Output::new(reader, moved.clone());
         // Hears of room for more input, too.
         let heard = std::thread::spawn(move || {
             let _ = io::copy(&mut output, &mut io::sink());
             output
         });
-        let mut input = Input(writer);
+        let mut input = Input { writer, moved };
         let given = give(&mut input);
         let ended = match &given {
-            Ok(_) => input.0.stdin_end(),
+            Ok(_) => input.writer.stdin_end(),
             // Half an archive must not be taken for a whole one.
             Err(CopyError::Broken(_)) => Ok(()),
-            Err(_) => input.0.signal(15),
+            Err(_) => input.writer.signal(15),
         };
         tracing::debug!(?ended, "The input has ended");
         let output = heard.join().map_err(|_| Failure::new("the copy was broken off"))?;
@@ -114,6 +119,10 @@ impl Guest {
 }
 
 impl Output {
+    fn new(reader: SessionReader<UnixStream>, moved: ProgressBar) -> Self {
+        Self { reader, piece: Vec::new(), taken: 0, words: Vec::new(), exit: None, lost: None, moved }
+    }
+
     /// What came of it all.
     fn judge<T>(self, outcome: Result<T, CopyError>) -> Result<T, Failure> {
         // A failure of ours, on the host, is the cause of whatever else failed.
@@ -172,6 +181,7 @@ impl Read for Output {
             }
             match self.reader.next_event() {
                 Ok(SessionEvent::Stdout { data, .. }) => {
+                    self.moved.inc(data.len() as u64);
                     self.piece.clear();
                     self.piece.extend_from_slice(data);
                     self.taken = 0;
@@ -197,8 +207,11 @@ impl Read for Output {
 
 impl Write for Input {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.stdin(bytes) {
-            Ok(true) => Ok(bytes.len()),
+        match self.writer.stdin(bytes) {
+            Ok(true) => {
+                self.moved.inc(bytes.len() as u64);
+                Ok(bytes.len())
+            }
             Ok(false) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(ProtoError::Io(error)) => Err(error),
             Err(error) => Err(io::Error::other(error)),
