@@ -22,8 +22,9 @@ use sandbox::spec::State;
 use crate::failure::Failure;
 use crate::setup;
 
-/// The exit code of a process that was hung up on.
+/// The exit codes of a process that was hung up on, killed, or asked to end, as all are when their sandbox stops.
 const HUNG_UP: u8 = 129;
+const ENDED: [u8; 3] = [HUNG_UP, 137, 143];
 
 /// Whether questions may be asked and progress drawn.
 pub(crate) fn may_interact(no_input: bool) -> bool {
@@ -58,8 +59,9 @@ pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure
 /// The outcome of a session, with the reason when the sandbox ended under it: told with the failure, or on its own when the
 /// session's process was hung up on in time.
 pub(crate) fn say_if_stopped(sandbox: &Sandbox, outcome: Result<u8, Failure>) -> Result<u8, Failure> {
-    if matches!(outcome, Ok(HUNG_UP))
-        && (0..10).any(|round| {
+    let rounds = if matches!(outcome, Ok(HUNG_UP)) { 10 } else { 1 };
+    if outcome.as_ref().is_ok_and(|code| ENDED.contains(code))
+        && (0..rounds).any(|round| {
             // A guest that powers off hangs up on its sessions a moment before its shim hears of it.
             std::thread::sleep(Duration::from_millis(if round == 0 { 0 } else { 50 }));
             sandbox.state() != State::Running

@@ -307,7 +307,7 @@ fn mistakes(world: &World) -> Case {
         (&["run", "shell", ".", "--disk", "1m"][..], "1 GiB or more"),
         (&["run", "shell", ".", "--disk", "100t"][..], "too large"),
         (&["run", "-d", "shell", ".", "--", "-c", "true"][..], "no session"),
-        (&["create", "shell", ".", "--name", "-x"][..], "cannot be a sandbox's name"),
+        (&["create", "shell", ".", "--name", "x/y"][..], "cannot be a sandbox's name"),
         (&["attach", "nosuch"][..], "no sandbox is called"),
         (&["inspect", "nosuch"][..], "no sandbox is called"),
         (&["logs", "nosuch"][..], "no sandbox is called"),
