@@ -1,6 +1,6 @@
 //! Names for content: the digests by which files are asked for.
 
-use std::fmt;
+use std::{fmt, io};
 
 use sha2::Digest as _;
 
@@ -43,6 +43,16 @@ impl Digest {
     #[must_use]
     pub fn sha256_of(bytes: &[u8]) -> Self {
         Self::Sha256(sha2::Sha256::digest(bytes).into())
+    }
+
+    /// SHA-256 of everything that can be read.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub fn sha256_of_reader(mut reader: impl io::Read) -> io::Result<Self> {
+        let mut hasher = sha2::Sha256::new();
+        io::copy(&mut reader, &mut hasher)?;
+        Ok(Self::Sha256(hasher.finalize().into()))
     }
 
     /// The digits, lower case.

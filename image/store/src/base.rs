@@ -9,6 +9,7 @@ use fetch::{Cache, Client, Digest, FetchError, FileLock, Item, Outcome, Progress
 use image_builder::{BuildError, BuilderVm, Inputs, Kernel, Package};
 
 use crate::record::{Record, Replaced, SCHEMA, describe, differences};
+use crate::seal::{SEALED, Seal};
 use crate::timed::Timed;
 
 /// What a build needs besides the downloads while it runs, in bytes: disk of packages, upper layer, archive, image (measured, rounded up).
@@ -167,7 +168,7 @@ impl Store {
             return None;
         }
         let folder = self.root.join("images").join(key);
-        let record = Record::read(&folder)?;
+        let mut record = Record::read(&folder)?;
         let base = folder.join("base.erofs");
         let kernel = Kernel::open(&folder, &record.kernel);
         let bytes =
@@ -176,7 +177,8 @@ impl Store {
         // Records of the first versions do not say how large the kernel is.
         let whole = bytes(&base) == Some(record.base_bytes)
             && elf.is_some_and(|bytes| bytes > 0)
-            && record.kernel_bytes.is_none_or(|recorded| elf == Some(recorded));
+            && record.kernel_bytes.is_none_or(|recorded| elf == Some(recorded))
+            && record.is_intact(&folder);
         whole.then(|| BaseImage { key: key.to_owned(), kernel, base, record })
     }
 
@@ -442,6 +444,9 @@ fn record(
     let bytes =
         |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).map_err(file_error("read", path));
     let (base_bytes, kernel_bytes) = (bytes(&output.base)?, bytes(&output.kernel.elf)?);
+    let folder = output.base.parent().unwrap_or(Path::new("."));
+    let seal = |file: &&str| Seal::of(folder, file).map_err(file_error("read", &folder.join(file)));
+    let seals = SEALED.iter().map(seal).collect::<Result<_, _>>()?;
     let debian = lock.packages.iter().map(|package| format!("{} {}", package.name, package.version));
     let npm = lock.npm.iter().map(|package| format!("{} {}", package.name, package.version));
     Ok(Record {
@@ -451,6 +456,7 @@ fn record(
         kernel: output.kernel.release.clone(),
         base_bytes,
         kernel_bytes: Some(kernel_bytes),
+        seals,
         pinned: None,
         replaced,
         parts: Vec::new(),

@@ -14,7 +14,9 @@
 
 mod base;
 mod record;
+mod seal;
 mod timed;
 
 pub use base::{BaseImage, Store, StoreError, UNUSED};
 pub use record::{Part, Record, Replaced};
+pub use seal::Seal;

@@ -5,6 +5,8 @@ use std::path::Path;
 use debian::Lock;
 use serde::{Deserialize, Serialize};
 
+use crate::seal::{Look, Seal};
+
 /// The schema of [`Record`] that this version writes and reads.
 pub(crate) const SCHEMA: u32 = 1;
 
@@ -44,6 +46,9 @@ pub struct Record {
     /// Size of the uncompressed kernel in bytes; `None` in records of the first versions.
     #[serde(default)]
     pub kernel_bytes: Option<u64>,
+    /// Its files as they were made; none in records of the first versions.
+    #[serde(default)]
+    pub seals: Vec<Seal>,
     /// The key that the image would have with nothing replaced, if that is another one.
     #[serde(default)]
     pub pinned: Option<String>,
@@ -61,6 +66,34 @@ impl Record {
     pub(crate) fn read(folder: &Path) -> Option<Self> {
         let text = std::fs::read(folder.join("image.json")).ok()?;
         serde_json::from_slice(&text).ok().filter(|record: &Self| record.schema == SCHEMA)
+    }
+}
+
+impl Record {
+    /// Whether the files that were sealed are as they were made. One that only has another time gets that into the record.
+    pub(crate) fn is_intact(&mut self, folder: &Path) -> bool {
+        let mut touched = false;
+        for seal in &mut self.seals {
+            match seal.look(folder) {
+                Look::Intact => {}
+                Look::Touched(modified) => {
+                    seal.modified = modified;
+                    touched = true;
+                }
+                Look::Damaged => return false,
+            }
+        }
+        if touched {
+            // Not written, the files are read again the next time.
+            let _ = self.rewrite(folder);
+        }
+        true
+    }
+
+    fn rewrite(&self, folder: &Path) -> std::io::Result<()> {
+        let new = folder.join(format!(".image.json.{}", std::process::id()));
+        std::fs::write(&new, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(&new, folder.join("image.json"))
     }
 }
 

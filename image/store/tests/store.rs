@@ -69,6 +69,33 @@ fn a_whole_image_is_found_and_nothing_else() {
     assert!(store.find("older").is_some());
 }
 
+/// Whoever writes to a file changes its time; then the content decides.
+#[test]
+fn a_changed_file_is_damage_and_a_copied_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sha256 = fetch::Digest::sha256_of(&[0; 4096]).hex();
+    let seal = |sha256: &str| {
+        format!(r#""seals":[{{"file":"base.erofs","bytes":4096,"modified":7,"sha256":"{sha256}"}}]"#)
+    };
+    image(dir.path(), "copied", 4096, |folder| add(folder, &seal(&sha256)));
+    assert!(store.find("copied").is_some());
+    let record = std::fs::read_to_string(dir.path().join("images/copied/image.json")).unwrap();
+    assert!(!record.contains(r#""modified": 7"#), "the copy's time is recorded: {record}");
+    assert!(store.find("copied").is_some());
+
+    let base = dir.path().join("images/copied/base.erofs");
+    let mut bytes = vec![0; 4096];
+    bytes[4000] = 1;
+    std::fs::write(&base, &bytes).unwrap();
+    assert!(store.find("copied").is_none(), "one bit in a file of the right size");
+
+    image(dir.path(), "elsewhere", 4096, |folder| {
+        add(folder, &seal(&sha256).replace("base.erofs", "../../../etc/passwd"));
+    });
+    assert!(store.find("elsewhere").is_some(), "no path of a record is followed");
+}
+
 #[test]
 fn another_lock_is_another_image() {
     let dir = tempfile::tempdir().unwrap();
