@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Connection, Hold, Reply, Request, Status};
+use crate::control::{Connection, Hold, Notice, Reply, Request, Status};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
@@ -57,6 +57,12 @@ impl Held {
     /// A byte stream to the guest's agent.
     pub fn agent(&self) -> Result<UnixStream> {
         self.connection.open_port(agent_proto::abi::AGENT_PORT).map(UnixStream::from)
+    }
+
+    /// Waits for something that the session's user should know; `None` when the sandbox has ended. Nothing else may be asked
+    /// over this place at the same time.
+    pub fn next_notice(&self) -> Option<Notice> {
+        self.connection.next_notice()
     }
 
     /// How the sandbox fares.

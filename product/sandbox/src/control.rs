@@ -3,9 +3,11 @@
 //! Each connection carries requests one after another, each answered once. A connection that sent [`Request::Hold`]
 //! counts as a session until it is closed, however that happens.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -51,6 +53,8 @@ pub enum Reply {
     Status(Status),
     /// The guest is being shut down.
     Stopping,
+    /// Something that a session's user should know; not an answer, and sent to connections that are sessions only.
+    Notice(Notice),
     /// The request could not be met; one sentence says why.
     Refused {
         /// The sentence.
@@ -59,6 +63,16 @@ pub enum Reply {
         #[serde(default)]
         stopping: bool,
     },
+}
+
+/// What a session's user is told unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "notice")]
+pub enum Notice {
+    /// The host's disk is full: what the guest writes waits.
+    HostFull,
+    /// There is room again.
+    HostHasRoom,
 }
 
 /// How a running sandbox fares.
@@ -96,7 +110,11 @@ pub enum Hold {
 
 /// A client's connection to a shim.
 #[derive(Debug)]
-pub struct Connection(OwnedFd);
+pub struct Connection {
+    socket: OwnedFd,
+    /// What came between a question and its answer.
+    notices: Mutex<VecDeque<Notice>>,
+}
 
 impl Connection {
     /// Connects to the shim of the sandbox in `folder`. Not found or refused means that there is none.
@@ -105,7 +123,7 @@ impl Connection {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::net::connect(&socket, &address.0)?;
-        Ok(Self(socket))
+        Ok(Self { socket, notices: Mutex::default() })
     }
 
     /// Asks and waits for the answer.
@@ -119,12 +137,34 @@ impl Connection {
 
     fn ask_raw(&self, request: &Request) -> Result<Option<(Reply, Vec<OwnedFd>)>> {
         let lost = |error: io::Error| Error::Lost { why: crate::error::in_words(&error) };
-        match packet::send(&self.0, request, &[]) {
+        match packet::send(&self.socket, request, &[]) {
             // What it said before it went is still to be read.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             other => other.map_err(lost)?,
         }
-        packet::receive(&self.0).map_err(lost)
+        loop {
+            match packet::receive(&self.socket).map_err(lost)? {
+                Some((Reply::Notice(notice), _)) => self.notices().push_back(notice),
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn notices(&self) -> MutexGuard<'_, VecDeque<Notice>> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next notice; `None` when the shim is gone. Nothing may be asked meanwhile, by another thread.
+    pub(crate) fn next_notice(&self) -> Option<Notice> {
+        if let Some(notice) = self.notices().pop_front() {
+            return Some(notice);
+        }
+        loop {
+            match packet::receive(&self.socket).ok()?? {
+                (Reply::Notice(notice), _) => return Some(notice),
+                other => tracing::debug!(?other, "An answer to nothing"),
+            }
+        }
     }
 
     /// Makes this connection a session. Waits until the guest is ready.
@@ -152,7 +192,7 @@ impl Connection {
     pub fn set_patience(&self, patience: std::time::Duration) -> Result<()> {
         use rustix::net::sockopt::{Timeout, set_socket_timeout};
         for which in [Timeout::Recv, Timeout::Send] {
-            set_socket_timeout(&self.0, which, Some(patience))
+            set_socket_timeout(&self.socket, which, Some(patience))
                 .map_err(|error| Error::host("cannot reach the sandbox", error))?;
         }
         Ok(())
@@ -160,13 +200,13 @@ impl Connection {
 
     /// Waits until the shim has closed the connection, which it does by ending.
     pub fn wait_for_end(&self) {
-        while let Ok(Some(_)) = packet::receive::<Reply>(&self.0) {}
+        while let Ok(Some(_)) = packet::receive::<Reply>(&self.socket) {}
     }
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 
 use crate::clock::{self, Clock, Due};
-use crate::control::{Reply, Request, Status};
+use crate::control::{Notice, Reply, Request, Status};
 use crate::ending::{Ending, is_panic};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -136,6 +136,8 @@ struct Shim<'s> {
     confinement: Vec<String>,
     counters: Vec<(String, u64)>,
     clock: Clock,
+    /// The host has no room for what the guest writes.
+    host_is_full: bool,
     /// Whether the guest has reset its machine, by a reboot or a panic: its console's last lines tell which.
     reset: bool,
     /// Why the run ends, as far as it is known.
@@ -241,6 +243,7 @@ fn serve(
         confinement: Vec::new(),
         counters: Vec::new(),
         clock: Clock::new(Instant::now()),
+        host_is_full: false,
         reset: false,
         ending: None,
     };
@@ -331,6 +334,7 @@ impl Shim<'_> {
                 let counters = counters.iter().take(MOST_WORDS);
                 self.counters = counters.map(|(name, count)| (plain(name), *count)).collect();
             }
+            Ok(Some(FromVmm::HostFull { full })) => self.hear_of_room(full),
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
@@ -352,6 +356,24 @@ impl Shim<'_> {
             Err(error) => {
                 self.distrust(&error);
             }
+        }
+    }
+
+    /// Tells everybody who has a session that what the guest writes waits for room on the host, or does no longer.
+    fn hear_of_room(&mut self, full: bool) {
+        if self.host_is_full == full {
+            return;
+        }
+        self.host_is_full = full;
+        let notice = if full {
+            tracing::error!("The host's disk is full: what the guest writes waits until there is room");
+            Notice::HostFull
+        } else {
+            tracing::info!("There is room on the host's disk again: the guest goes on");
+            Notice::HostHasRoom
+        };
+        for client in self.clients.iter().filter(|client| client.holds) {
+            let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
         }
     }
 
@@ -485,7 +507,11 @@ impl Shim<'_> {
         };
         let Some(client) = self.clients.get(index) else { return false };
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
-        packet::send_now(&client.socket, &reply, &descriptors).is_ok()
+        let told = packet::send_now(&client.socket, &reply, &descriptors).is_ok();
+        if reply == Reply::Held && self.host_is_full {
+            let _ = packet::send_now(&client.socket, &Reply::Notice(Notice::HostFull), &[]);
+        }
+        told
     }
 
     /// Asks the vmm for fresh counters and waits for them a moment; a vmm that does not answer costs no more than that.
@@ -580,7 +606,7 @@ impl Shim<'_> {
                 FromVmm::PoweredOff => {
                     self.ending.get_or_insert_with(|| Ending::wanted("powered off"));
                 }
-                FromVmm::Confined { .. } | FromVmm::Counted { .. } => {}
+                FromVmm::Confined { .. } | FromVmm::Counted { .. } | FromVmm::HostFull { .. } => {}
             }
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());

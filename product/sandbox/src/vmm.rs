@@ -4,6 +4,7 @@
 //! confined it can open none.
 
 mod build;
+mod patient;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +37,8 @@ pub fn main() -> ExitCode {
 fn run(control: &OwnedFd) -> Result<Exit, String> {
     let (plan, received) = plan(control)?;
     let descriptors = raise_descriptors();
-    let built = build::build(&plan, received)?;
+    let waiting = patient::Waiting::new(control.try_clone().map_err(|error| sentence(&error))?);
+    let built = build::build(&plan, received, &waiting)?;
     #[cfg(feature = "hostile-hook")]
     crate::hostile::prepare();
     let layers = confine(&built.shares, descriptors)?;
@@ -45,6 +47,7 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     packet::send(control, &FromVmm::Confined { layers }, &[]).map_err(|error| sentence(&error))?;
     let Built { machine, vsock, .. } = built;
     let handle = machine.handle();
+    waiting.set_machine(handle.clone());
     let ear = control.try_clone().map_err(|error| sentence(&error))?;
     std::thread::Builder::new()
         .name("control".into())

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod failure;
+mod notices;
 mod progress;
 mod roles;
 mod session;

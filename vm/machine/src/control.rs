@@ -79,6 +79,11 @@ impl Control {
         self.interrupt();
     }
 
+    /// Whether the machine has ended, or is about to.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.lock().mode, Mode::Ended(_))
+    }
+
     /// Keeps vCPUs out of the guest from their first instruction on.
     pub(crate) fn start_paused(&self) {
         self.lock().mode = Mode::Paused;

@@ -288,6 +288,11 @@ impl MachineHandle {
         self.control.end(Exit::Stopped);
     }
 
+    /// Whether the machine has ended: whoever waits for something on behalf of the guest waits in vain.
+    pub fn has_ended(&self) -> bool {
+        self.control.has_ended()
+    }
+
     /// Brings every vCPU to an instruction boundary, then every device to rest between two requests; `false` if the
     /// machine has ended.
     pub fn pause(&self) -> bool {

@@ -13,6 +13,7 @@ use machine::pci::PciDevice;
 use machine::{Machine, MachineBuilder, MachineConfig, layout};
 use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost, pci};
 
+use super::patient::{Patient, Waiting};
 use crate::engine::{Engine, sentence};
 use crate::plan::{Plan, Received, Slot, Store};
 
@@ -25,7 +26,7 @@ pub(super) struct Built {
 }
 
 /// Builds the machine of a plan.
-pub(super) fn build(plan: &Plan, mut received: Received) -> Result<Built, String> {
+pub(super) fn build(plan: &Plan, mut received: Received, waiting: &Waiting) -> Result<Built, String> {
     let console = Arc::new(PipeConsole::new(file(&mut received, plan.console)?)?);
     let config = MachineConfig {
         vcpus: plan.cpus,
@@ -54,7 +55,7 @@ pub(super) fn build(plan: &Plan, mut received: Received) -> Result<Built, String
     for disk in &plan.disks {
         let at = if disk.serial == serial::DISK { Some(slot::DISK) } else { extra.next() };
         let at = at.ok_or("the machine has no room for so many disks")?;
-        let backend = block(&disk.store, &mut received)?;
+        let backend = block(&disk.store, &mut received, waiting)?;
         plug(&mut builder, at, pci(Block::new(backend, &disk.serial)))?;
     }
     let mut granted = Vec::with_capacity(plan.shares.len());
@@ -96,7 +97,7 @@ fn base_device(builder: &mut MachineBuilder, base: File) -> Result<Box<dyn PciDe
     Ok(pci(Block::new(Box::new(disk), serial::BASE)))
 }
 
-fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>, String> {
+fn block(store: &Store, received: &mut Received, waiting: &Waiting) -> Result<Box<dyn BlockBackend>, String> {
     match store {
         Store::Raw { file: at, length, read_only, durable } => {
             let disk =
@@ -106,7 +107,7 @@ fn block(store: &Store, received: &mut Received) -> Result<Box<dyn BlockBackend>
         Store::Layers { description, files } => {
             let files = files.iter().map(|at| take(received, *at)).collect::<Result<Vec<_>, _>>()?;
             let disk = Disk::from_parts(description.clone(), files).map_err(|error| sentence(&error))?;
-            Ok(Box::new(disk))
+            Ok(Box::new(Patient::new(disk, waiting.clone())))
         }
         Store::Preview { layer, scratch, size } => {
             let (layer, scratch) = (take(received, *layer)?, take(received, *scratch)?);

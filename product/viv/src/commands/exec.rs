@@ -10,7 +10,7 @@ use sandbox::places::Places;
 use crate::cli::ExecOptions;
 use crate::commands::{environment, hold_known, may_interact, say_if_stopped};
 use crate::failure::Failure;
-use crate::session;
+use crate::{notices, session};
 
 /// The verb.
 pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
@@ -32,5 +32,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         tty: options.tty,
         input: options.interactive,
     };
-    say_if_stopped(&sandbox, session::run(held.agent()?, wanted))
+    let stream = held.agent()?;
+    notices::watch(held);
+    say_if_stopped(&sandbox, session::run(stream, wanted))
 }

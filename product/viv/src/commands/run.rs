@@ -13,7 +13,7 @@ use sandbox::{host, spec, workspace};
 use crate::cli::{AttachOptions, NewOptions, RunOptions};
 use crate::commands::{self, environment, may_interact, size};
 use crate::failure::Failure;
-use crate::{session, setup, terminal};
+use crate::{notices, session, setup, terminal};
 
 /// The only agent there is so far.
 const SHELL: &str = "shell";
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
     if is_new && options.arguments.is_empty() && terminal::is_interactive() {
         eprintln!("{}", headline(&sandbox, &places));
     }
-    session_of_agent(&sandbox, &held, env, &options.arguments)
+    session_of_agent(&sandbox, held, env, &options.arguments)
 }
 
 /// The verb `create`.
@@ -63,13 +63,13 @@ pub(crate) fn attach(options: &AttachOptions, no_input: bool) -> Result<u8, Fail
     let sandbox = Sandboxes::open(&places)?.find(&options.name)?;
     let env = environment(&options.env)?;
     let held = commands::hold_known(&places, &sandbox, may_interact(no_input))?;
-    session_of_agent(&sandbox, &held, env, &options.arguments)
+    session_of_agent(&sandbox, held, env, &options.arguments)
 }
 
 /// A session of the sandbox's agent with these arguments.
 fn session_of_agent(
     sandbox: &Sandbox,
-    held: &Held,
+    held: Held,
     env: Vec<Vec<u8>>,
     arguments: &[OsString],
 ) -> Result<u8, Failure> {
@@ -87,7 +87,9 @@ fn session_of_agent(
         tty,
         input: true,
     };
-    commands::say_if_stopped(sandbox, session::run(held.agent()?, wanted))
+    let stream = held.agent()?;
+    notices::watch(held);
+    commands::say_if_stopped(sandbox, session::run(stream, wanted))
 }
 
 fn unknown_agent(given: &str) -> Failure {

@@ -99,7 +99,7 @@ pub(crate) const TABLE: &[Call] = &[
         SYS_clock_nanosleep,
         Always,
         Rare(rare::SLEEP),
-        "machine: vCPUs that are to end are kicked once more"
+        "machine: vCPUs that are to end are kicked once more; a disk that waits for room on the host"
     ),
     call!(SYS_clock_gettime, Always, Rare(rare::CLOCK), "the clock"),
     call!(SYS_restart_syscall, Always, Rare(rare::RESTART), "the kernel, on a thread's behalf"),

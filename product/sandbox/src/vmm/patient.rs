@@ -1,0 +1,177 @@
+//! A disk on a host that may run out of room.
+//!
+//! virtio-blk has no word for that; an I/O error would make ext4 give up the whole file system. So the write waits, with the rest of
+//! the disk behind it, until there is room, and the shim is told. Other devices go on.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use backends::BlockBackend;
+use machine::MachineHandle;
+
+use crate::packet;
+use crate::plan::FromVmm;
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Who is told that a disk waits, and who says that it need not any more. Made before the machine, which is put in later.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    control: Arc<OwnedFd>,
+    machine: Arc<OnceLock<MachineHandle>>,
+}
+
+impl Waiting {
+    /// With the line to the shim.
+    pub(super) fn new(control: OwnedFd) -> Self {
+        Self { control: Arc::new(control), machine: Arc::new(OnceLock::new()) }
+    }
+
+    /// The machine whose end ends all waiting.
+    pub(super) fn set_machine(&self, machine: MachineHandle) {
+        let _ = self.machine.set(machine);
+    }
+
+    fn say(&self, full: bool) {
+        let _ = packet::send_now(&*self.control, &FromVmm::HostFull { full }, &[]);
+    }
+
+    fn is_in_vain(&self) -> bool {
+        self.machine.get().is_some_and(MachineHandle::has_ended)
+    }
+}
+
+/// A disk that waits for room.
+pub(super) struct Patient<B> {
+    disk: B,
+    waiting: Waiting,
+}
+
+impl<B: BlockBackend> Patient<B> {
+    pub(super) fn new(disk: B, waiting: Waiting) -> Self {
+        Self { disk, waiting }
+    }
+
+    /// Does it again until it works, fails for another reason, or the machine has ended.
+    fn patiently(&self, action: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut said = false;
+        loop {
+            let outcome = action();
+            let full = outcome.as_ref().is_err_and(is_full);
+            if full && !self.waiting.is_in_vain() {
+                if !said {
+                    self.waiting.say(true);
+                    said = true;
+                }
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            if said && outcome.is_ok() {
+                self.waiting.say(false);
+            }
+            return outcome;
+        }
+    }
+}
+
+/// No space, no quota, or a file that may not grow (`ulimit -f`).
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
+
+impl<B: BlockBackend> BlockBackend for Patient<B> {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only()
+    }
+
+    fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        self.disk.read(offset, buffers)
+    }
+
+    fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        self.patiently(|| self.disk.write(offset, buffers))
+    }
+
+    /// Not again after a failure: the host may have dropped what it could not write, and would call the next attempt a success.
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.patiently(|| self.disk.discard(offset, len))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.patiently(|| self.disk.write_zeroes(offset, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A disk whose host is full for the first few writes.
+    struct Full(AtomicU32, i32);
+
+    impl BlockBackend for Full {
+        fn len(&self) -> u64 {
+            4096
+        }
+
+        fn read_only(&self) -> bool {
+            false
+        }
+
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[IoSlice<'_>]) -> io::Result<()> {
+            let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            left.map_or(Ok(()), |_| Err(io::Error::from_raw_os_error(self.1)))
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            self.write(0, &[])
+        }
+
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const NO_SPACE: i32 = rustix::io::Errno::NOSPC.raw_os_error();
+
+    #[test]
+    fn a_write_waits_for_room_and_the_shim_is_told_once() {
+        let (near, far) = packet::pair().unwrap();
+        let disk = Patient::new(Full(AtomicU32::new(3), NO_SPACE), Waiting::new(near));
+        disk.write(0, &[]).unwrap();
+        drop(disk);
+        let mut told = Vec::new();
+        while let Ok(Some((message, _))) = packet::receive::<FromVmm>(&far) {
+            told.push(message);
+        }
+        assert_eq!(told, [FromVmm::HostFull { full: true }, FromVmm::HostFull { full: false }]);
+    }
+
+    #[test]
+    fn other_errors_and_a_failed_flush_are_the_guests() {
+        let (near, _far) = packet::pair().unwrap();
+        let waiting = Waiting::new(near);
+        let broken =
+            Patient::new(Full(AtomicU32::new(1), rustix::io::Errno::IO.raw_os_error()), waiting.clone());
+        assert!(broken.write(0, &[]).is_err());
+        let full = Patient::new(Full(AtomicU32::new(1), NO_SPACE), waiting);
+        assert!(full.flush().is_err());
+    }
+}
