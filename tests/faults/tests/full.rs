@@ -1,0 +1,180 @@
+//! A host whose disk is full while a sandbox runs: the state folder lies on a small file system in memory.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use e2e::{Case, Said, Verdict, World, ensure, eventually, say};
+
+use crate::Named;
+
+pub(crate) const CASES: &[Named] = &[
+    ("what_the_guest_writes_waits_for_room", waits),
+    ("a_sandbox_that_waits_for_room_can_be_stopped", stopped),
+];
+
+/// Mebibytes of the host's file system: too few for what the guest writes, then enough.
+const SMALL: u32 = 100;
+const LARGE: u32 = 500;
+
+/// Writes 150 MiB and reads them from the disk again: the two sums are of what was meant and of what is there.
+const WRITE: &str = "head -c 150M /dev/urandom | tee ~/big | sha256sum; sync ~/big && echo 1 | sudo tee /proc/sys/vm/drop_caches >/dev/null; sha256sum < ~/big";
+
+/// A small host.
+struct Host {
+    folder: PathBuf,
+    _parent: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Result<Self, Verdict> {
+        let parent = tempfile::Builder::new().prefix("viv-full-").tempdir_in("/var/tmp")?;
+        let folder = parent.path().join("state");
+        std::fs::create_dir(&folder)?;
+        let host = Self { folder, _parent: parent };
+        host.mount("rw", SMALL)?;
+        Ok(host)
+    }
+
+    fn mount(&self, how: &str, mebibytes: u32) -> Result<(), Verdict> {
+        let options = format!("{how},size={mebibytes}m");
+        let said = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&self.folder)
+            .output()?;
+        if said.status.success() {
+            return Ok(());
+        }
+        let why = String::from_utf8_lossy(&said.stderr);
+        Err(Verdict::Skipped(format!("needs to mount a small file system, as root: {}", why.trim())))
+    }
+
+    fn grow(&self) -> Result<(), Verdict> {
+        self.mount("remount", LARGE)
+    }
+
+    fn viv(&self, world: &World, arguments: &[&str]) -> Command {
+        let project = world.project("full");
+        let mut command = world.viv(&project, arguments);
+        command.env("XDG_STATE_HOME", &self.folder);
+        command
+    }
+
+    fn run(&self, world: &World, arguments: &[&str]) -> Result<Said, Verdict> {
+        say(self.viv(world, arguments), b"")
+    }
+
+    /// A session in which this script runs, and all that comes of it.
+    fn session(&self, world: &World, script: &str) -> Result<Session, Verdict> {
+        let mut words = world.interactive();
+        words.extend(["--", "-c", script].map(str::to_owned));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = self.viv(world, &words);
+        let mut client =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let errors = Arc::new(Mutex::new(String::new()));
+        let (heard, stderr) = (errors.clone(), client.stderr.take());
+        let reader = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            let mut stderr = stderr.ok_or(std::io::ErrorKind::NotFound)?;
+            loop {
+                match stderr.read(&mut bytes)? {
+                    0 => return Ok::<(), std::io::Error>(()),
+                    count => {
+                        let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+                        heard.lock().expect("no panic").push_str(&text);
+                    }
+                }
+            }
+        });
+        Ok(Session { client, errors, reader })
+    }
+
+    fn log(&self) -> String {
+        let folders =
+            std::fs::read_dir(self.folder.join("vivarium/sandboxes")).into_iter().flatten().flatten();
+        folders
+            .filter_map(|folder| std::fs::read_to_string(folder.path().join("logs/shim.log")).ok())
+            .collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
+    }
+}
+
+struct Session {
+    client: std::process::Child,
+    errors: Arc<Mutex<String>>,
+    reader: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Session {
+    fn errors(&self) -> String {
+        self.errors.lock().expect("no panic").clone()
+    }
+
+    fn wait_until_full(&self) -> Case {
+        eventually("the notice that the disk is full", || self.errors().contains("disk is full"))
+    }
+
+    fn end(self) -> Result<Said, Verdict> {
+        let errors = self.errors.clone();
+        let mut said = Said::from(self.client.wait_with_output()?);
+        let _ = self.reader.join();
+        said.err = errors.lock().expect("no panic").clone();
+        Ok(said)
+    }
+}
+
+/// The file system that holds a project is another than the state's: only the sandbox's disk is in want.
+fn waits(world: &World) -> Case {
+    let host = Host::new()?;
+    let session = host.session(world, WRITE)?;
+    session.wait_until_full()?;
+    // Others go on, and hear of it.
+    let said = host.run(world, &["exec", "shell-full", "echo", "alive"])?;
+    ensure(said.text() == "alive" && said.err.contains("disk is full"), format!("{said:?}"))?;
+    host.grow()?;
+    let said = session.end()?;
+    let sums: Vec<String> = said.text().lines().map(str::to_owned).collect();
+    ensure(
+        said.code == 0 && sums.len() == 2 && sums[0] == sums[1] && sums[0].len() > 60,
+        format!("what was written is there: {said:?}"),
+    )?;
+    let notices: Vec<&str> = said.err.lines().filter(|line| line.starts_with("viv: ")).collect();
+    ensure(
+        notices.len() == 2 && notices[1].contains("room"),
+        format!("one notice, and its end: {}", said.err),
+    )?;
+    ensure(host.log().contains("There is room on the host's disk again"), host.log())?;
+    whole(world, &host, "")
+}
+
+/// Stops the sandbox and looks at its disk. Deletes it.
+fn whole(world: &World, host: &Host, kept: &str) -> Case {
+    host.run(world, &["stop", "shell-full"])?;
+    let said = host.run(world, &["check", "--json", "shell-full"])?;
+    ensure(said.code == 0, format!("check: {said:?}"))?;
+    if !kept.is_empty() {
+        let said = host.run(world, &["exec", "shell-full", "cat", "/home/agent/kept"])?;
+        ensure(said.text() == kept, format!("{said:?}"))?;
+    }
+    let said = host.run(world, &["rm", "-f", "shell-full"])?;
+    ensure(said.code == 0, format!("{said:?}"))
+}
+
+fn stopped(world: &World) -> Case {
+    let host = Host::new()?;
+    let session = host.session(world, &format!("echo before > ~/kept; sync -f ~; {WRITE}"))?;
+    session.wait_until_full()?;
+    let said = host.run(world, &["stop", "shell-full"])?;
+    ensure(said.code == 0, format!("stop: {said:?}"))?;
+    let said = session.end()?;
+    ensure(said.code != 0, format!("the session of the stopped sandbox: {said:?}"))?;
+    host.grow()?;
+    whole(world, &host, "before")
+}
