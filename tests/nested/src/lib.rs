@@ -27,6 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::packages::Packages;
+pub use crate::packages::tool;
 
 /// Why this host can run no nested machine, in one sentence.
 #[derive(Debug, thiserror::Error)]

@@ -61,11 +61,8 @@ impl Packages {
         match &self.qemu {
             Qemu::Host => Command::new("qemu-system-x86_64"),
             Qemu::Unpacked(folder) => {
-                let libraries = folder.join("usr/lib/x86_64-linux-gnu");
-                // Its own loader, as its C library may be newer than the host's.
-                let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
-                command.arg("--library-path").arg(&libraries).arg(folder.join("usr/bin/qemu-system-x86_64"));
-                command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+                let mut command = unpacked(folder, "qemu-system-x86_64");
+                command.env("QEMU_MODULE_DIR", folder.join(LIBRARIES).join("qemu"));
                 for data in ["usr/share/qemu", "usr/share/seabios"] {
                     command.arg("-L").arg(folder.join(data));
                 }
@@ -73,6 +70,36 @@ impl Packages {
             }
         }
     }
+}
+
+/// Where a package's libraries are when it is unpacked.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// A program that was unpacked with all of its libraries, by its own loader: its C library may be newer than the host's.
+fn unpacked(folder: &Path, program: &str) -> Command {
+    let libraries = folder.join(LIBRARIES);
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(&libraries).arg(folder.join("usr/bin").join(program));
+    command
+}
+
+/// A program that a test judges by, such as a file system's own checker: the host's, or else the one of this package.
+///
+/// # Errors
+/// The host has none, and it cannot be fetched.
+pub fn tool(package: &str, program: &str) -> Result<Command, Unavailable> {
+    if Command::new(program).arg("--help").stdin(Stdio::null()).output().is_ok() {
+        return Ok(Command::new(program));
+    }
+    let cache = cache_folder()?;
+    let lock = File::create(cache.join("lock")).and_then(|file| file.lock().map(|()| file));
+    let _lock =
+        lock.map_err(|error| Unavailable(format!("{} cannot be locked: {error}", cache.display())))?;
+    let folder = cache.join(package);
+    if !folder.join("complete").exists() {
+        Apt::new(&cache)?.unpack_with_dependencies(package, &folder)?;
+    }
+    Ok(unpacked(&folder, program))
 }
 
 fn cache_folder() -> Result<PathBuf, Unavailable> {
