@@ -40,7 +40,6 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         memory_mib: memory,
         vcpus,
         limit: Duration::from_secs(limit),
-        ..Default::default()
     };
     let output = Nested::prepare()?.run(&job)?;
     print!("{}", output.text);

@@ -65,7 +65,6 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
         memory_mib: 6144,
         vcpus: 1,
         limit: Duration::from_secs(2400),
-        ..Default::default()
     };
     let output = nested.run(&job)?;
     let passed =
