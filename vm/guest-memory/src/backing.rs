@@ -1,19 +1,16 @@
 //! What lies behind guest-physical ranges.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::{DirtyLog, GuestMemory, PAGE_SIZE, Tracker, WriteObserver};
+use crate::{DirtyLog, GuestMemory, PAGE_SIZE, WriteObserver, sys};
 
 /// What a guest-physical range is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeKind {
-    /// Ordinary RAM, in the one memfd.
+    /// Ordinary RAM.
     Ram,
     /// A file that the guest sees as persistent memory and cannot change: its writes are dropped.
     ReadOnly,
@@ -26,7 +23,7 @@ pub struct RangeSpec {
     pub gpa: u64,
     /// Bytes; a positive multiple of the page size.
     pub len: u64,
-    /// What backs it: `None` is a piece of the RAM memfd, `Some` a file mapped privately from offset 0 (a device that is
+    /// What backs it: `None` is a piece of the RAM, `Some` a file mapped privately from offset 0 (a device that is
     /// told to write there changes this VM's copy of the page, never the file, and cannot fault the process).
     pub file: Option<File>,
 }
@@ -58,7 +55,7 @@ pub enum MapError {
         gpa: u64,
         /// The cause.
         #[source]
-        source: vm_memory::mmap::MmapRegionError,
+        source: std::io::Error,
     },
 }
 
@@ -70,7 +67,7 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps the given ranges. RAM ranges lie one behind the other in a single sealed memfd, in the order given.
+    /// Maps the given ranges. On Linux RAM ranges lie one behind the other in a single sealed memfd, in the order given.
     pub fn new(mut specs: Vec<RangeSpec>) -> Result<Self, MapError> {
         specs.sort_by_key(|spec| spec.gpa);
         let mut end = 0;
@@ -82,33 +79,20 @@ impl GuestRam {
             end = spec.gpa.checked_add(spec.len).ok_or(bad)?;
         }
         let total = specs.iter().filter(|spec| spec.file.is_none()).map(|spec| spec.len).sum();
-        let ram =
-            Arc::new(File::from(ram_memfd(total).map_err(|source| MapError::Host { len: total, source })?));
+        let ram = sys::Ram::new(total).map_err(|source| MapError::Host { len: total, source })?;
         let mut offset = 0;
         let mut regions = Vec::new();
         let mut ranges = Vec::new();
         for spec in specs {
-            let builder =
-                MmapRegionBuilder::new_with_bitmap(spec.len as usize, Tracker::new(spec.gpa, spec.len));
-            let (builder, kind) = match spec.file {
+            let (region, kind) = match spec.file {
                 None => {
-                    let at = FileOffset::from_arc(ram.clone(), offset);
+                    let region = ram.map(spec.gpa, offset, spec.len);
                     offset += spec.len;
-                    let prot = libc_prot::READ | libc_prot::WRITE;
-                    (
-                        builder.with_file_offset(at).with_mmap_prot(prot).with_mmap_flags(libc_map::SHARED),
-                        RangeKind::Ram,
-                    )
+                    (region, RangeKind::Ram)
                 }
-                Some(file) => (
-                    builder
-                        .with_file_offset(FileOffset::new(file, 0))
-                        .with_mmap_prot(libc_prot::READ | libc_prot::WRITE)
-                        .with_mmap_flags(libc_map::PRIVATE),
-                    RangeKind::ReadOnly,
-                ),
+                Some(file) => (sys::map_file(spec.gpa, spec.len, file), RangeKind::ReadOnly),
             };
-            let region = builder.build().map_err(|source| MapError::Map { gpa: spec.gpa, source })?;
+            let region = region.map_err(|source| MapError::Map { gpa: spec.gpa, source })?;
             let bad = MapError::BadRange { gpa: spec.gpa, len: spec.len };
             regions.push(GuestRegionMmap::new(region, GuestAddress(spec.gpa)).ok_or(bad)?);
             ranges.push((spec.gpa, spec.len, kind));
@@ -153,24 +137,6 @@ impl GuestRam {
         let region = self.memory.iter().find(|region| region.start_addr().0 == gpa)?;
         Some(std::ops::Deref::deref(region).bitmap().dirty())
     }
-}
-
-mod libc_prot {
-    pub(super) const READ: i32 = 1;
-    pub(super) const WRITE: i32 = 2;
-}
-
-mod libc_map {
-    pub(super) const SHARED: i32 = 1;
-    pub(super) const PRIVATE: i32 = 2;
-}
-
-/// A memfd of `len` bytes that can neither shrink nor grow: a mapping of it can never fault for lack of a file.
-fn ram_memfd(len: u64) -> std::io::Result<OwnedFd> {
-    let fd = memfd_create("vivarium-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&fd, len)?;
-    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(fd)
 }
 
 #[cfg(test)]
