@@ -15,6 +15,7 @@
 mod cases;
 mod guest;
 mod machine;
+mod sys;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,7 +10,6 @@ use hv::state::{Gpr, StateElement, StateId, System};
 use hv::{ApStartup, CpuIo, Halt, Hypervisor, Limits, Msi, StopToken, Vcpu, VcpuBinder, Vm, VmShape};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
-use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::guest::{self, APIC, DONE_PORT, FAIL_PORT, READ_ONLY, READ_ONLY_LEN, RECORD, SILENT, UNEXPECTED};
@@ -196,7 +195,7 @@ impl Machine {
 
 /// The content of the read-only range: [`pattern`] from its first address.
 fn read_only_file() -> Outcome<File> {
-    let mut file = File::from(memfd_create("read-only", MemfdFlags::CLOEXEC)?);
+    let mut file = crate::sys::nameless_file()?;
     let bytes: Vec<u8> = (0..READ_ONLY_LEN).map(|offset| pattern(READ_ONLY + offset)).collect();
     file.write_all(&bytes)?;
     Ok(file)

@@ -9,10 +9,13 @@ use std::io::{Seek, SeekFrom};
 
 use guest_memory::{GuestMemory, GuestRam};
 use hv::state::{Gpr, Segment, StateElement, System};
-use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
+use source::Source;
+
+mod kernel;
+mod source;
 
 /// Why the guest could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +23,9 @@ pub enum BootError {
     /// The kernel is not an x86-64 ELF that fits.
     #[error("The kernel cannot be loaded")]
     Kernel(#[source] linux_loader::loader::Error),
+    /// There is no machine of this architecture yet.
+    #[error("A machine of the architecture {0} is not supported yet")]
+    Architecture(&'static str),
     /// The kernel's entry or end is outside low RAM.
     #[error("The kernel does not fit into {ram} bytes of memory")]
     KernelPlace {
@@ -62,14 +68,13 @@ pub(crate) fn load(
 ) -> Result<Entry, BootError> {
     let memory = ram.memory();
     let (low, _) = layout::split_ram(bytes);
-    let high_memory = Some(GuestAddress(layout::HIGH_MEMORY));
-    let loaded = Elf::load(memory, None, kernel, high_memory).map_err(BootError::Kernel)?;
-    let entry = loaded.kernel_load.0;
-    if loaded.kernel_end > low || entry >= loaded.kernel_end {
+    let loaded = kernel::load(memory, &mut Source(kernel))?;
+    let entry = loaded.entry;
+    if loaded.end > low || entry >= loaded.end {
         return Err(BootError::KernelPlace { ram: low });
     }
     let initramfs = match initramfs {
-        Some(file) => Some(load_initramfs(memory, file, loaded.kernel_end, low)?),
+        Some(file) => Some(load_initramfs(memory, file, loaded.end, low)?),
         None => None,
     };
     let line = cmdline.as_bytes();
@@ -104,7 +109,9 @@ fn load_initramfs(
     if start < floor {
         return Err(bad);
     }
-    memory.read_exact_volatile_from(GuestAddress(start), file, len as usize).map_err(BootError::Memory)?;
+    memory
+        .read_exact_volatile_from(GuestAddress(start), &mut Source(file), len as usize)
+        .map_err(BootError::Memory)?;
     Ok((start, len))
 }
 

@@ -17,6 +17,7 @@ pub mod pci;
 mod platform;
 mod power;
 mod serial;
+mod sys;
 
 pub use boot::BootError;
 pub use control::Exit;

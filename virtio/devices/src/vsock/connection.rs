@@ -4,13 +4,14 @@
 //! connection; one that lies about its room only loses its own data.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 
 use doorbell::{Interest, Waiter};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::packet::{Header, Operation, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::sys;
 
 /// Bytes of the guest's that we keep for a slow reader on the host.
 pub(super) const BUFFER: u32 = 256 << 10;
@@ -145,10 +146,10 @@ impl Connection {
 
     /// Writes to the host; how much it took. Counts it as forwarded.
     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
-        let Some(fd) = &self.fd else { return Err(Errno::PIPE) };
+        let Some(fd) = &self.fd else { return Err(Errno::NOTCONN) };
         let mut done: usize = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::write(fd, rest) {
+            match sys::write(fd, rest) {
                 Ok(count) => done = done.saturating_add(count),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
@@ -203,7 +204,7 @@ impl Connection {
         let room = (self.credit() as usize).min(buffer.len());
         let target = buffer.get_mut(..room).filter(|target| !target.is_empty())?;
         let count = loop {
-            match rustix::io::read(self.fd.as_ref()?, &mut *target) {
+            match sys::read(self.fd.as_ref()?, &mut *target) {
                 Ok(count) => break count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return None,

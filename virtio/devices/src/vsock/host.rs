@@ -1,10 +1,10 @@
 //! The host's side of the device: a handle through which connections are handed in.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorbell::Doorbell;
+use rustix::fd::OwnedFd;
 
 /// Connections that wait for the device's thread at most; more are closed at once.
 const WAITING_MAX: usize = 256;

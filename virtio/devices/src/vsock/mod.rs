@@ -7,15 +7,16 @@
 mod connection;
 mod host;
 mod packet;
+mod sys;
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use doorbell::{Doorbell, Event, Waiter};
 use machine::GuestEvent;
 use machine::pci::RestoreError;
 use prost::Message;
+use rustix::fd::OwnedFd;
 
 use crate::device::{Active, Device, DeviceIdentity, FIRST_TOKEN};
 use crate::queue::{Chain, QueueError};
@@ -115,7 +116,7 @@ impl Vsock {
     }
 
     fn add(&mut self, key: Key, fd: OwnedFd, state: State) -> bool {
-        if self.connections.len() >= CONNECTIONS_MAX || rustix::io::ioctl_fionbio(&fd, true).is_err() {
+        if self.connections.len() >= CONNECTIONS_MAX || sys::set_nonblocking(&fd).is_err() {
             return false;
         }
         let token = self.next_token;
