@@ -4,6 +4,9 @@
 //! The interpreter here is complete and slow; it is what the binary translator (`soft-jit`) falls back to and is tested
 //! against. Guest bytes are never trusted: no path from guest memory or registers panics, and only [`env::RamMap`] makes
 //! host addresses out of guest ones.
+//!
+//! The crate is empty on other architectures than x86-64: x87, SSE and AVX instructions run on the host's own units.
+#![cfg(target_arch = "x86_64")]
 #![expect(unsafe_code, reason = "reaches guest memory through raw pointers and runs generated code")]
 
 mod alu;
@@ -26,6 +29,7 @@ pub mod platform;
 mod rawmem;
 mod segment;
 mod stub;
+mod sys;
 
 pub use apic::{ApicPort, Poll, poll_interrupts};
 pub use cpu::{Cpu, Segment, TlbEvent};

@@ -19,6 +19,7 @@ use crate::env::Env;
 use crate::exception::{Exception, vector};
 use crate::fpu::{self, Class};
 use crate::mem;
+use crate::sys;
 
 /// What a stub reads and writes; offsets are used by [`build`].
 #[repr(C, align(64))]
@@ -124,23 +125,8 @@ impl StubMemory {
     /// # Errors
     /// The host's, when it gives no executable memory.
     pub fn new() -> std::io::Result<Self> {
-        // SAFETY: plain system calls; both mappings are of the same fresh memfd and are checked.
-        unsafe {
-            let fd = libc::memfd_create(c"vivarium-stubs".as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            let map = |prot| libc::mmap(std::ptr::null_mut(), ARENA_BYTES, prot, libc::MAP_SHARED, fd, 0);
-            let sized = libc::ftruncate(fd, ARENA_BYTES as i64) == 0;
-            let writable = if sized { map(libc::PROT_READ | libc::PROT_WRITE) } else { libc::MAP_FAILED };
-            let executable = if sized { map(libc::PROT_READ | libc::PROT_EXEC) } else { libc::MAP_FAILED };
-            let error = std::io::Error::last_os_error();
-            libc::close(fd);
-            if writable == libc::MAP_FAILED || executable == libc::MAP_FAILED {
-                return Err(error);
-            }
-            Ok(Self { writable: writable.cast(), executable: executable.cast_const().cast(), used: 0 })
-        }
+        let (writable, executable) = sys::map_twice(ARENA_BYTES)?;
+        Ok(Self { writable, executable, used: 0 })
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -164,10 +150,7 @@ impl StubMemory {
 impl Drop for StubMemory {
     fn drop(&mut self) {
         // SAFETY: the mappings were made by `new` with this length and nothing points into them any more.
-        unsafe {
-            libc::munmap(self.writable.cast(), ARENA_BYTES);
-            libc::munmap(self.executable.cast_mut().cast(), ARENA_BYTES);
-        }
+        unsafe { sys::unmap_both(self.writable, self.executable, ARENA_BYTES) };
     }
 }
 

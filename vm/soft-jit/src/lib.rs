@@ -8,8 +8,11 @@
 //! soft-cpu, where the interpreter encodes single x87, SSE and AVX instructions again and runs them.
 //! Guest bytes are never executed as they are: every instruction is decoded, allowed by name, and encoded again.
 //! [`verify`] reads blocks (not stubs) once more where it is on, as in debug builds and tests: see [`Tuning::verify`].
+//!
+//! The crate is empty but on x86-64 Linux: translated code runs on the host, keeps its state behind the `gs` base (on
+//! Windows that is the system's own) and takes guest exceptions as signals.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![expect(unsafe_code, reason = "runs generated code")]
-#![cfg(target_arch = "x86_64")]
 
 #[cfg(test)]
 mod bare_guest;
