@@ -1,9 +1,8 @@
 //! One set-up at a time: a lock file that the system lets go of when its holder dies.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
-
-use rustix::fs::{FlockOperation, flock};
 
 use crate::FetchError;
 
@@ -21,16 +20,16 @@ impl FileLock {
     /// If the file cannot be made or locked.
     pub fn acquire(path: &Path, waiting: impl FnOnce()) -> Result<Self, FetchError> {
         let file = open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => return Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => waiting(),
-            Err(errno) => return Err(failed(path, "lock")(errno.into())),
+            Err(TryLockError::WouldBlock) => waiting(),
+            Err(TryLockError::Error(error)) => return Err(failed(path, "lock")(error)),
         }
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+            match file.lock() {
                 Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(failed(path, "lock")(errno.into())),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(path, "lock")(error)),
             }
         }
     }
@@ -41,10 +40,10 @@ impl FileLock {
     /// If the file cannot be made or locked.
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, FetchError> {
         let file = open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(failed(path, "lock")(errno.into())),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(path, "lock")(error)),
         }
     }
 }

@@ -10,6 +10,7 @@ use image_builder::{BuildError, BuilderVm, Inputs, Kernel, Package};
 
 use crate::record::{Record, Replaced, SCHEMA, describe, differences};
 use crate::seal::{SEALED, Seal};
+use crate::sys;
 use crate::timed::Timed;
 
 /// What a build needs besides the downloads while it runs, in bytes: disk of packages, upper layer, archive, image (measured, rounded up).
@@ -230,8 +231,7 @@ impl Store {
         let mut record = record(&key, &lock, &output, replaced)?;
         record.pinned = Some(self::key(&pinned)).filter(|pinned| *pinned != key);
         // The kernel, its modules and the image were written without: under its name everything has to be on the disk.
-        let synced = File::open(&folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
-        synced.map_err(file_error("write", &folder))?;
+        sys::sync_tree(&folder).map_err(file_error("write", &folder))?;
         timed.end("Writing to the disk");
         record.parts = timed.parts();
         let image = self.publish(&folder, &record)?;
@@ -250,7 +250,7 @@ impl Store {
             let path = state.join("replaced-packages.json");
             write_synced(&path, &serde_json::to_vec_pretty(&record.replaced).unwrap_or_default())?;
         }
-        File::open(folder).and_then(|dir| dir.sync_all()).map_err(file_error("write", folder))?;
+        sys::sync_folder(folder).map_err(file_error("write", folder))?;
         let target = self.root.join("images").join(&record.key);
         if target.exists() {
             // Damaged, or we would not be here.
@@ -258,7 +258,7 @@ impl Store {
         }
         std::fs::rename(folder, &target).map_err(file_error("move into place", &target))?;
         let images = self.root.join("images");
-        File::open(&images).and_then(|dir| dir.sync_all()).map_err(file_error("write", &images))?;
+        sys::sync_folder(&images).map_err(file_error("write", &images))?;
         self.find(&record.key).ok_or_else(|| StoreError::Gone("the image that was just made".to_owned()))
     }
 
@@ -347,9 +347,7 @@ impl Store {
 
     fn check_space(&self, downloads: u64) -> Result<(), StoreError> {
         let need = downloads.saturating_add(BUILD_BYTES);
-        let stat = rustix::fs::statvfs(&self.root)
-            .map_err(|errno| file_error("examine", &self.root)(errno.into()))?;
-        let have = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let have = sys::free_bytes(&self.root).map_err(file_error("examine", &self.root))?;
         if have < need { Err(StoreError::NoSpace { path: self.root.clone(), need, have }) } else { Ok(()) }
     }
 }

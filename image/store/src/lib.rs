@@ -15,6 +15,7 @@
 mod base;
 mod record;
 mod seal;
+mod sys;
 mod timed;
 
 pub use base::{BaseImage, Store, StoreError, UNUSED};
