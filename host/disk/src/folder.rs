@@ -6,9 +6,10 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use backends::BlockBackend;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::sys;
 use crate::{Description, Layer, RawFile, RawFileError};
 
 const DESCRIPTION: &CStr = c"disk.json";
@@ -336,9 +337,8 @@ fn open_beneath(
     name: impl rustix::path::Arg,
     access: OFlags,
 ) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    rustix::fs::openat2(folder, name, flags, Mode::empty(), resolve)
+    sys::open_beneath(folder, name, flags)
 }
 
 fn make(folder: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<OwnedFd, DiskError> {

@@ -18,6 +18,7 @@ mod description;
 mod folder;
 mod preview;
 mod raw;
+mod sys;
 
 pub use description::{Description, Layer, LayerFormat};
 pub use folder::{Disk, DiskError, LayerReport, Report, check, create, is_made, made, open, open_to_look};

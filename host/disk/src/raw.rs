@@ -4,8 +4,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 
 use backends::BlockBackend;
-use rustix::fs::{FallocateFlags, FileType, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
+
+use crate::sys;
 
 /// How far the device may be longer than its file: up to the next border of this size, read as zeros.
 const ROUNDING: u64 = 4096;
@@ -58,10 +60,9 @@ impl RawFile {
         if found.next_multiple_of(ROUNDING) < len {
             return Err(RawFileError::TooShort { expected: len, found });
         }
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(look)?;
-        match flags & OFlags::RWMODE {
-            OFlags::RDWR => {}
-            OFlags::RDONLY if read_only && !flags.contains(OFlags::PATH) => {}
+        match sys::access(&file).map_err(look)? {
+            sys::Access::ReadingAndWriting => {}
+            sys::Access::Reading if read_only => {}
             _ if read_only => return Err(RawFileError::Access("reading")),
             _ => return Err(RawFileError::Access("reading and writing")),
         }
@@ -108,7 +109,7 @@ impl BlockBackend for RawFile {
     fn read(&self, mut offset: u64, mut buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
         self.check(offset, sum(buffers.iter().map(|buffer| buffer.len())))?;
         while buffers.iter().any(|buffer| !buffer.is_empty()) {
-            let count = match rustix::io::preadv(&self.file, buffers, offset) {
+            let count = match sys::read_at(&self.file, buffers, offset) {
                 Err(Errno::INTR) => continue,
                 other => other?,
             };
@@ -135,7 +136,7 @@ impl BlockBackend for RawFile {
         if self.read_only {
             return Ok(());
         }
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
+        Ok(rustix::io::retry_on_intr(|| sys::sync(&self.file))?)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -144,8 +145,7 @@ impl BlockBackend for RawFile {
         if len == 0 {
             return Ok(());
         }
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, hole, offset, len)) {
+        match rustix::io::retry_on_intr(|| sys::punch_hole(&self.file, offset, len)) {
             // A file system without holes.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.fill_with_zeros(offset, len),
             other => Ok(other?),
@@ -155,7 +155,7 @@ impl BlockBackend for RawFile {
 
 fn write_all(file: &OwnedFd, mut offset: u64, mut buffers: &mut [IoSlice<'_>]) -> io::Result<()> {
     while buffers.iter().any(|buffer| !buffer.is_empty()) {
-        let count = match rustix::io::pwritev(file, buffers, offset) {
+        let count = match sys::write_at(file, buffers, offset) {
             Err(Errno::INTR) => continue,
             other => other?,
         };

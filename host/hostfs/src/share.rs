@@ -5,9 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuse_wire::{Errno, FileKind};
-use rustix::fs::{Mode, OFlags};
 
-use crate::sys::{self, Stat};
+use crate::sys::{self, ShareFor, Stat};
 
 /// A folder or file of the host for the guest.
 #[derive(Debug)]
@@ -48,17 +47,16 @@ impl Share {
     /// It cannot be opened, or is of another kind.
     pub fn open(path: &Path, read_only: bool) -> Result<Share, ShareError> {
         let kind = std::fs::metadata(path).map_err(ShareError::Open)?;
-        let flags = if kind.is_dir() {
-            OFlags::PATH | OFlags::DIRECTORY
+        let how = if kind.is_dir() {
+            ShareFor::Directory
         } else if !kind.is_file() {
             return Err(ShareError::Kind);
         } else if read_only {
-            OFlags::RDONLY | OFlags::NONBLOCK
+            ShareFor::Reading
         } else {
-            OFlags::RDWR | OFlags::NONBLOCK
+            ShareFor::ReadingAndWriting
         };
-        let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
-            .map_err(|errno| ShareError::Open(errno.into()))?;
+        let fd = sys::open_share(path, how).map_err(ShareError::Open)?;
         Share::new(fd, read_only)
     }
 
@@ -74,5 +72,5 @@ impl Share {
 }
 
 fn open_error(errno: Errno) -> ShareError {
-    ShareError::Open(std::io::Error::from_raw_os_error(errno.raw()))
+    ShareError::Open(sys::io_error(errno))
 }

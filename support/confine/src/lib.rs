@@ -9,9 +9,12 @@
 //! outwards) and a seccomp filter that kills the process at the first system call outside of the role's table.
 //!
 //! What is trusted: the kernel, and the code that ran before the call.
-#![expect(
-    unsafe_code,
-    reason = "system calls that no safe crate offers: prctl, close_range, and the hostile probes"
+#![cfg_attr(
+    target_os = "linux",
+    expect(
+        unsafe_code,
+        reason = "system calls that no safe crate offers: prctl, close_range, and the hostile probes"
+    )
 )]
 
 #[cfg(all(feature = "hostile-hook", not(debug_assertions)))]
@@ -75,6 +78,9 @@ pub struct Report {
 /// Why the process is not confined. The caller must not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
+    /// This program cannot confine a process on this system yet.
+    #[error("Processes cannot be confined on {0} yet, and nothing runs unconfined")]
+    Unsupported(&'static str),
     /// Threads that exist already cannot be bound by Landlock on this kernel.
     #[error("The process has {0} threads; it must be confined while it has one")]
     Threads(usize),

@@ -5,3 +5,9 @@ mod linux;
 
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{confine, harden, table};
+
+#[cfg(not(target_os = "linux"))]
+mod none;
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) use none::{confine, harden, table};

@@ -55,6 +55,7 @@ pub enum Shown {
 }
 
 /// A line of a table: the constant's name gives the call's.
+#[cfg(target_os = "linux")]
 macro_rules! call {
     ($constant:ident, $when:expr, $shown:expr, $who:literal) => {
         $crate::table::Call {
@@ -67,4 +68,5 @@ macro_rules! call {
     };
 }
 
+#[cfg(target_os = "linux")]
 pub(crate) use call;

@@ -7,8 +7,10 @@
 use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use super::{HostEntry, Identity, OpenFor, Result, ShareFor, Stat};
 use fuse_wire::{Errno, FallocateMode, FileKind, SeekTarget, SetTime, SpaceReport, Timestamp, XattrMode};
 use rustix::fs::{
     AtFlags, FallocateFlags, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Statx, StatxFlags,
@@ -45,45 +47,6 @@ pub const SYSTEM_CALLS: &[&str] = &[
     "copy_file_range",
 ];
 
-type Result<T> = std::result::Result<T, Errno>;
-
-/// What makes a file itself, whatever it is called: a number that is used again after deletion comes with another birth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Identity {
-    pub(crate) device: (u32, u32),
-    pub(crate) inode: u64,
-    /// Time of birth; zeros where the file system keeps none.
-    pub(crate) birth: (i64, u32),
-    pub(crate) kind: FileKind,
-}
-
-/// What the host says of a file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stat {
-    pub(crate) identity: Identity,
-    /// Permission, set-id and sticky bits.
-    pub(crate) mode: u32,
-    pub(crate) links: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) size: u64,
-    pub(crate) blocks: u64,
-    pub(crate) block_size: u32,
-    pub(crate) atime: Timestamp,
-    pub(crate) mtime: Timestamp,
-    pub(crate) ctime: Timestamp,
-}
-
-/// What a descriptor is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OpenFor {
-    /// To name the file only (`O_PATH`).
-    Naming,
-    Reading,
-    Writing,
-    ReadingAndWriting,
-}
-
 impl OpenFor {
     fn flags(self) -> OFlags {
         match self {
@@ -93,6 +56,21 @@ impl OpenFor {
             OpenFor::ReadingAndWriting => OFlags::RDWR,
         }
     }
+}
+
+/// Opens what a path of the user names, to be shared; links in it are followed.
+pub(crate) fn open_share(path: &Path, how: ShareFor) -> std::io::Result<OwnedFd> {
+    let flags = match how {
+        ShareFor::Directory => OFlags::PATH | OFlags::DIRECTORY,
+        ShareFor::Reading => OFlags::RDONLY | OFlags::NONBLOCK,
+        ShareFor::ReadingAndWriting => OFlags::RDWR | OFlags::NONBLOCK,
+    };
+    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?)
+}
+
+/// The host's own error behind one of these functions'.
+pub(crate) fn io_error(errno: Errno) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno.raw())
 }
 
 fn host(errno: rustix::io::Errno) -> Errno {
@@ -443,14 +421,6 @@ pub(crate) fn space(fd: BorrowedFd<'_>) -> Result<SpaceReport> {
     })
 }
 
-/// One entry as the host's directory has it.
-pub(crate) struct HostEntry<'a> {
-    pub(crate) name: &'a CStr,
-    pub(crate) inode: u64,
-    pub(crate) next: u64,
-    pub(crate) kind: Option<FileKind>,
-}
-
 /// Goes through a directory from `offset` on, until `take` returns false or the directory ends.
 pub(crate) fn list(
     fd: BorrowedFd<'_>,
@@ -477,9 +447,4 @@ pub(crate) fn list(
         }
     }
     Ok(())
-}
-
-/// The descriptor of something shared.
-pub(crate) fn borrow(fd: &impl AsFd) -> BorrowedFd<'_> {
-    fd.as_fd()
 }

@@ -1,0 +1,22 @@
+//! Systems without a confinement of ours yet. They refuse: nothing may run unconfined.
+
+use crate::{Call, ConfineError, Grants, Report, Role};
+
+/// Refuses.
+pub(crate) fn confine(_role: Role, _grants: &Grants<'_>) -> Result<Report, ConfineError> {
+    Err(unsupported())
+}
+
+/// Refuses.
+pub(crate) fn harden() -> Result<(), ConfineError> {
+    Err(unsupported())
+}
+
+/// There is no table without a filter.
+pub(crate) fn table(_role: Role) -> &'static [Call] {
+    &[]
+}
+
+fn unsupported() -> ConfineError {
+    ConfineError::Unsupported(std::env::consts::OS)
+}
