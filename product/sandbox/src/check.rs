@@ -9,7 +9,6 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent_proto::abi::{EXIT_LINE, cmdline, serial};
-use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use crate::assemble;
@@ -150,8 +149,7 @@ fn file_system(sandbox: &Sandbox, assets: &Assets, engine: Engine) -> Result<Fil
 fn nameless(sandbox: &Sandbox) -> Result<OwnedFd> {
     let folder = sandbox.disk_folder();
     let fail = |source: std::io::Error| Error::file("cannot make a file in", &folder, source);
-    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-    match rustix::fs::open(&folder, flags, Mode::RUSR | Mode::WUSR) {
+    match crate::sys::nameless_file(&folder) {
         Ok(file) => Ok(file),
         // Some file systems have no such files.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {

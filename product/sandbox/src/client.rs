@@ -12,8 +12,8 @@ use crate::control::{Connection, Hold, Notice, Reply, Request, Status};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
-use crate::launch::own_program;
 use crate::logs::Source;
+use crate::sys::own_program;
 
 /// The hidden role's name on the command line of `viv`.
 pub const SHIM_ROLE: &str = "shim";

@@ -9,8 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -119,10 +117,7 @@ pub struct Connection {
 impl Connection {
     /// Connects to the shim of the sandbox in `folder`. Not found or refused means that there is none.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let address = address_in(folder)?;
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::net::connect(&socket, &address.0)?;
+        let socket = crate::sys::packet_connect(folder, SOCKET)?;
         Ok(Self { socket, notices: Mutex::default() })
     }
 
@@ -216,21 +211,7 @@ pub(crate) fn listen(folder: &Path) -> io::Result<OwnedFd> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let address = address_in(folder)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    rustix::net::bind(&socket, &address.0)?;
-    rustix::net::listen(&socket, 64)?;
-    Ok(socket)
-}
-
-/// The socket's address through a descriptor of its folder, because a socket's path has room for 108 bytes only. The
-/// descriptor must live until the address was used.
-fn address_in(folder: &Path) -> io::Result<(SocketAddrUnix, OwnedFd)> {
-    use std::os::fd::AsRawFd;
-    let handle = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd()))?;
-    Ok((address, handle))
+    crate::sys::packet_listen(folder, SOCKET)
 }
 
 #[cfg(test)]
@@ -249,7 +230,7 @@ mod tests {
         // What a killed shim left is replaced.
         let listener = listen(&folder).unwrap();
         let client = Connection::open(&folder).unwrap();
-        let server = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        let server = crate::sys::accept(&listener).unwrap();
         let serve = std::thread::spawn(move || {
             let (request, _) = packet::receive::<Request>(&server).unwrap().unwrap();
             assert_eq!(request, Request::Stop);

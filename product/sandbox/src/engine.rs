@@ -6,12 +6,13 @@
 use std::fs;
 use std::time::Duration;
 
-use hv::{Hypervisor as _, Unavailable};
+use hv::Unavailable;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::places::Places;
+use crate::sys;
 
 /// Format of the remembered measurement.
 const SCHEMA: u32 = 1;
@@ -74,7 +75,7 @@ struct Finding {
 /// The engine for a new run: the one asked for, else KVM where it is real, else the software CPU.
 pub fn choose(asked: Option<Engine>, places: &Places) -> Result<Choice> {
     let finding = || find(places);
-    let soft = || hv_soft::SoftEngine::new().probe().map(|_| ());
+    let soft = sys::probe_soft;
     match asked {
         Some(Engine::Soft) => {
             soft().map_err(no_soft)?;
@@ -146,9 +147,8 @@ fn find(places: &Places) -> Finding {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let kept = places.cache.join("engine.json");
-    let engine = hv_kvm::KvmEngine::new();
     // Whether it may be opened can change at any time (a group is joined), and asking is cheap.
-    if let Err(unavailable) = engine.probe() {
+    if let Err(unavailable) = sys::probe_kvm() {
         let missing = Some((unavailable.reason, unavailable.hint));
         return Finding { schema: SCHEMA, boot, version, missing, ns_per_instruction: None, emulated: false };
     }
@@ -161,13 +161,13 @@ fn find(places: &Places) -> Finding {
     }
     let mut finding =
         Finding { schema: SCHEMA, boot, version, missing: None, ns_per_instruction: None, emulated: false };
-    match hv_kvm::measure_ring0(DEADLINE) {
-        Ok(speed) => {
-            finding.ns_per_instruction = Some(speed.ns_per_instr);
-            finding.emulated = speed.is_emulated();
+    match sys::measure_kvm(DEADLINE) {
+        Ok((ns_per_instruction, emulated)) => {
+            finding.ns_per_instruction = Some(ns_per_instruction);
+            finding.emulated = emulated;
         }
         Err(error) => {
-            let why = format!("/dev/kvm cannot make a virtual machine: {}", sentence(&error));
+            let why = format!("/dev/kvm cannot make a virtual machine: {}", sentence(&*error));
             finding.missing = Some((why, "use a host with VT-x or AMD-V".into()));
             return finding;
         }

@@ -339,8 +339,7 @@ impl Sandbox {
             return runtime.reason;
         }
         // Its shim was killed before it could say so, maybe with the whole host.
-        let up = Duration::from_secs(rustix::system::sysinfo().uptime.unsigned_abs());
-        let booted = SystemTime::now().checked_sub(up);
+        let booted = crate::sys::uptime().and_then(|up| SystemTime::now().checked_sub(up));
         let started = crate::spec::from_rfc3339(&runtime.started);
         let before = booted.zip(started).is_some_and(|(booted, started)| started < booted);
         Some(if before { "host restarted".into() } else { "shim killed".into() })
@@ -448,8 +447,7 @@ fn hold_names(root: &Path) -> Result<File> {
 
 fn random_id() -> Result<String> {
     let mut bytes = [0u8; 8];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Error::host("cannot get random bytes", error))?;
+    crate::sys::random(&mut bytes).map_err(|error| Error::host("cannot get random bytes", error))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -23,8 +23,7 @@ pub fn cpus() -> u32 {
 
 /// Bytes of memory that a sandbox may have: the host's, or what control groups leave of it for this process.
 pub fn memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    let host = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    let host = crate::sys::host_memory();
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     group_limit(Path::new(GROUPS), &own).map_or(host, |limit| limit.min(host))
 }

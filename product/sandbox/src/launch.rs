@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use crate::ending::Ending;
 use crate::error::{Error, Result};
 use crate::packet;
 use crate::plan::{Descriptors, FromVmm, Plan, ToVmm};
+use crate::sys;
 
 /// The hidden role's name on the command line of `viv`.
 pub const VMM_ROLE: &str = "vmm";
@@ -53,18 +53,13 @@ impl AsFd for VmmLine {
     }
 }
 
-/// The program that runs now, for starting its other roles, also when its file was replaced or deleted.
-pub(crate) fn own_program() -> PathBuf {
-    PathBuf::from("/proc/self/exe")
-}
-
 impl Vmm {
     /// Starts a vmm and gives it its plan.
     pub fn start(plan: Plan, descriptors: &Descriptors) -> Result<Self> {
         let fail = |source: std::io::Error| Error::host("cannot start the virtual machine's process", source);
         let (near, far) = packet::pair().map_err(fail)?;
         let (errors, errors_in) = std::io::pipe().map_err(fail)?;
-        let child = Command::new(own_program())
+        let child = Command::new(sys::own_program())
             .arg0("viv")
             .arg(VMM_ROLE)
             .env_clear()
@@ -75,9 +70,7 @@ impl Vmm {
             .stderr(Stdio::from(errors_in))
             .spawn()
             .map_err(fail)?;
-        let pid = rustix::process::Pid::from_child(&child);
-        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-            .map_err(|error| fail(error.into()))?;
+        let process = sys::end_of(&child).map_err(fail)?;
         packet::send(&near, &ToVmm::Start(Box::new(plan)), &descriptors.borrowed()).map_err(fail)?;
         Ok(Self { child, line: VmmLine(Arc::new(near)), process, errors: errors.into() })
     }

@@ -33,6 +33,7 @@ pub mod plan;
 pub mod shim;
 pub mod spec;
 mod steward;
+mod sys;
 pub mod vmm;
 pub mod workspace;
 

@@ -7,13 +7,16 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    RecvAncillaryBuffer, RecvAncillaryMessage, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::sys;
 
 /// Bytes in the longest packet.
 const LONGEST: usize = 128 << 10;
@@ -23,17 +26,18 @@ const MOST_DESCRIPTORS: usize = 200;
 
 /// Two connected packet sockets.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    sys::packet_pair()
 }
 
 /// Two connected byte streams, for one connection to a port of the guest.
 pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+    let (near, far) = UnixStream::pair()?;
+    Ok((near.into(), far.into()))
 }
 
 /// Sends one message with descriptors. Waits while the other side does not read.
 pub fn send<T: Serialize>(socket: impl AsFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    send_with(socket, message, descriptors, SendFlags::NOSIGNAL)
+    send_with(socket, message, descriptors, sys::SEND)
 }
 
 /// [`send`] for who must not wait for the other side: [`io::ErrorKind::WouldBlock`] when that does not read.
@@ -42,7 +46,7 @@ pub fn send_now<T: Serialize>(
     message: &T,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    send_with(socket, message, descriptors, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    send_with(socket, message, descriptors, sys::SEND | SendFlags::DONTWAIT)
 }
 
 fn send_with<T: Serialize>(
@@ -76,7 +80,7 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = loop {
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(socket.as_fd(), &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(socket.as_fd(), &mut slices, &mut ancillary, sys::RECEIVE) {
             Ok(got) => break got,
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::PIPE) => return Ok(None),

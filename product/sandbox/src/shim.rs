@@ -11,7 +11,6 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::SocketFlags;
 
 use crate::clock::{self, Clock, Due};
 use crate::control::{Notice, Reply, Request, Status};
@@ -431,8 +430,7 @@ impl Shim<'_> {
     }
 
     fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC;
-        match rustix::net::accept_with(&self.listener, flags) {
+        match crate::sys::accept(&self.listener) {
             Ok(socket) if self.clients.len() < MOST_CLIENTS => {
                 self.clients.push(Client { socket, holds: false, waiting: Vec::new() });
                 self.note_idle();

@@ -116,8 +116,7 @@ fn set_up(mut control: Control<UnixStream>, spec: &Spec) -> Result<Control<UnixS
     let status = control.wait_ready()?;
     tracing::info!(kernel = %status.kernel, micros = status.ready_micros, base = %status.base, "The guest is ready");
     let mut entropy = vec![0u8; 64];
-    rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty())
-        .map_err(io::Error::from)?;
+    crate::sys::random(&mut entropy)?;
     control.setup(Setup {
         hostname: crate::naming::host_name(&spec.name),
         entropy,

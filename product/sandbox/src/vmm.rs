@@ -20,7 +20,7 @@ use crate::plan::{FromVmm, Plan, Received, ToVmm};
 /// The role's whole life. Started with an empty environment and the control socket as standard input.
 pub fn main() -> ExitCode {
     // Without its shim it is of no use to anybody.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let _ = crate::sys::end_with_parent();
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let said = match run(&control) {
         Ok(Exit::PowerOff | Exit::Stopped) => FromVmm::PoweredOff,

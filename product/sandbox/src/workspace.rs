@@ -6,13 +6,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -166,21 +167,19 @@ fn open(share: &Share, places: &Places, name: &str) -> Result<OwnedFd> {
 /// Opens a canonical path; a link anywhere in it is refused.
 fn open_plain(path: &Path) -> Result<(OwnedFd, Identity)> {
     let refuse = |why: String, hint: &str| Error::BadWorkspace { path: path.into(), why, hint: hint.into() };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let folder =
-        rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve).map_err(|error| match error {
-            rustix::io::Errno::LOOP => refuse(
-                "leads through a symbolic link now and is not followed: a guest may have made it".into(),
-                "look at it before anything else; put the folder back, or delete the sandbox with viv rm",
-            ),
-            error => refuse(
-                format!("cannot be shared: {}", crate::error::in_words(&error.into())),
-                "make it again, or delete the sandbox with viv rm",
-            ),
-        })?;
-    let stat = rustix::fs::fstat(&folder).map_err(|error| Error::file("cannot examine", path, error))?;
-    Ok((folder, Identity { device: stat.st_dev, inode: stat.st_ino }))
+    let folder = crate::sys::open_plain_to_name(path).map_err(|error| match error {
+        rustix::io::Errno::LOOP => refuse(
+            "leads through a symbolic link now and is not followed: a guest may have made it".into(),
+            "look at it before anything else; put the folder back, or delete the sandbox with viv rm",
+        ),
+        error => refuse(
+            format!("cannot be shared: {}", crate::error::in_words(&error.into())),
+            "make it again, or delete the sandbox with viv rm",
+        ),
+    })?;
+    let folder = File::from(folder);
+    let stat = folder.metadata().map_err(|error| Error::file("cannot examine", path, error))?;
+    Ok((folder.into(), Identity { device: stat.dev(), inode: stat.ino() }))
 }
 
 fn refusal(path: &OsStr, places: &Places, source: &std::io::Error) -> Error {

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use tar::{Builder, EntryType, Header};
 
 use super::{CopyError, Source, failed, join};
+use crate::sys;
 
 /// Writes what `source` names to `out`, called `name` there; `.` means only what is in it. Gives the names of what was left
 /// out: neither files nor folders nor links.
@@ -100,7 +101,7 @@ impl<W: Write> Packer<W> {
 fn header(kind: EntryType, stat: &Stat, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
-    header.set_mode(stat.st_mode & 0o7777);
+    header.set_mode(sys::permissions(stat));
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header.set_uid(0);
     header.set_gid(0);

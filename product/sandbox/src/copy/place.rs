@@ -6,8 +6,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType};
 
+use crate::sys;
 use crate::workspace::Share;
 
 /// Most links that are followed one after another, as the kernel has it.
@@ -26,19 +27,17 @@ pub struct Source {
 
 /// Opens a folder. Links are followed as everywhere, but for those in a folder that a guest may write.
 pub fn open_folder(path: &Path, shares: &[Share]) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let path = without_links(path, shares)?;
     let Some(share) = writable(&path, shares) else {
-        return Ok(rustix::fs::openat2(CWD, &path, flags, Mode::empty(), plain)?);
+        return Ok(sys::open_plain_to_read(&path)?);
     };
     // Everything from here on is the guest's to change, now and between two looks.
-    let base = rustix::fs::openat2(CWD, &share.path, flags, Mode::empty(), plain)?;
+    let base = sys::open_plain_to_read(&share.path)?;
     let rest = path.strip_prefix(&share.path).unwrap_or(Path::new(""));
     if rest.as_os_str().is_empty() {
         return Ok(base);
     }
-    Ok(rustix::fs::openat2(&base, rest, flags, Mode::empty(), plain | ResolveFlags::BENEATH)?)
+    Ok(sys::open_beneath_to_read(&base, rest)?)
 }
 
 fn writable<'s>(path: &Path, shares: &'s [Share]) -> Option<&'s Share> {

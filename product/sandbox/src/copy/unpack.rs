@@ -10,10 +10,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use tar::{Archive, Entry, EntryType};
 
 use super::{CopyError, failed};
+use crate::sys;
 
 /// The longest name and link, in bytes: what the kernel takes.
 const LONGEST_NAME: u64 = 4096;
@@ -92,7 +93,7 @@ impl Unpacker<'_> {
             self.close()?;
         }
         let header = entry.header();
-        let mode = Mode::from_raw_mode(header.mode().map_err(CopyError::Archive)? & 0o777);
+        let mode = sys::mode(header.mode().map_err(CopyError::Archive)? & 0o777);
         let seconds = header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0);
         let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
@@ -158,10 +159,7 @@ impl Unpacker<'_> {
     /// Opens a folder that is there, without following any link.
     fn enter(&self, path: &[u8]) -> Result<OwnedFd, CopyError> {
         let path = if path.is_empty() { &b"."[..] } else { path };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(self.folder, path, flags, Mode::empty(), resolve)
-            .map_err(|error| failed("cannot enter", path, error))
+        sys::open_beneath_to_read(self.folder, path).map_err(|error| failed("cannot enter", path, error))
     }
 
     /// Gives the innermost open folder its mode and time; false when there is none.
@@ -195,7 +193,7 @@ fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<
 /// A name that nothing has yet.
 fn fresh_name() -> io::Result<Vec<u8>> {
     let mut bytes = [0u8; 8];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+    sys::random(&mut bytes)?;
     Ok(format!(".viv-cp-{:016x}", u64::from_ne_bytes(bytes)).into_bytes())
 }
 

@@ -79,9 +79,9 @@ fn engine(plan: &Plan, received: &mut Received) -> Result<Box<dyn Hypervisor>, S
     match plan.engine {
         Engine::Kvm => {
             let device = take(received, plan.kvm.ok_or("there is no descriptor of /dev/kvm")?)?;
-            Ok(Box::new(hv_kvm::KvmEngine::with_device(device)))
+            crate::sys::kvm(device).map_err(|error| sentence(&error))
         }
-        Engine::Soft => Ok(Box::new(hv_soft::SoftEngine::new())),
+        Engine::Soft => crate::sys::soft().map_err(|error| sentence(&error)),
     }
 }
 
@@ -141,7 +141,7 @@ impl EntropySource for HostRandom {
     fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let count = rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())?;
+            let count = crate::sys::random(rest)?;
             rest = rest.get_mut(count..).unwrap_or_default();
         }
         Ok(())

@@ -1,0 +1,153 @@
+//! Linux.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use hv::{Hypervisor, Unavailable};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::rand::GetRandomFlags;
+
+/// For every message that is sent.
+pub(crate) const SEND: SendFlags = SendFlags::NOSIGNAL;
+/// For every message that is received.
+pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+
+/// Puts random bytes of the kernel into the first part of a buffer; how many.
+pub(crate) fn random(into: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::rand::getrandom(into, GetRandomFlags::empty())?)
+}
+
+/// Bytes of memory that this host has.
+pub(crate) fn host_memory() -> u64 {
+    let pages = rustix::system::sysinfo();
+    u64::from(pages.mem_unit).saturating_mul(pages.totalram)
+}
+
+/// How long this host is up.
+pub(crate) fn uptime() -> Option<Duration> {
+    Some(Duration::from_secs(rustix::system::sysinfo().uptime.unsigned_abs()))
+}
+
+/// The program that runs now, for starting its other roles, also when its file was replaced or deleted.
+pub(crate) fn own_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+/// Readable when a child has ended.
+pub(crate) fn end_of(child: &Child) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_child(child);
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Kills this process when its parent ends.
+pub(crate) fn end_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
+}
+
+/// Opens a folder to name things in it; a link anywhere in its path is an error (`ELOOP`).
+pub(crate) fn open_plain_to_name(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
+}
+
+/// [`open_plain_to_name`], but to read it.
+pub(crate) fn open_plain_to_read(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
+}
+
+/// Opens a folder beneath another to read it; what leads out of that or through a link is an error.
+pub(crate) fn open_beneath_to_read(
+    folder: impl AsFd,
+    path: impl rustix::path::Arg,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(folder, path, flags, Mode::empty(), resolve)
+}
+
+/// The permission bits of a file.
+pub(crate) fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode & 0o7777
+}
+
+/// Permission bits for a file.
+pub(crate) fn mode(permissions: u32) -> Mode {
+    Mode::from_raw_mode(permissions)
+}
+
+/// Opens a file without a name in a folder; `OPNOTSUPP` or `ISDIR` where the file system has none.
+pub(crate) fn nameless_file(folder: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)
+}
+
+/// Two connected packet sockets.
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A packet socket connected to the one of this name in `folder`.
+pub(crate) fn packet_connect(folder: &Path, name: &str) -> io::Result<OwnedFd> {
+    let (address, _folder) = address_in(folder, name)?;
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+/// A packet socket that listens under this name in `folder`; accepting from it waits for nobody.
+pub(crate) fn packet_listen(folder: &Path, name: &str) -> io::Result<OwnedFd> {
+    let (address, _folder) = address_in(folder, name)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 64)?;
+    Ok(socket)
+}
+
+/// The next client of a listening socket.
+pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
+}
+
+/// The socket's address through a descriptor of its folder, because a socket's path has room for 108 bytes only. The
+/// descriptor must live until the address was used.
+fn address_in(folder: &Path, name: &str) -> io::Result<(SocketAddrUnix, OwnedFd)> {
+    let handle = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))?;
+    Ok((address, handle))
+}
+
+/// Whether the software CPU can be used.
+pub(crate) fn probe_soft() -> Result<(), Unavailable> {
+    hv_soft::SoftEngine::new().probe().map(|_| ())
+}
+
+/// The software CPU.
+pub(crate) fn soft() -> Result<Box<dyn Hypervisor>, Unavailable> {
+    Ok(Box::new(hv_soft::SoftEngine::new()))
+}
+
+/// Whether KVM can be opened and has what is needed.
+pub(crate) fn probe_kvm() -> Result<(), Unavailable> {
+    hv_kvm::KvmEngine::new().probe().map(|_| ())
+}
+
+/// KVM, through a descriptor of its device.
+pub(crate) fn kvm(device: OwnedFd) -> Result<Box<dyn Hypervisor>, Unavailable> {
+    Ok(Box::new(hv_kvm::KvmEngine::with_device(device)))
+}
+
+/// How fast KVM runs kernel code: nanoseconds for one instruction, and whether it is emulated.
+pub(crate) fn measure_kvm(deadline: Duration) -> Result<(f64, bool), Box<dyn std::error::Error>> {
+    let speed = hv_kvm::measure_ring0(deadline)?;
+    Ok((speed.ns_per_instr, speed.is_emulated()))
+}
