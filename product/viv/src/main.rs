@@ -8,6 +8,7 @@ mod progress;
 mod roles;
 mod session;
 mod setup;
+mod sys;
 mod terminal;
 
 use std::process::ExitCode;

@@ -20,8 +20,7 @@ use crate::setup::AGENT;
 /// Runs a hidden role, if this process was started for one.
 pub(crate) fn dispatch() -> Option<ExitCode> {
     let role = role(std::env::args_os().skip(1))?;
-    // The program was started as /proc/self/exe, which says nothing in `ps` and `top`.
-    let _ = rustix::thread::set_name(match role {
+    crate::sys::name_process(match role {
         Role::Vmm => c"viv-vmm",
         Role::Shim(_) => c"viv-shim",
     });

@@ -1,0 +1,11 @@
+//! What the command asks of the host's system beyond std.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::name_process;
+
+#[cfg(not(target_os = "linux"))]
+mod none;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use none::name_process;
