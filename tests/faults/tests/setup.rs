@@ -46,6 +46,13 @@ fn killed(world: &World) -> Case {
     let said = say(command("echo up"), b"")?;
     ensure(said.code == 0 && said.text() == "up", format!("the first set-up: {said:?}"))?;
     let whole = begun.elapsed();
+    // One that still runs would be attached to, without any set-up.
+    let remove = || {
+        let mut command = world.viv(&project, ["rm", "-f", "shell-setup"]);
+        command.env("XDG_CACHE_HOME", home.path()).env("XDG_STATE_HOME", home.path().join("state"));
+        say(command, b"")
+    };
+    remove()?;
     let mut late = 0;
     for kill in 1..=kills {
         // What a killed one left half made stays.
@@ -58,7 +65,10 @@ fn killed(world: &World) -> Case {
             let _ = std::fs::remove_dir_all(cache.join("initramfs"));
         }
         let most = if kill.is_multiple_of(3) { Duration::from_secs(20) } else { whole };
-        late += u64::from(!kill_one(command("echo up"), &mut dice, most.min(whole), kill)?);
+        if !kill_one(command("echo up"), &mut dice, most.min(whole), kill)? {
+            late += 1;
+            remove()?;
+        }
     }
     ensure(late * 3 < kills.max(3), format!("{late} of {kills} set-ups were complete before their kill"))?;
     let said = say(command("echo up"), b"")?;
@@ -68,11 +78,7 @@ fn killed(world: &World) -> Case {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     ensure(left.len() == 1 && !left[0].starts_with('.'), format!("beside the image there is {left:?}"))?;
-    let removed = {
-        let mut command = world.viv(&project, ["rm", "-f", "shell-setup"]);
-        command.env("XDG_CACHE_HOME", home.path()).env("XDG_STATE_HOME", home.path().join("state"));
-        say(command, b"")?
-    };
+    let removed = remove()?;
     ensure(removed.code == 0, format!("{removed:?}"))
 }
 
