@@ -2,11 +2,13 @@
 
 mod files;
 mod filter;
+mod process;
 mod rare;
 mod shim;
 mod vmm;
 
 use std::os::fd::RawFd;
+use std::sync::LazyLock;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
@@ -16,9 +18,11 @@ use crate::{ConfineError, Grants, Report, Role};
 
 /// The system calls of a role.
 pub(crate) fn table(role: Role) -> &'static [Call] {
+    static VMM: LazyLock<Vec<Call>> = LazyLock::new(|| [vmm::TABLE, process::TABLE].concat());
+    static SHIM: LazyLock<Vec<Call>> = LazyLock::new(|| [shim::TABLE, process::TABLE].concat());
     match role {
-        Role::Vmm => vmm::TABLE,
-        Role::Shim => shim::TABLE,
+        Role::Vmm => &VMM,
+        Role::Shim => &SHIM,
     }
 }
 

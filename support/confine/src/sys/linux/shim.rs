@@ -6,23 +6,14 @@
 
 use libc as c;
 
+use super::process::THREAD;
 use super::rare;
 use crate::table::Shown::{Rare, Recorded};
-use crate::table::When::{Always, KillsChild, OneOf, OwnProcess, With, Without};
+use crate::table::When::{Always, KillsChild, OneOf, OwnProcess, With};
 use crate::table::{Call, call};
 
-/// Flags that every new thread has and no new process.
-const THREAD: u64 = (c::CLONE_VM | c::CLONE_THREAD | c::CLONE_SIGHAND) as u64;
-
-/// The table.
-pub(crate) const TABLE: &[Call] = &[
-    #[cfg(debug_assertions)]
-    call!(
-        SYS_fcntl,
-        OneOf(1, &[c::F_GETFD as u64]),
-        Rare(rare::DEBUG),
-        "standard library, in builds for tests"
-    ),
+/// The role's own lines.
+pub(super) const TABLE: &[Call] = &[
     // Clients, the vmm, the guest's agent.
     call!(SYS_ppoll, Always, Recorded, "the loop: everything that it waits for"),
     call!(SYS_accept4, Always, Recorded, "a client has come"),
@@ -69,7 +60,7 @@ pub(crate) const TABLE: &[Call] = &[
         "the vmm, when it is to end and does not: SIGKILL and nothing else"
     ),
     call!(SYS_wait4, Always, Recorded, "the vmm's end"),
-    // Time, memory, threads, the end: as in the vmm.
+    // Time, memory, threads: what the other roles have, too, is in `process`.
     call!(SYS_futex, Always, Recorded, "locks, the steward's orders"),
     call!(
         SYS_clock_nanosleep,
@@ -77,38 +68,11 @@ pub(crate) const TABLE: &[Call] = &[
         Recorded,
         "steward: between two attempts to reach an agent that does not listen yet"
     ),
-    call!(SYS_clock_gettime, Always, Rare(rare::CLOCK), "the clock"),
-    call!(SYS_restart_syscall, Always, Rare(rare::RESTART), "the kernel, on a thread's behalf"),
     call!(SYS_getrandom, Always, Recorded, "steward: entropy for the guest; seeds of hash tables"),
-    call!(SYS_mmap, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, stacks of threads"),
-    call!(SYS_mprotect, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, guard pages of stacks"),
-    call!(SYS_munmap, Always, Recorded, "allocator, stacks of threads"),
     call!(SYS_mremap, Always, Rare(rare::MREMAP), "allocator"),
-    call!(SYS_madvise, Always, Recorded, "the stack of a thread that ends is given back"),
-    call!(SYS_brk, Always, Rare(rare::BRK), "allocator"),
-    call!(
-        SYS_clone3,
-        Always,
-        Recorded,
-        "pthread_create's first attempt, which the filter answers with ENOSYS"
-    ),
     call!(SYS_clone, With(0, THREAD), Recorded, "pthread_create: the steward"),
-    call!(SYS_set_robust_list, Always, Recorded, "a thread's start"),
-    call!(SYS_rseq, Always, Recorded, "a thread's start"),
-    call!(SYS_sigaltstack, Always, Recorded, "a thread's start and end: the stack for reporting an overflow"),
-    call!(
-        SYS_sched_getaffinity,
-        Always,
-        Recorded,
-        "a thread's start (its stack's bounds), the allocator's arenas"
-    ),
-    call!(SYS_prctl, OneOf(0, &[c::PR_SET_NAME as u64]), Recorded, "a thread's name"),
-    call!(SYS_gettid, Always, Recorded, "a thread's start; abort"),
     call!(SYS_rt_sigaction, Always, Recorded, "a thread's end; abort"),
-    call!(SYS_rt_sigprocmask, Always, Recorded, "a thread's start and end; abort"),
     call!(SYS_rt_sigreturn, Always, Recorded, "the end of SIGTERM's handler"),
     call!(SYS_getpid, Always, Recorded, "the name of a new file; abort"),
     call!(SYS_tgkill, OwnProcess(0), Rare(rare::ABORT), "abort: only its own threads"),
-    call!(SYS_exit, Always, Recorded, "a thread's end"),
-    call!(SYS_exit_group, Always, Recorded, "the end"),
 ];

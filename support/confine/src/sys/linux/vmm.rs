@@ -5,23 +5,14 @@
 
 use libc as c;
 
+use super::process::THREAD;
 use super::rare;
 use crate::table::Shown::{Rare, Recorded, RecordedOn};
-use crate::table::When::{Always, BothZero, OneOf, OwnProcess, With, Without};
+use crate::table::When::{Always, BothZero, OneOf, OwnProcess, With};
 use crate::table::{Call, call};
 
-/// Flags that every new thread has and no new process.
-const THREAD: u64 = (c::CLONE_VM | c::CLONE_THREAD | c::CLONE_SIGHAND) as u64;
-
-/// The table.
-pub(crate) const TABLE: &[Call] = &[
-    #[cfg(debug_assertions)]
-    call!(
-        SYS_fcntl,
-        OneOf(1, &[c::F_GETFD as u64]),
-        Rare(rare::DEBUG),
-        "standard library, in builds for tests"
-    ),
+/// The role's own lines.
+pub(super) const TABLE: &[Call] = &[
     // Descriptors that it was given or that the file server opened.
     call!(SYS_read, Always, Recorded, "vsock: a host stream; doorbell: its eventfd; machine: its timers"),
     call!(
@@ -101,8 +92,6 @@ pub(crate) const TABLE: &[Call] = &[
         Rare(rare::SLEEP),
         "machine: vCPUs that are to end are kicked once more; a disk that waits for room on the host"
     ),
-    call!(SYS_clock_gettime, Always, Rare(rare::CLOCK), "the clock"),
-    call!(SYS_restart_syscall, Always, Rare(rare::RESTART), "the kernel, on a thread's behalf"),
     // Sockets that exist already: the shim's, and those that it passes on.
     call!(SYS_recvmsg, Always, Recorded, "the shim's orders, with descriptors"),
     call!(SYS_sendmsg, Always, Recorded, "answers to the shim"),
@@ -113,39 +102,12 @@ pub(crate) const TABLE: &[Call] = &[
         Recorded,
         "vsock: a stream that the shim passed on must not be waited for"
     ),
-    // Memory, none of it executable: the soft engine maps its code cache before.
-    call!(SYS_mmap, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, stacks of threads"),
-    call!(SYS_mprotect, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, guard pages of stacks"),
-    call!(SYS_munmap, Always, Recorded, "allocator, stacks of threads"),
+    // Memory and threads: what the other roles have, too, is in `process`. The soft engine maps its code cache before.
     call!(SYS_mremap, Always, Recorded, "allocator: a long buffer that grows"),
-    call!(SYS_madvise, Always, Recorded, "the stack of a thread that ends is given back"),
-    call!(SYS_brk, Always, Rare(rare::BRK), "allocator"),
-    // Threads of this process. `clone3` hides its flags in memory: it is answered with ENOSYS (see `filter`), so that
-    // the C library falls back to `clone`.
-    call!(
-        SYS_clone3,
-        Always,
-        Recorded,
-        "pthread_create's first attempt, which the filter answers with ENOSYS"
-    ),
     call!(SYS_clone, With(0, THREAD), Recorded, "pthread_create: vCPUs, devices, the ear for the shim"),
-    call!(SYS_set_robust_list, Always, Recorded, "a thread's start"),
-    call!(SYS_rseq, Always, Recorded, "a thread's start"),
-    call!(SYS_sigaltstack, Always, Recorded, "a thread's start and end: the stack for reporting an overflow"),
-    call!(
-        SYS_sched_getaffinity,
-        Always,
-        Recorded,
-        "a thread's start (its stack's bounds), the allocator's arenas"
-    ),
-    call!(SYS_prctl, OneOf(0, &[c::PR_SET_NAME as u64]), Recorded, "a thread's name"),
-    call!(SYS_gettid, Always, Recorded, "a thread's start; abort"),
     call!(SYS_rt_sigaction, Always, Recorded, "engines: the handler of guest faults and of kicks; abort"),
-    call!(SYS_rt_sigprocmask, Always, Recorded, "a thread's start and end; abort"),
     call!(SYS_rt_sigreturn, Always, Rare(rare::HANDLER), "engines"),
     call!(SYS_sched_yield, Always, Rare(rare::YIELD), "soft engine; locks of the standard library"),
-    call!(SYS_exit, Always, Recorded, "a thread's end"),
-    call!(SYS_exit_group, Always, Recorded, "the end"),
     call!(SYS_getpid, Always, Rare(rare::ABORT), "abort, and KVM's kick"),
     call!(SYS_tgkill, OwnProcess(0), Rare(rare::ABORT), "abort, and KVM's kick: only its own threads"),
     call!(
