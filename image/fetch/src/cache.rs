@@ -125,19 +125,31 @@ impl Cache {
         Ok(outcomes.into_values().collect())
     }
 
-    /// Throws away downloads that are none of `keep`.
+    /// Downloads, whole ones and begun ones, that are none of `keep`.
     ///
     /// # Errors
-    /// If the folder cannot be read; a file that cannot be removed is left.
-    pub fn retain(&self, keep: &[Digest]) -> Result<(), FetchError> {
+    /// If the folder cannot be read.
+    pub fn others(&self, keep: &[Digest]) -> Result<Vec<PathBuf>, FetchError> {
         let keep: std::collections::BTreeSet<String> = keep.iter().map(Digest::file_name).collect();
+        let mut others = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(file_error("read", &self.dir))? {
             let entry = entry.map_err(file_error("read", &self.dir))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let ours = name.starts_with("sha256-") || name.starts_with("sha512-");
             if ours && !keep.contains(name.trim_end_matches(".part")) {
-                let _ = std::fs::remove_file(entry.path());
+                others.push(entry.path());
             }
+        }
+        Ok(others)
+    }
+
+    /// Throws away [`Self::others`].
+    ///
+    /// # Errors
+    /// If the folder cannot be read; a file that cannot be removed is left.
+    pub fn retain(&self, keep: &[Digest]) -> Result<(), FetchError> {
+        for path in self.others(keep)? {
+            let _ = std::fs::remove_file(path);
         }
         Ok(())
     }

@@ -113,6 +113,10 @@ impl Store {
         self
     }
 
+    fn downloads(&self) -> Result<Cache, StoreError> {
+        Ok(Cache::open(&self.root.join("downloads"))?)
+    }
+
     fn lock(&self) -> Result<Lock, StoreError> {
         self.lock.clone().map_or_else(|| Ok(Lock::shipped(self.arch)?), Ok)
     }
@@ -206,7 +210,7 @@ impl Store {
         let progress: &dyn Progress = &timed;
         let pinned = self.lock()?;
         let client = Client::new();
-        let cache = Cache::open(&self.root.join("downloads"))?;
+        let cache = self.downloads()?;
         let archive = Archive::new(client.clone(), cache.clone(), keyring()?, Mirrors::from_environment());
 
         let mut lock = pinned.clone();
@@ -309,17 +313,9 @@ impl Store {
     /// The downloads that this version's lock file does not name.
     ///
     /// # Errors
-    /// If there is no lock file for this architecture.
+    /// If there is no lock file for this architecture, or the folder cannot be read.
     pub fn old_downloads(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let wanted: std::collections::BTreeSet<String> =
-            digests(&self.lock()?).iter().map(fetch::Digest::file_name).collect();
-        let files = std::fs::read_dir(self.root.join("downloads")).into_iter().flatten().flatten();
-        let is_old = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            (name.starts_with("sha256-") || name.starts_with("sha512-"))
-                && !wanted.contains(name.trim_end_matches(".part"))
-        };
-        Ok(files.map(|entry| entry.path()).filter(is_old).collect())
+        Ok(self.downloads()?.others(&digests(&self.lock()?))?)
     }
 
     /// Removes [`Self::old_downloads`]. Does nothing while another process sets up.
@@ -473,7 +469,7 @@ fn is_unused(folder: &Path) -> bool {
     SystemTime::now().duration_since(used).is_ok_and(|age| age > UNUSED)
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let write = || -> std::io::Result<()> {
         let mut file = File::create(path)?;
         std::io::Write::write_all(&mut file, bytes)?;

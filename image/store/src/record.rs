@@ -92,7 +92,8 @@ impl Record {
 
     fn rewrite(&self, folder: &Path) -> std::io::Result<()> {
         let new = folder.join(format!(".image.json.{}", std::process::id()));
-        std::fs::write(&new, serde_json::to_vec_pretty(self)?)?;
+        // On the disk before it has the name: an image without a record is made again.
+        crate::base::write_synced(&new, &serde_json::to_vec_pretty(self)?).map_err(std::io::Error::other)?;
         std::fs::rename(&new, folder.join("image.json"))
     }
 }
