@@ -88,32 +88,27 @@ impl<'p> Images<'p> {
 
     /// Removes the images that were made for older versions and that no sandbox needs. Nothing depends on it.
     fn remove_old(&self, current: &str) {
-        let Ok((sandboxes, unreadable)) = Sandboxes::open(self.places).and_then(|all| all.list()) else {
-            return;
-        };
-        if !unreadable.is_empty() {
-            // It may need any.
-            return;
-        }
-        let in_use = |key: &str| sandboxes.iter().any(|sandbox| sandbox.spec.image == key);
-        match self.store.remove_unused(|key| key == current || in_use(key)) {
+        let Ok(wanted) = self.wanted(Some(current)) else { return };
+        match self.store.remove_unused(wanted) {
             Ok(removed) => tracing::info!(?removed, "Old images were removed"),
             Err(error) => tracing::warn!(%error, "Old images could not be removed"),
         }
     }
 
+    /// Whether an image is this one or that of a sandbox.
+    fn wanted<'c>(&self, current: Option<&'c str>) -> Result<impl Fn(&str) -> bool + use<'c>> {
+        let (sandboxes, unreadable) = Sandboxes::open(self.places)?.list()?;
+        let images: Vec<String> = sandboxes.into_iter().map(|sandbox| sandbox.spec.image).collect();
+        // A sandbox that cannot be read may need any.
+        let any = !unreadable.is_empty();
+        Ok(move |key: &str| any || current == Some(key) || images.iter().any(|image| image == key))
+    }
+
     /// What lies in the cache and is of no use to this version or to any sandbox: images that nobody has used for a week,
     /// downloads of older versions, initramfs archives of older guests.
     pub fn old(&self) -> Result<Vec<Old>> {
-        let (sandboxes, unreadable) = Sandboxes::open(self.places)?.list()?;
         let current = self.current()?;
-        // One that cannot be read may need any.
-        let keep = |key: &str| {
-            !unreadable.is_empty()
-                || current.as_deref() == Some(key)
-                || sandboxes.iter().any(|sandbox| sandbox.spec.image == key)
-        };
-        let images = self.store.unused(keep).map_err(|error| set_up(&error))?;
+        let images = self.store.unused(self.wanted(current.as_deref())?).map_err(|error| set_up(&error))?;
         let mut old: Vec<Old> = images
             .into_iter()
             .map(|(key, path)| Old { what: format!("the image {key}"), files: vec![path] })
