@@ -94,12 +94,17 @@ pub fn files(sandbox: &Sandbox, _held: &Lock) -> Result<disk::Report> {
     disk::check(assemble::disk_folder(sandbox)?.as_fd()).map_err(|error| damaged(sandbox, &error))
 }
 
-/// Looks at the whole disk; `assets` is what the sandbox boots from.
+/// Looks at the file system, if there is one, after [`files`]; `assets` is what the sandbox boots from.
 ///
 /// # Errors
-/// The files are not as described, or the machine that looks at the file system failed.
-pub fn whole(sandbox: &Sandbox, held: &Lock, assets: &Assets, engine: Engine) -> Result<Findings> {
-    let report = files(sandbox, held)?;
+/// The machine that looks at the file system failed.
+pub fn whole(
+    sandbox: &Sandbox,
+    report: disk::Report,
+    _held: &Lock,
+    assets: &Assets,
+    engine: Engine,
+) -> Result<Findings> {
     let file_system = if report.made { Some(file_system(sandbox, assets, engine)?) } else { None };
     Ok(Findings { disk: report, file_system })
 }

@@ -23,7 +23,6 @@ pub(crate) fn run(options: &CheckOptions, no_input: bool) -> Result<u8, Failure>
     // The files first: they need nothing else, and without them there is nothing to look at.
     let held = check::hold(&sandbox)?;
     let report = check::files(&sandbox, &held)?;
-    let made = report.made;
     let findings = if options.quick {
         Findings { disk: report, file_system: None }
     } else {
@@ -31,13 +30,13 @@ pub(crate) fn run(options: &CheckOptions, no_input: bool) -> Result<u8, Failure>
         let assets = Images::open(&places, setup::AGENT)?.assets(&sandbox.spec.image)?;
         let asked = sandbox.spec.engine.as_deref().and_then(Engine::from_name);
         let engine = engine::choose(asked, &places)?.engine;
-        check::whole(&sandbox, &held, &assets, engine)?
+        check::whole(&sandbox, report, &held, &assets, engine)?
     };
     drop(held);
     say(&if options.json {
         json(&sandbox, &findings, options.quick)
     } else {
-        table(&sandbox, &findings, made, options.quick)
+        table(&sandbox, &findings, options.quick)
     })?;
     Ok(if findings.is_clean() { 0 } else { DAMAGED })
 }
@@ -54,7 +53,7 @@ fn json(sandbox: &Sandbox, findings: &Findings, quick: bool) -> String {
     format!("{object}\n")
 }
 
-fn table(sandbox: &Sandbox, findings: &Findings, made: bool, quick: bool) -> String {
+fn table(sandbox: &Sandbox, findings: &Findings, quick: bool) -> String {
     let mut text = String::new();
     let disk = &findings.disk;
     let _ = writeln!(
@@ -69,7 +68,7 @@ fn table(sandbox: &Sandbox, findings: &Findings, made: bool, quick: bool) -> Str
     }
     match &findings.file_system {
         None if quick => text.push_str("  file system  not looked at (--quick)\n"),
-        None if !made => text.push_str("  file system  none yet: the sandbox has never been ready\n"),
+        None if !disk.made => text.push_str("  file system  none yet: the sandbox has never been ready\n"),
         None => {}
         Some(found) => file_system(&mut text, found),
     }
