@@ -448,6 +448,13 @@ pub struct NotStarted {
     pub message: String,
 }
 
+impl Metrics {
+    /// Memory that is in use, in bytes.
+    pub fn memory_used(&self) -> u64 {
+        self.memory_total.saturating_sub(self.memory_available)
+    }
+}
+
 impl NotStarted {
     /// The exit code that a shell gives for this: 127, 126, or 125 for what is not the program's fault.
     pub fn shell_code(&self) -> i32 {

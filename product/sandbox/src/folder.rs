@@ -332,9 +332,9 @@ impl Sandbox {
         }
     }
 
-    /// Why it does not run, when it has run before.
-    pub fn end(&self) -> Option<String> {
-        let runtime = self.runtime()?;
+    /// Why it does not run, when it has run before; `state` is what [`Self::state`] has just said.
+    pub fn end(&self, state: State) -> Option<String> {
+        let runtime = self.runtime().filter(|_| state.is_over())?;
         if runtime.state.is_over() {
             return runtime.reason;
         }

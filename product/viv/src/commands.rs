@@ -89,8 +89,9 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
 /// Why a sandbox that just ended did so, as its shim notes it before it ends, too.
 pub(crate) fn end_of(sandbox: &Sandbox) -> Option<String> {
     for _ in 0..100 {
-        if !sandbox.is_running() {
-            return sandbox.end();
+        let state = sandbox.state();
+        if state.is_over() {
+            return sandbox.end(state);
         }
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -84,13 +84,19 @@ fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
     // A note without a lock is history.
     let runtime = running();
     sandbox.note(&runtime).unwrap();
-    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Failed, Some("host restarted")));
+    assert_eq!(
+        (sandbox.state(), sandbox.end(sandbox.state()).as_deref()),
+        (State::Failed, Some("host restarted"))
+    );
     let runtime = Runtime { started: crate::spec::rfc3339(SystemTime::now()), ..runtime };
     sandbox.note(&runtime).unwrap();
-    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Failed, Some("shim killed")));
+    assert_eq!(
+        (sandbox.state(), sandbox.end(sandbox.state()).as_deref()),
+        (State::Failed, Some("shim killed"))
+    );
     let ended = Runtime { state: State::Stopped, reason: Some("idle".into()), ..runtime };
     sandbox.note(&ended).unwrap();
-    assert_eq!((sandbox.state(), sandbox.end().as_deref()), (State::Stopped, Some("idle")));
+    assert_eq!((sandbox.state(), sandbox.end(sandbox.state()).as_deref()), (State::Stopped, Some("idle")));
     assert!(sandbox.connect().unwrap().is_none());
     sandbox.clone().remove().unwrap();
     assert_eq!(fs::read_dir(&all.root).unwrap().count(), 1, "only the lock of names is left");

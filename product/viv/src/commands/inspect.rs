@@ -96,7 +96,7 @@ fn details(sandbox: &Sandbox) -> Details {
     let noted = |pick: fn(&Runtime) -> Option<String>| runtime.as_ref().and_then(pick);
     Details {
         state,
-        reason: sandbox.end().filter(|_| !lives),
+        reason: sandbox.end(state),
         started: noted(|runtime| Some(runtime.started.clone())),
         ended: noted(|runtime| runtime.ended.clone()).filter(|_| !lives),
         detached: lives && runtime.as_ref().is_some_and(|runtime| runtime.detached),
@@ -108,7 +108,7 @@ fn details(sandbox: &Sandbox) -> Details {
         confinement: status.as_ref().map(|status| status.confinement.clone()).unwrap_or_default(),
         limits: Limits { cpus: spec.cpus, memory: spec.memory, disk: spec.disk },
         disk_used: sandbox.disk_use(),
-        memory_used: metrics.map(|all| all.memory_total.saturating_sub(all.memory_available)),
+        memory_used: metrics.map(|all| all.memory_used()),
         workspace: sandbox.spec.workspace().display().to_string(),
         workspace_b64: exact(sandbox.spec.workspace().as_os_str()),
         processes: runtime

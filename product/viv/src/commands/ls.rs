@@ -90,7 +90,7 @@ fn row(sandbox: &Sandbox) -> Row {
         id: spec.id.clone(),
         agent: spec.agent.clone(),
         state,
-        reason: sandbox.end().filter(|_| !lives),
+        reason: sandbox.end(state),
         created: spec.created.clone(),
         started: runtime.as_ref().map(|runtime| runtime.started.clone()),
         ended: runtime.as_ref().filter(|_| !lives).and_then(|runtime| runtime.ended.clone()),
@@ -111,7 +111,7 @@ fn load(sandbox: &Sandbox) -> (Option<f64>, Option<u64>) {
     let Some(first) = client::metrics(sandbox) else { return (None, None) };
     std::thread::sleep(LOOK);
     let Some(second) = client::metrics(sandbox) else { return (None, None) };
-    (Some(percent(&first, &second)), Some(second.memory_total.saturating_sub(second.memory_available)))
+    (Some(percent(&first, &second)), Some(second.memory_used()))
 }
 
 fn percent(first: &Metrics, second: &Metrics) -> f64 {
