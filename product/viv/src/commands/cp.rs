@@ -57,22 +57,25 @@ pub(crate) fn run(options: &CpOptions, no_input: bool) -> Result<u8, Failure> {
         );
     }
     // What is wrong on the host is said before anything is started.
-    if let End::Host(path) = &from {
-        copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?;
-    }
+    let source = match &from {
+        End::Host(path) => {
+            Some(copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?)
+        }
+        _ => None,
+    };
     let interactive = may_interact(no_input);
     let held = hold_known(&places, &sandbox, interactive)?;
     let moved = bytes_moved();
     let _shown = interactive.then(|| Spinner::after(moved.clone(), Duration::from_secs(1)));
     let copy = Copy { sandbox: &sandbox, held: &held, user, moved };
-    match (&from, &to) {
-        (End::Guest(..), End::Guest(..)) => {
+    match (&from, source, &to) {
+        (End::Guest(..), _, End::Guest(..)) => {
             Err(Failure::new("both are in sandboxes").hint("copy to a folder of the host, and on from there"))
         }
-        (End::Host(from), End::Guest(_, to)) => copy.send(from, to),
-        (End::Stream, End::Guest(_, to)) => copy.send_archive(to),
-        (End::Guest(_, from), End::Host(to)) => copy.fetch(from, to),
-        (End::Guest(_, from), _) => copy.fetch_archive(from),
+        (End::Host(from), Some(source), End::Guest(_, to)) => copy.send(from, &source, to),
+        (End::Stream, _, End::Guest(_, to)) => copy.send_archive(to),
+        (End::Guest(_, from), _, End::Host(to)) => copy.fetch(from, to),
+        (End::Guest(_, from), ..) => copy.fetch_archive(from),
         _ => Ok(()),
     }?;
     Ok(0)
@@ -143,6 +146,14 @@ impl Copy<'_> {
         guest.answer()
     }
 
+    /// Whether what is to be copied out is a folder; an error when nothing is there.
+    fn is_folder(&self, path: &[u8]) -> Result<bool, Failure> {
+        match self.look(path, b"out")?.as_str() {
+            kind @ ("folder" | "file") => Ok(kind == "folder"),
+            _ => Err(self.nothing_there(path)),
+        }
+    }
+
     fn nothing_there(&self, path: &[u8]) -> Failure {
         let path = String::from_utf8_lossy(path);
         Failure::new(format!("{path} does not exist in {}", self.sandbox.spec.name))
@@ -170,8 +181,7 @@ impl Copy<'_> {
         Ok((self.guest(&tar, false)?, name))
     }
 
-    fn send(&self, from: &Path, to: &[u8]) -> Result<(), Failure> {
-        let source = copy::source(from, self.shares()).map_err(|error| unreadable(from, &error))?;
+    fn send(&self, from: &Path, source: &copy::Source, to: &[u8]) -> Result<(), Failure> {
         let contents = from.as_os_str().as_bytes().ends_with(b"/.");
         let (folder, name) = match self.look(to, b"in")?.as_str() {
             "folder" if contents => (to.to_vec(), b".".to_vec()),
@@ -184,7 +194,7 @@ impl Copy<'_> {
         let guest = self.unpacker(&folder)?;
         let left_out = guest.feed(|input| {
             let mut out = std::io::BufWriter::with_capacity(256 << 10, input);
-            let left_out = copy::pack(&source, OsStr::from_bytes(&name), &mut out)?;
+            let left_out = copy::pack(source, OsStr::from_bytes(&name), &mut out)?;
             out.flush().map_err(CopyError::Broken)?;
             Ok(left_out)
         })?;
@@ -204,12 +214,9 @@ impl Copy<'_> {
     }
 
     fn fetch(&self, from: &[u8], to: &Path) -> Result<(), Failure> {
-        let kind = self.look(from, b"out")?;
-        if kind != "folder" && kind != "file" {
-            return Err(self.nothing_there(from));
-        }
+        let is_folder = self.is_folder(from)?;
         let (guest, asked) = self.packer(from)?;
-        let (folder, called) = self.target(to, kind == "folder", &asked)?;
+        let (folder, called) = self.target(to, is_folder, &asked)?;
         let left_out = guest
             .read(|output: &mut Output| copy::unpack(output, folder.as_fd(), &asked, called.as_bytes()))?;
         say_left_out(&left_out);
@@ -237,10 +244,7 @@ impl Copy<'_> {
     }
 
     fn fetch_archive(&self, from: &[u8]) -> Result<(), Failure> {
-        let kind = self.look(from, b"out")?;
-        if kind != "folder" && kind != "file" {
-            return Err(self.nothing_there(from));
-        }
+        self.is_folder(from)?;
         let (guest, _) = self.packer(from)?;
         guest.read(|output| {
             let mut out = std::io::stdout().lock();
