@@ -3,6 +3,7 @@
 //! Everything is done as a user does it, through the program. The cache (packages, base image) lies in the target folder
 //! and is kept between runs; the state (sandboxes) is new each time and deleted at the end.
 
+mod dice;
 mod harness;
 mod terminal;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use dice::Dice;
 pub use harness::{Named, run};
 pub use terminal::Terminal;
 
@@ -123,6 +125,21 @@ impl World {
     /// The folder with all state of the program under test.
     pub fn state(&self) -> PathBuf {
         self.root.path().join("home/state/vivarium")
+    }
+
+    /// The folder of the sandbox with this name, found as a user's program finds it.
+    ///
+    /// # Errors
+    /// `ls` does not list it.
+    pub fn folder(&self, name: &str) -> Result<PathBuf, Verdict> {
+        let listed = self.run(&["ls", "--json"])?.text();
+        let id = listed
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .find(|row| row["name"] == name)
+            .and_then(|row| Some(row["id"].as_str()?.to_owned()));
+        let id = id.ok_or_else(|| Verdict::Wrong(format!("ls does not list {name}: {listed}")))?;
+        Ok(self.state().join("sandboxes").join(id))
     }
 
     /// The folder that holds downloads and images.

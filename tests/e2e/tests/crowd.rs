@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use e2e::{Case, Said, Verdict, World, ensure, say};
+use e2e::{Case, Dice, Said, Verdict, World, ensure, say};
 use serde_json::Value;
 
 use crate::Named;
@@ -65,16 +65,6 @@ fn sandboxes(world: &World) -> Case {
     ensure(removed.code == 0 && removed.text().lines().count() == 10, format!("{removed:?}"))
 }
 
-/// Numbers that look random (Knuth's MMIX constants).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, count: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap_or(0) % count
-    }
-}
-
 /// Two clients do what comes to their minds to the same two sandboxes, in a state folder of their own.
 fn race(world: &World) -> Case {
     let time = Duration::from_secs(if e2e::long_cases() { 600 } else { 20 });
@@ -90,10 +80,10 @@ fn race(world: &World) -> Case {
     let small = ["-m", "512m", "--cpus", "1"];
     let done = AtomicUsize::new(0);
     let client = |number: u64| -> Case {
-        let mut random = Random(seed.wrapping_mul(2).wrapping_add(number));
+        let mut random = Dice::of(seed.wrapping_mul(2).wrapping_add(number));
         let begun = Instant::now();
         while begun.elapsed() < time {
-            let name = ["race-a", "race-b"][random.below(2)];
+            let name = ["race-a", "race-b"][usize::from(random.below(2) == 1)];
             let made = |verb: &[&'static str]| [verb, &["shell", ".", "--name", name], &small[..]].concat();
             let arguments = match random.below(8) {
                 0 => made(&["create"]),

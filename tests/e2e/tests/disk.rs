@@ -17,20 +17,8 @@ pub(crate) const CASES: &[Named] = &[
     ("damaged_files_of_a_disk_are_said_and_left_alone", damaged_files),
 ];
 
-/// The folder of the only sandbox with this name.
-fn folder_of(world: &World, name: &str) -> Result<PathBuf, Verdict> {
-    let listed = world.run(&["ls", "--json"])?.text();
-    let row = listed
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|row| row["name"] == name);
-    let id = row.and_then(|row| Some(row["id"].as_str()?.to_owned()));
-    let id = id.ok_or_else(|| Verdict::Wrong(format!("ls does not list {name}: {listed}")))?;
-    Ok(world.state().join("sandboxes").join(id))
-}
-
 fn layer(world: &World, name: &str) -> Result<PathBuf, Verdict> {
-    Ok(folder_of(world, name)?.join("disk/layer-0.raw"))
+    Ok(world.folder(name)?.join("disk/layer-0.raw"))
 }
 
 /// Mebibytes that a file takes on the host.
@@ -87,7 +75,7 @@ fn trim(world: &World) -> Case {
 }
 
 fn kill_shim(world: &World, name: &str) -> Case {
-    let runtime = std::fs::read(folder_of(world, name)?.join("runtime.json"))?;
+    let runtime = std::fs::read(world.folder(name)?.join("runtime.json"))?;
     let runtime: serde_json::Value = serde_json::from_slice(&runtime)?;
     let pid =
         runtime["pid"].as_i64().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
@@ -128,7 +116,7 @@ fn check(world: &World) -> Case {
         digests.push((meta.mtime(), meta.mtime_nsec(), meta.blocks()));
     }
     ensure(digests[0] == digests[1], "the disk was written to")?;
-    let left: Vec<_> = std::fs::read_dir(folder_of(world, name)?.join("disk"))?.flatten().collect();
+    let left: Vec<_> = std::fs::read_dir(world.folder(name)?.join("disk"))?.flatten().collect();
     ensure(left.len() == 2, format!("{left:?}"))?;
     let said = world.shell_ok(&folder, "cat ~/kept")?;
     ensure(said == "kept", said)?;
@@ -174,7 +162,7 @@ fn damaged_files(world: &World) -> Case {
     let name = "shell-files";
     world.shell_ok(&folder, "echo kept > ~/kept")?;
     world.run(&["stop", name])?;
-    let disk = folder_of(world, name)?.join("disk");
+    let disk = world.folder(name)?.join("disk");
     let description = std::fs::read(disk.join("disk.json"))?;
     let newer = String::from_utf8_lossy(&description).replace("\"version\":1", "\"version\":9");
     // (disk.json, whether its layer is there, a word of what is said)

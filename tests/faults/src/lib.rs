@@ -1,52 +1,12 @@
-//! What the fault cases share: a sandbox's processes, random moments that can be had again, and the journal of what a guest had
+//! What the fault cases share: a sandbox's processes and the journal of what a guest had
 //! made durable.
 
 mod journal;
-
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::{Case, Verdict, World};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use journal::{Journal, Writer};
-
-/// Random numbers (splitmix64) from a seed that is said, so that a run can be had again: `VIV_FAULTS_SEED`.
-#[derive(Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    /// Begins with the seed that was asked for, or one of the time, and says it.
-    pub fn new() -> Self {
-        let asked = std::env::var("VIV_FAULTS_SEED").ok().and_then(|text| text.parse().ok());
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
-        let seed = asked.unwrap_or_else(now);
-        eprintln!("VIV_FAULTS_SEED={seed}");
-        Self(seed)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (value ^ (value >> 31)) % limit.max(1)
-    }
-
-    /// Waits for a random time up to `most`, and says how long.
-    pub fn wait(&mut self, most: Duration) -> Duration {
-        let time = Duration::from_micros(self.below(most.as_micros() as u64));
-        std::thread::sleep(time);
-        time
-    }
-}
-
-impl Default for Dice {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// A sandbox's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +15,6 @@ pub struct Processes {
     pub shim: Pid,
     /// Its vmm, if it has started it.
     pub vmm: Option<Pid>,
-}
-
-/// The folder of the sandbox with this name, found as a user's program finds it.
-pub fn folder(world: &World, name: &str) -> Result<PathBuf, Verdict> {
-    let listed = world.run(&["ls", "--json"])?.text();
-    let id = listed
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|row| row["name"] == name)
-        .and_then(|row| Some(row["id"].as_str()?.to_owned()));
-    let id = id.ok_or_else(|| Verdict::Wrong(format!("ls does not list {name}: {listed}")))?;
-    Ok(world.state().join("sandboxes").join(id))
 }
 
 /// The processes of a sandbox by its folder's name, which its shim has on its command line; `None` when it does not run.
@@ -106,7 +54,7 @@ pub fn check(world: &World, name: &str) -> Case {
 
 /// The checksum of the base image that a sandbox runs on.
 pub fn base_checksum(world: &World, name: &str) -> Result<String, Verdict> {
-    let spec = std::fs::read(folder(world, name)?.join("spec.json"))?;
+    let spec = std::fs::read(world.folder(name)?.join("spec.json"))?;
     let spec: serde_json::Value = serde_json::from_slice(&spec)?;
     let image = spec["image"].as_str().unwrap_or_default();
     let base = world.cache().join("images").join(image).join("base.erofs");

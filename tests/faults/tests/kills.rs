@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use e2e::{Case, Verdict, World, ensure, eventually};
-use faults::{Dice, Journal, base_checksum, check, folder, kill, processes};
+use e2e::{Case, Dice, Verdict, World, ensure, eventually};
+use faults::{Journal, base_checksum, check, kill, processes};
 
 use crate::Named;
 
@@ -83,7 +83,7 @@ fn durable(world: &World) -> Case {
 }
 
 fn id_of(world: &World) -> Result<String, Verdict> {
-    Ok(folder(world, NAME)?.file_name().unwrap_or_default().to_string_lossy().into_owned())
+    Ok(world.folder(NAME)?.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
 /// One kill: while it boots, while the journal is written, or while Docker works, too.

@@ -4,8 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use e2e::{Case, Verdict, World, ensure, say};
-use faults::Dice;
+use e2e::{Case, Dice, Verdict, World, ensure, say};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::Named;

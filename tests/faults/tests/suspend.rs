@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::{Case, Verdict, World, ensure};
-use faults::{folder, processes};
+use faults::processes;
 use rustix::process::{Signal, kill_process};
 
 use crate::Named;
@@ -38,7 +38,7 @@ fn stopped(world: &World) -> Case {
     let time = Duration::from_secs(if e2e::long_cases() { 60 } else { 30 });
     let project = world.project("asleep");
     world.shell_ok(&project, "true")?;
-    let folder = folder(world, "shell-asleep")?;
+    let folder = world.folder("shell-asleep")?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut busy = world.viv(&project, ["exec", "shell-asleep", "sh", "-c", BUSY]).spawn()?;
     e2e::eventually("the load", || {
