@@ -72,13 +72,19 @@ impl Hypervisor for SoftEngine {
         .into_iter()
         .filter_map(|(name, present)| (!present).then_some(name))
         .collect();
-        if missing.is_empty() {
-            return Ok(Availability { details: "Software x86-64 CPU by binary translation".to_owned() });
+        if !missing.is_empty() {
+            return Err(Unavailable {
+                reason: format!("The processor lacks {}", missing.join(", ")),
+                hint: "Use a machine with a processor made after 2013".to_owned(),
+            });
         }
-        Err(Unavailable {
-            reason: format!("The processor lacks {}", missing.join(", ")),
-            hint: "Use a machine with a processor made after 2013".to_owned(),
-        })
+        // Made and dropped: whether a host gives executable memory is not written down in any one place.
+        soft_cpu::StubMemory::new().map_err(|error| Unavailable {
+            reason: format!("The host gives no executable memory, which translated code needs ({error})"),
+            hint: "Allow it for viv: sysctl vm.memfd_noexec below 2, SELinux's execmem, no filter of mmap"
+                .to_owned(),
+        })?;
+        Ok(Availability { details: "Software x86-64 CPU by binary translation".to_owned() })
     }
 
     fn propose(&self, shape: &VmShape) -> Result<Box<dyn ProtoVm>, CreateVmError> {
