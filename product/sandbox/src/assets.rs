@@ -37,18 +37,17 @@ pub(crate) fn old_initramfs(cache: &Path) -> Vec<PathBuf> {
     files.map(|entry| entry.path()).filter(|path| Some(path) != newest.as_ref()).collect()
 }
 
-/// The initramfs for this agent and this kernel, made if it is not in the cache. `modules` is the kernel's folder of
-/// modules, `release` its name.
+/// The initramfs for this agent and this kernel, made if it is not in the cache or not as it was made. `modules` is the
+/// kernel's folder of modules, `release` its name.
 pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -> Result<PathBuf> {
     let mut hash = Sha256::new();
     // Two lengths, so that no two pairs give the same bytes.
     hash.update((release.len() as u64).to_le_bytes());
     hash.update(release);
     hash.update(agent);
-    let key: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let key = short_hex(hash);
     let folder = places.cache.join(INITRAMFS);
-    let path = folder.join(format!("{key}.cpio"));
-    if path.is_file() {
+    if let Some(path) = kept(&folder, &key) {
         return Ok(path);
     }
     let failed = |error: initramfs::InitramfsError| Error::SetUp {
@@ -58,6 +57,57 @@ pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -
     let modules = initramfs::Modules::from_dir(modules).map_err(failed)?;
     let archive = initramfs::build(agent, &modules).map_err(failed)?;
     fs::create_dir_all(&folder).map_err(|source| Error::file("cannot make the folder", &folder, source))?;
+    let path = folder.join(name(&key, &archive));
     files::write_whole(&path, &archive)?;
     Ok(path)
+}
+
+/// The archive that was made for this key and still is what it was. Its name says so, and some megabytes are read in a few
+/// milliseconds. A damaged one is deleted.
+fn kept(folder: &Path, key: &str) -> Option<PathBuf> {
+    let mine = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with(&format!("{key}-")))
+    };
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(mine);
+    files.into_iter().find(|path| {
+        let intact = fs::read(path)
+            .is_ok_and(|bytes| path.file_name().is_some_and(|found| found == name(key, &bytes).as_str()));
+        if !intact {
+            tracing::warn!(path = %path.display(), "A damaged file of the cache is made again");
+            let _ = fs::remove_file(path);
+        }
+        intact
+    })
+}
+
+fn name(key: &str, archive: &[u8]) -> String {
+    format!("{key}-{}.cpio", short_hex(Sha256::new_with_prefix(archive)))
+}
+
+/// The first half of a digest.
+fn short_hex(hash: Sha256) -> String {
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_believed_by_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = b"archive".as_slice();
+        let path = folder.path().join(name("k", whole));
+        assert_eq!(kept(folder.path(), "k"), None);
+        for damaged in [b"archivf".as_slice(), b"", b"archive "] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(kept(folder.path(), "k"), None);
+            assert!(!path.exists(), "it is deleted, so that it is no obstacle");
+        }
+        fs::write(&path, whole).unwrap();
+        assert_eq!(kept(folder.path(), "k"), Some(path));
+        assert_eq!(kept(folder.path(), "other"), None);
+    }
 }
