@@ -61,6 +61,12 @@ impl Mirrors {
         let security = security.unwrap_or_else(|| format!("{main}-security"));
         Self { security: security.trim_end_matches('/').to_owned(), main }
     }
+
+    /// The addresses.
+    #[must_use]
+    pub fn servers(self) -> Vec<String> {
+        vec![self.main, self.security]
+    }
 }
 
 /// A suite the image takes packages from.

@@ -91,6 +91,18 @@ impl Client {
         }
     }
 
+    /// Whether the server of an address answers at all, whatever it says, within `patience`.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_server(&self, url: &str, patience: Duration) -> Result<(), FetchError> {
+        let head = self.agent.head(url).config().timeout_global(Some(patience)).max_redirects(0).build();
+        match head.call() {
+            Ok(_) | Err(ureq::Error::TooManyRedirects) => Ok(()),
+            Err(error) => Err(FetchError::Network { url: url.to_owned(), reason: in_words(&error) }),
+        }
+    }
+
     /// Asks for a file from byte `from` on.
     pub(crate) fn request(&self, url: &str, from: u64) -> Result<Body, Refusal> {
         let mut request = self.agent.get(url);
@@ -101,7 +113,7 @@ impl Client {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => {
                 Refusal::Final(error.to_string())
             }
-            other => Refusal::Passing(other.to_string()),
+            other => Refusal::Passing(in_words(&other)),
         })?;
         let status = response.status().as_u16();
         let start = match status {
@@ -114,6 +126,18 @@ impl Client {
         };
         let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
         Ok(Body { reader: Box::new(reader), start })
+    }
+}
+
+/// An error for people: without the numbers of the system's errors.
+fn in_words(error: &ureq::Error) -> String {
+    let text = match error {
+        ureq::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    };
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
     }
 }
 

@@ -117,6 +117,10 @@ impl Store {
         Ok(Cache::open(&self.root.join("downloads"))?)
     }
 
+    fn archive(&self, client: &Client, cache: &Cache) -> Result<Archive, StoreError> {
+        Ok(Archive::new(client.clone(), cache.clone(), keyring()?, Mirrors::from_environment()))
+    }
+
     fn lock(&self) -> Result<Lock, StoreError> {
         self.lock.clone().map_or_else(|| Ok(Lock::shipped(self.arch)?), Ok)
     }
@@ -211,7 +215,7 @@ impl Store {
         let pinned = self.lock()?;
         let client = Client::new();
         let cache = self.downloads()?;
-        let archive = Archive::new(client.clone(), cache.clone(), keyring()?, Mirrors::from_environment());
+        let archive = self.archive(&client, &cache)?;
 
         let mut lock = pinned.clone();
         self.check_space(cache.missing_bytes(&items(&archive, &lock)))?;
@@ -338,6 +342,34 @@ impl Store {
                 std::fs::remove_dir_all(&path).map_err(file_error("remove", &path))?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether a set-up has room on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] if it has not; or the folder cannot be read.
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        let cache = self.downloads()?;
+        let archive = self.archive(&Client::new(), &cache)?;
+        self.check_space(cache.missing_bytes(&items(&archive, &self.lock()?)))
+    }
+
+    /// Whether the servers answer that a set-up downloads from: one question to each, which takes at most `patience`.
+    ///
+    /// # Errors
+    /// The first that does not answer.
+    pub fn check_servers(&self, patience: Duration) -> Result<(), StoreError> {
+        let mut servers = Mirrors::from_environment().servers();
+        servers.push(image_builder::npm_registry());
+        servers.dedup();
+        let client = Client::new();
+        std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                servers.iter().map(|url| scope.spawn(|| client.check_server(url, patience))).collect();
+            let answers = asked.into_iter().map(|thread| thread.join().unwrap_or(Ok(())));
+            answers.collect::<Result<(), FetchError>>()
+        })?;
         Ok(())
     }
 

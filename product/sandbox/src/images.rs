@@ -1,5 +1,7 @@
 //! The base image of sandboxes: found in the store, or made there with a machine of ours.
 
+use std::time::Duration;
+
 use image_builder::{Boot, BuilderVm};
 use store::{BaseImage, Store};
 
@@ -67,6 +69,16 @@ impl<'p> Images<'p> {
         } else {
             Stock::Makeable
         })
+    }
+
+    /// Whether there is room on the disk for a set-up.
+    pub fn check_room(&self) -> Result<()> {
+        self.store.check_room().map_err(|error| set_up(&error))
+    }
+
+    /// Whether the servers answer that a set-up downloads from; each question takes at most `patience`.
+    pub fn check_servers(&self, patience: Duration) -> Result<()> {
+        self.store.check_servers(patience).map_err(|error| set_up(&error))
     }
 
     /// Bytes that a set-up would download.
@@ -161,6 +173,9 @@ impl<'p> Images<'p> {
 fn set_up(error: &store::StoreError) -> Error {
     let hint = match error {
         store::StoreError::NoSpace { .. } => "free some space, or point XDG_CACHE_HOME to a larger disk",
+        store::StoreError::Fetch(fetch::FetchError::Network { .. }) => {
+            "check the network (http_proxy and https_proxy are followed) and run the same again: what was downloaded is kept"
+        }
         store::StoreError::Fetch(_) => "what was downloaded is kept; run the same again to go on",
         _ => "run the same again; viv -v says more",
     };
