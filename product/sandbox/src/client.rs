@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What a guest gets to say what it uses, all in all.
 const METRICS: Duration = Duration::from_secs(2);
 
+/// How long a shim may take to say how its sandbox fares, which it knows. One that takes longer was stopped, or its host is.
+const STATUS: Duration = Duration::from_secs(2);
+
 /// The variables that a shim gets; it starts with no others.
 const KEPT_VARIABLES: [&str; 6] =
     ["HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VIV_LOG", "PATH"];
@@ -176,10 +179,9 @@ fn announcement(heard: PipeReader) -> Result<Announcement> {
 
 /// How a running sandbox fares; `None` when it does not run or does not listen yet.
 pub fn status(sandbox: &Sandbox) -> Result<Option<Status>> {
-    match sandbox.connect()? {
-        Some(connection) => status_over(&connection).map(Some),
-        None => Ok(None),
-    }
+    let Some(connection) = sandbox.connect()? else { return Ok(None) };
+    connection.set_patience(STATUS)?;
+    status_over(&connection).map(Some)
 }
 
 fn status_over(connection: &Connection) -> Result<Status> {
@@ -192,6 +194,7 @@ fn status_over(connection: &Connection) -> Result<Status> {
 /// What the guest uses; `None` when it cannot be asked just now.
 pub fn metrics(sandbox: &Sandbox) -> Option<agent_proto::messages::Metrics> {
     let connection = sandbox.connect().ok()??;
+    connection.set_patience(STATUS).ok()?;
     // A sandbox that is not ready would make this wait.
     (status_over(&connection).ok()?.state == crate::spec::State::Running).then_some(())?;
     let stream = UnixStream::from(connection.open_port(agent_proto::abi::AGENT_PORT).ok()?);

@@ -27,6 +27,7 @@ pub mod images;
 pub mod launch;
 pub mod logs;
 pub mod naming;
+pub mod needs;
 pub mod packet;
 pub mod places;
 pub mod plan;

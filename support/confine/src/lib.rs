@@ -120,6 +120,12 @@ pub fn harden() -> Result<(), ConfineError> {
     sys::harden()
 }
 
+/// The version of Landlock that this kernel offers; `None` where it has none, and where there is no Landlock.
+#[must_use]
+pub fn landlock() -> Option<u32> {
+    sys::landlock()
+}
+
 /// The system calls that a role may make, each with its reason and how it is shown to be needed.
 #[must_use]
 pub fn table(role: Role) -> &'static [Call] {

@@ -1,16 +1,30 @@
-//! `viv diagnose`: which engine, why, what would help, how sandboxes are confined, and what went unusual.
+//! `viv diagnose`: which engine, why, what is missing and would mend it, how sandboxes are confined, and what went unusual.
+//!
+//! It answers soon whatever the state of the machine: each question has a thread of its own, and one that is not answered in
+//! time (a dead network file system, a stopped process) is named as such.
+
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 use sandbox::client;
 use sandbox::engine::{self, Choice};
 use sandbox::escape::escaped;
-use sandbox::folder::Sandboxes;
+use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::images::Images;
+use sandbox::needs::{self, Missing};
 use sandbox::places::Places;
+use sandbox::workspace::exact;
 use serde::Serialize;
 
 use crate::cli::DiagnoseOptions;
 use crate::failure::{Failure, LONGEST};
 use crate::setup::AGENT;
+
+/// What all questions together may take.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// What a server gets to answer in.
+const SERVER: Duration = Duration::from_millis(1000);
 
 /// All that is found, as `--json` has it.
 #[derive(Debug, Serialize)]
@@ -18,18 +32,23 @@ struct Findings {
     viv: &'static str,
     arch: &'static str,
     kernel: String,
-    engine: Choice,
+    /// None where no engine can be used; `missing` says why.
+    engine: Option<Choice>,
+    missing: Vec<Missing>,
     cache: Folder,
     state: Folder,
     images: Vec<String>,
     sandboxes: Vec<Running>,
     /// Sandboxes that cannot be read, and why.
-    damaged: Vec<String>,
+    damaged: Vec<Missing>,
 }
 
 #[derive(Debug, Serialize)]
 struct Folder {
     path: String,
+    /// Its exact bytes where they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_b64: Option<String>,
     free: Option<u64>,
 }
 
@@ -45,7 +64,7 @@ struct Running {
 /// The verb.
 pub(crate) fn run(options: &DiagnoseOptions) -> Result<u8, Failure> {
     let places = Places::from_env()?;
-    let findings = find(&places)?;
+    let findings = find(&places);
     if options.json {
         super::say(&format!("{}\n", serde_json::to_string(&findings).map_err(Failure::new)?))?;
     } else {
@@ -54,47 +73,171 @@ pub(crate) fn run(options: &DiagnoseOptions) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn find(places: &Places) -> Result<Findings, Failure> {
-    let (sandboxes, wrong) = Sandboxes::open(places)?.list()?;
-    let running = sandboxes
+/// A question that was asked in a thread of its own.
+struct Asked<T>(Receiver<T>);
+
+fn ask<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Asked<T> {
+    let (answer, asked) = mpsc::channel();
+    // Without a thread there is no answer, as without time.
+    let _ = std::thread::Builder::new().spawn(move || answer.send(question()));
+    Asked(asked)
+}
+
+impl<T> Asked<T> {
+    fn by(self, deadline: Instant) -> Option<T> {
+        self.0.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    }
+}
+
+/// What the state folder holds.
+#[derive(Default)]
+struct State {
+    running: Vec<Running>,
+    damaged: Vec<Missing>,
+    missing: Vec<Missing>,
+}
+
+/// How it stands with the base image.
+#[derive(Default)]
+struct Stock {
+    images: Vec<String>,
+    missing: Vec<Missing>,
+}
+
+fn find(places: &Places) -> Findings {
+    let deadline = Instant::now() + PATIENCE;
+    let with = || places.clone();
+    let (a, b, c, d, e) = (with(), with(), with(), with(), with());
+    let engine = ask(move || engine::choose(None, &a));
+    let state = ask(move || state(&b, deadline));
+    let stock = ask(move || stock(&c, deadline));
+    let folders = [("cache", "XDG_CACHE_HOME", d.cache), ("state", "XDG_STATE_HOME", e.state)]
+        .map(|(what, variable, path)| (what, path.clone(), ask(move || folder(&path, variable))));
+    let mut missing = Vec::new();
+    let engine = match engine.by(deadline) {
+        Some(Ok(choice)) => Some(choice),
+        Some(Err(error)) => {
+            missing.push(Missing::from_error(&error, "use another host"));
+            None
+        }
+        None => {
+            missing.push(silent("the probe of the engines", "try again when the host is less busy"));
+            None
+        }
+    };
+    missing.extend(needs::memory().into_iter().chain(needs::landlock()));
+    let [cache, kept] = folders.map(|(what, path, asked)| {
+        let (free, wrong) = asked.by(deadline).unwrap_or_else(|| {
+            let mend = "its file system does not answer: mount it again, or point XDG_CACHE_HOME or XDG_STATE_HOME elsewhere";
+            (None, Some(silent(&format!("the {what} folder, {}", path.display()), mend)))
+        });
+        missing.extend(wrong);
+        Folder { path: path.display().to_string(), path_b64: exact(path.as_os_str()), free }
+    });
+    let stock = stock.by(deadline).unwrap_or_else(|| Stock {
+        images: Vec::new(),
+        missing: vec![silent(
+            "the store of images",
+            "viv run shell . reads an image that was copied or changed once, or makes it again",
+        )],
+    });
+    let state = state.by(deadline + Duration::from_millis(100)).unwrap_or_default();
+    missing.extend(stock.missing.into_iter().chain(state.missing));
+    Findings {
+        viv: env!("CARGO_PKG_VERSION"),
+        arch: std::env::consts::ARCH,
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        engine,
+        missing,
+        cache,
+        state: kept,
+        images: stock.images,
+        sandboxes: state.running,
+        damaged: state.damaged,
+    }
+}
+
+fn silent(what: &str, mend: &str) -> Missing {
+    Missing { what: format!("No answer came from {what}"), mend: mend.to_owned() }
+}
+
+/// Sandboxes that run, are damaged or do not answer.
+fn state(places: &Places, deadline: Instant) -> State {
+    let mut found = State::default();
+    let listed = Sandboxes::open(places).and_then(|all| all.list());
+    let (sandboxes, wrong) = match listed {
+        Ok(listed) => listed,
+        Err(error) => {
+            found.missing.push(Missing::from_error(&error, "make the state folder readable for you"));
+            return found;
+        }
+    };
+    found.damaged = wrong
         .iter()
-        .filter_map(|sandbox| {
-            let status = client::status(sandbox).ok()??;
-            Some(Running {
-                name: sandbox.spec.name.clone(),
+        .map(|error| Missing::from_error(error, "viv rm -f deletes what is left of it"))
+        .collect();
+    let asked: Vec<_> = sandboxes
+        .into_iter()
+        .filter(Sandbox::is_running)
+        .map(|sandbox| (sandbox.spec.name.clone(), ask(move || client::status(&sandbox))))
+        .collect();
+    for (name, status) in asked {
+        match status.by(deadline) {
+            Some(Ok(Some(status))) => found.running.push(Running {
+                name,
                 engine: status.engine,
                 confinement: status.confinement,
                 sessions: status.sessions,
                 counters: status.counters,
-            })
-        })
-        .collect();
-    let uname = rustix::system::uname();
-    Ok(Findings {
-        viv: env!("CARGO_PKG_VERSION"),
-        arch: std::env::consts::ARCH,
-        kernel: uname.release().to_string_lossy().into_owned(),
-        engine: engine::choose(None, places)?,
-        cache: folder(&places.cache),
-        state: folder(&places.state),
-        images: images(places),
-        sandboxes: running,
-        damaged: wrong.iter().map(ToString::to_string).collect(),
-    })
+            }),
+            // It has ended meanwhile.
+            Some(Ok(None)) => {}
+            Some(Err(error)) => found.missing.push(Missing {
+                what: format!("The sandbox {name} does not say how it fares: {error}"),
+                mend: format!("viv logs {name} may say more"),
+            }),
+            None => found.missing.push(silent(
+                &format!("the sandbox {name}"),
+                &format!("viv rm -f {name} ends and deletes it; viv logs {name} may say more"),
+            )),
+        }
+    }
+    found
 }
 
-/// The current base image, if there is one.
-fn images(places: &Places) -> Vec<String> {
-    let images = Images::open(places, AGENT);
-    images.ok().and_then(|images| images.current().ok().flatten()).into_iter().collect()
+/// The current base image, if there is one; else what keeps a set-up from making it.
+fn stock(places: &Places, deadline: Instant) -> Stock {
+    let images = match Images::open(places, AGENT) {
+        Ok(images) => images,
+        // The cache's folder says so itself.
+        Err(_) => return Stock::default(),
+    };
+    match images.current() {
+        Ok(Some(image)) => Stock { images: vec![image], missing: Vec::new() },
+        Ok(None) => {
+            let places = places.clone();
+            let servers = ask(move || {
+                Images::open(&places, AGENT).ok().and_then(|images| needs::servers(&images, SERVER))
+            });
+            let room = needs::room(&images);
+            let mend = "check the network";
+            let servers =
+                servers.by(deadline).unwrap_or_else(|| Some(silent("the servers of packages", mend)));
+            Stock { images: Vec::new(), missing: room.into_iter().chain(servers).collect() }
+        }
+        Err(error) => {
+            Stock { images: Vec::new(), missing: vec![Missing::from_error(&error, "run the same again")] }
+        }
+    }
 }
 
-fn folder(path: &std::path::Path) -> Folder {
+/// The free bytes of a folder's file system, and what is wrong with the folder.
+fn folder(path: &Path, variable: &str) -> (Option<u64>, Option<Missing>) {
     let there = path.ancestors().find(|path| path.exists());
     let free = there
         .and_then(|path| rustix::fs::statvfs(path).ok())
         .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    Folder { path: path.display().to_string(), free }
+    (free, needs::folder(path, variable))
 }
 
 fn text(findings: &Findings, places: &Places) -> String {
@@ -103,17 +246,24 @@ fn text(findings: &Findings, places: &Places) -> String {
     let mut line = |key: &str, value: &str| {
         let _ = writeln!(out, "{key:<13} {}", escaped(value, LONGEST));
     };
-    line("engine", &format!("{:<10} {}", findings.engine.engine.name(), findings.engine.why));
-    line(
-        "would help",
-        findings.engine.would_help.as_deref().unwrap_or("nothing: this is as fast as it gets"),
-    );
+    match &findings.engine {
+        Some(choice) => {
+            line("engine", &format!("{:<10} {}", choice.engine.name(), choice.why));
+            let otherwise = "nothing: this is as fast as it gets";
+            line("would help", choice.would_help.as_deref().unwrap_or(otherwise));
+        }
+        None => line("engine", "none can be used, so no sandbox can run here"),
+    }
+    for Missing { what, mend } in &findings.missing {
+        line("missing", what);
+        line("  mend", mend);
+    }
     let seen = findings.sandboxes.first().map(|sandbox| sandbox.confinement.join(", "));
     line("confinement", seen.as_deref().unwrap_or("on for every sandbox; a running one says by which means"));
     line("viv", &format!("{} {}, on Linux {}", findings.viv, findings.arch, findings.kernel));
     for (key, folder) in [("cache", &findings.cache), ("state", &findings.state)] {
         let free = folder.free.map_or_else(String::new, |free| format!("   {} free", super::size(free)));
-        line(key, &format!("{}{free}", places.short(std::path::Path::new(&folder.path))));
+        line(key, &format!("{}{free}", places.short(Path::new(&folder.path))));
     }
     line(
         "images",
@@ -131,8 +281,9 @@ fn text(findings: &Findings, places: &Places) -> String {
             line("", &format!("{name}: {count}"));
         }
     }
-    for damaged in &findings.damaged {
-        line("damaged", damaged);
+    for Missing { what, mend } in &findings.damaged {
+        line("damaged", what);
+        line("  mend", mend);
     }
     out
 }

@@ -73,7 +73,11 @@ struct Paths {
     #[serde(skip_serializing_if = "Option::is_none")]
     folder_b64: Option<String>,
     disk: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_b64: Option<String>,
     logs: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logs_b64: Option<String>,
 }
 
 /// The verb.
@@ -127,10 +131,13 @@ fn details(sandbox: &Sandbox) -> Details {
 
 fn paths(folder: &Path) -> Paths {
     let shown = |path: &Path| path.display().to_string();
+    let (disk, logs) = (folder.join("disk"), folder.join("logs"));
     Paths {
         folder: shown(folder),
         folder_b64: exact(folder.as_os_str()),
-        disk: shown(&folder.join("disk")),
-        logs: shown(&folder.join("logs")),
+        disk: shown(&disk),
+        disk_b64: exact(disk.as_os_str()),
+        logs: shown(&logs),
+        logs_b64: exact(logs.as_os_str()),
     }
 }

@@ -13,6 +13,8 @@ use std::sync::LazyLock;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
 
+pub(crate) use files::offered as landlock;
+
 use crate::table::Call;
 use crate::{ConfineError, Grants, Report, Role};
 

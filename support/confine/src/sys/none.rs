@@ -12,6 +12,11 @@ pub(crate) fn harden() -> Result<(), ConfineError> {
     Err(unsupported())
 }
 
+/// There is none.
+pub(crate) fn landlock() -> Option<u32> {
+    None
+}
+
 /// There is no table without a filter.
 pub(crate) fn table(_role: Role) -> &'static [Call] {
     &[]

@@ -27,9 +27,7 @@ pub(super) fn restrict(
     if threads > 1 && available < ALL_THREADS {
         return Err(ConfineError::Threads(threads));
     }
-    if available == ABI::Unsupported {
-        return Ok(None);
-    }
+    let Some(version) = offered() else { return Ok(None) };
     let failed = |error: landlock::RulesetError| ConfineError::Landlock(Box::new(error));
     let required = if available >= REQUIRED { AccessFs::from_all(REQUIRED) } else { BitFlags::empty() };
     let mut ruleset = Ruleset::default();
@@ -57,7 +55,7 @@ pub(super) fn restrict(
     if status.ruleset == RulesetStatus::NotEnforced {
         return Err(ConfineError::Landlock("the kernel did not enforce it".into()));
     }
-    Ok(Some(available as u32))
+    Ok(Some(version))
 }
 
 /// A right beneath a granted directory, and who needs it.
@@ -112,6 +110,11 @@ fn scopes(role: Role) -> BitFlags<Scope> {
         // It must kill its vmm, which started before it was confined; the filter lets it signal no other process.
         Role::Shim => Scope::from_all(WANTED) & !Scope::Signal,
     }
+}
+
+/// The version that the kernel offers, as a number.
+pub(crate) fn offered() -> Option<u32> {
+    Some(available() as u32).filter(|version| *version > 0)
 }
 
 /// The version that the kernel offers.
