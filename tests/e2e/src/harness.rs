@@ -19,6 +19,9 @@ fn target() -> PathBuf {
 
 /// Runs all groups of cases as the command line chooses them: the whole main function of a test program.
 pub fn run(groups: &[(&str, &[Named])]) -> ExitCode {
+    if let Some(code) = crate::limits::become_limited() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     // The cases share two cores and some sandboxes.
     arguments.test_threads = arguments.test_threads.or(Some(1));

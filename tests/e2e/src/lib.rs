@@ -5,6 +5,7 @@
 
 mod dice;
 mod harness;
+mod limits;
 mod terminal;
 
 use std::ffi::OsStr;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use dice::Dice;
 pub use harness::{Named, run};
+pub use limits::Limits;
 pub use terminal::Terminal;
 
 /// The program under test and the folders that it uses.

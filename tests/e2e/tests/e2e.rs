@@ -1,6 +1,6 @@
 //! Drives the real `viv` as a user does. `cargo test -p e2e`; a name's part as argument chooses cases.
 //!
-//! One point of the promise each: set-up and sessions, Docker and tools, the workspace, several sandboxes. What cannot be
+//! One point of the promise each: set-up and sessions, Docker and tools, the workspace, several sandboxes, places and limits. What cannot be
 //! tried on this machine is skipped with its reason, and counted.
 
 mod crowd;
@@ -8,6 +8,7 @@ mod disk;
 mod docker;
 mod life;
 mod many;
+mod places;
 mod sessions;
 mod workspace;
 
@@ -25,5 +26,6 @@ fn main() -> ExitCode {
         ("life", life::CASES),
         ("crowd", crowd::CASES),
         ("disk", disk::CASES),
+        ("places", places::CASES),
     ])
 }

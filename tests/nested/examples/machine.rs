@@ -39,6 +39,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         script: &script,
         memory_mib: memory,
         vcpus,
+        cpu: Job::default().cpu,
         limit: Duration::from_secs(limit),
     };
     let output = Nested::prepare()?.run(&job)?;

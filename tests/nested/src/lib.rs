@@ -87,6 +87,8 @@ pub struct Job<'a> {
     /// the state of the machine itself into the guest's VMCB (seen in its monitor: both RIPs are the one behind VMRUN,
     /// both CR3s are equal), and both kernels are lost. It is no slower: a guest's vCPUs share the one.
     pub vcpus: u32,
+    /// The machine's processor, as QEMU names it; with `svm` it has KVM.
+    pub cpu: &'a str,
     /// How long it may run, its boot (some 5 s) included.
     pub limit: Duration,
 }
@@ -100,6 +102,7 @@ impl Default for Job<'_> {
             script: "true",
             memory_mib: 2048,
             vcpus: 2,
+            cpu: "max,+svm",
             limit: Duration::from_secs(300),
         }
     }
@@ -147,24 +150,15 @@ impl Nested {
         };
         let console = scratch.path().join("console");
         let mut qemu = self.packages.qemu();
-        qemu.args([
-            "-M",
-            "q35",
-            "-cpu",
-            "max,+svm",
-            "-accel",
-            "tcg,thread=multi",
-            "-nodefaults",
-            "-no-reboot",
-        ])
-        .args(["-display", "none", "-smp", &job.vcpus.to_string(), "-m", &job.memory_mib.to_string()])
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()))
-        .arg("-kernel")
-        .arg(&self.packages.kernel)
-        .arg("-initrd")
-        .arg(&initrd)
-        .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
+        qemu.args(["-M", "q35", "-cpu", job.cpu, "-accel", "tcg,thread=multi", "-nodefaults", "-no-reboot"])
+            .args(["-display", "none", "-smp", &job.vcpus.to_string(), "-m", &job.memory_mib.to_string()])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .arg("-kernel")
+            .arg(&self.packages.kernel)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
         if let Some(disk) = &disk {
             qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
         }

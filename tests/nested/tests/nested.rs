@@ -14,8 +14,11 @@ use nested::{Job, Nested, Unavailable};
 /// One case: boots a machine of its own.
 type Case = (&'static str, fn(&Nested) -> Result<Completion, Failed>);
 
-const CASES: &[Case] =
-    &[("contract_suite_on_true_kvm", contract_suite), ("viv_works_on_true_kvm", viv::works_on_true_kvm)];
+const CASES: &[Case] = &[
+    ("contract_suite_on_true_kvm", contract_suite),
+    ("viv_works_on_true_kvm", viv::works_on_true_kvm),
+    ("without_any_engine_the_cause_is_said", viv::old_processor),
+];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
