@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use e2e::{Case, Dice, Said, Verdict, World, ensure, say};
+use e2e::{Case, Dice, Said, Verdict, World, ensure, eventually, say};
 use serde_json::Value;
 
 use crate::Named;
@@ -47,12 +47,28 @@ fn sandboxes(world: &World) -> Case {
     let small = |folder: &Path, script: &str| {
         say(world.viv(folder, ["run", "shell", ".", "-m", "512m", "--cpus", "1", "--", "-c", script]), b"")
     };
+    // None ends before all ten run.
+    let script = "pwd; touch here; while ! [ -e go ]; do sleep 0.2; done";
+    let ten_run = || {
+        let listed = world.run(&["ls", "--json"]).map(|said| said.text()).unwrap_or_default();
+        let rows = listed.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let ours = |row: &serde_json::Value| {
+            row["name"].as_str().is_some_and(|name| name.starts_with("shell-one-of-"))
+        };
+        rows.filter(|row| ours(row) && row["state"] == "running").count() == folders.len()
+    };
+    let mut met = Ok(());
     let said: Vec<Result<Said, Verdict>> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            folders.iter().map(|folder| scope.spawn(move || small(folder, "pwd; touch here"))).collect();
+            folders.iter().map(|folder| scope.spawn(move || small(folder, script))).collect();
+        met = eventually("ten sandboxes that run at the same time", ten_run);
+        for folder in &folders {
+            let _ = std::fs::write(folder.join("go"), "");
+        }
         let gone = || Err(Verdict::Wrong("a client's thread ended".into()));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
     });
+    met?;
     for (said, folder) in said.into_iter().zip(&folders) {
         let said = said?;
         ensure(said.code == 0 && said.text() == folder.to_string_lossy(), format!("{said:?}"))?;

@@ -51,11 +51,27 @@ fn create(world: &World) -> Case {
         (made["limits"]["cpus"].as_u64(), made["limits"]["memory"].as_u64(), made["limits"]["disk"].as_u64());
     ensure(limits == (Some(1), Some(1 << 30), Some(2 << 30)), made.to_string())?;
     // What was decided holds for the first start, however that comes.
-    let said = well(world.run(&["attach", "shell-crea", "--", "-c", "nproc; pwd"])?)?;
-    ensure(said == format!("1\n{}", folder.display()), said)?;
+    let script =
+        "nproc; pwd; awk '/^MemTotal/ { print $2 }' /proc/meminfo; lsblk -bdno SIZE | sort -n | tr '\\n' ' '";
+    let said = well(world.run(&["attach", "shell-crea", "--", "-c", script])?)?;
+    let lines: Vec<&str> = said.lines().collect();
+    ensure(lines.len() == 4 && lines[..2] == ["1", &*folder.to_string_lossy()], said.clone())?;
+    // The kernel keeps some of the memory for itself.
+    let memory: u64 = lines[2].parse()?;
+    ensure((900 << 10..=1 << 20).contains(&memory), format!("{memory} KiB of memory: {said}"))?;
+    let disk = (2u64 << 30).to_string();
+    ensure(lines[3].split(' ').any(|size| size == disk), format!("no disk of {disk} bytes: {said}"))?;
     let runs = inspect(world, "shell-created")?;
     ensure(runs["state"] == "running" && runs["processes"]["vmm"].is_u64(), runs.to_string())?;
-    world.run(&["rm", "-f", "shell-created"]).map(|_| ())
+    world.run(&["rm", "-f", "shell-created"])?;
+    // What is not decided is as documented (docs/sandboxes.md).
+    let name = well(say(world.viv(&folder, ["create", "shell", "."]), b"")?)?;
+    let limits = inspect(world, &name)?["limits"].clone();
+    let (cpus, memory) = (limits["cpus"].as_u64(), limits["memory"].as_u64().unwrap_or(0));
+    let host = std::thread::available_parallelism()?.get().min(64);
+    ensure(cpus == u64::try_from(host).ok() && limits["disk"] == 64u64 << 30, limits.to_string())?;
+    ensure((256 << 20..=8 << 30).contains(&memory), limits.to_string())?;
+    world.run(&["rm", "-f", &name]).map(|_| ())
 }
 
 fn detached(world: &World) -> Case {

@@ -352,9 +352,16 @@ fn nearest(world: &World) -> Case {
     };
     let refused = create(&["create", "shell", "."])?;
     ensure(refused.code == 125 && refused.err.contains("--force"), format!("{refused:?}"))?;
-    let forced = create(&["create", "shell", ".", "--force"])?;
-    ensure(forced.code == 0, format!("{forced:?}"))?;
-    world.run(&["rm", "-f", forced.text().as_str()]).map(|_| ())
+    std::fs::write(home.join("of mine"), "mine")?;
+    let forced = create(&["run", "shell", ".", "--force", "--name", "forced", "--", "-c", "cat 'of mine'"])?;
+    ensure(forced.code == 0 && forced.text() == "mine", format!("{forced:?}"))?;
+    world.run(&["rm", "-f", "forced"])?;
+    // The whole host, which is not at `/` in the guest. Read-only: it is somebody's machine.
+    let file = home.join("of mine");
+    let whole = format!("cat '/host{}'; touch '/host{}' || pwd", file.display(), file.display());
+    let forced = create(&["run", "shell", "/:ro", "--force", "--name", "forced", "--", "-c", &whole])?;
+    ensure(forced.text() == "mine/host", format!("{forced:?}"))?;
+    world.run(&["rm", "-f", "forced"]).map(|_| ())
 }
 
 /// As an ordinary user of a machine whose `/dev/kvm` is root's.

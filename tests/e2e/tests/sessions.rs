@@ -156,7 +156,21 @@ fn copied(world: &World) -> Case {
     let own = std::process::Command::new("chown").args(["-R", "65534:65534"]).arg(path).status()?;
     ensure(own.success(), "chown failed")?;
     let said = say(user(&["run", "shell", ".", "--", "-c", "id -un; touch made; ls"]), b"")?;
+    let used = say(user(&["exec", "shell-p", "docker", "version", "--format", "{{.Server.Os}}"]), b"")?;
+    let inspected = say(user(&["inspect", "shell-p"]), b"")?;
+    let stopped = say(user(&["stop", "shell-p"]), b"")?;
+    let again = say(user(&["run", "shell", ".", "--", "-c", "ls"]), b"")?;
     let removed = say(user(&["rm", "-f", "shell-p"]), b"")?;
+    ensure(used.text() == "linux" && stopped.text() == "shell-p", format!("{used:?} {stopped:?}"))?;
+    ensure(again.text() == "made", format!("{again:?}"))?;
+    // Without a /dev/kvm that this user may open, the software CPU is used, without a word.
+    let inspected: serde_json::Value = serde_json::from_str(&inspected.text())?;
+    let own = user(&["--version"]);
+    let may = std::process::Command::new("setpriv")
+        .args(own.get_args().take(4))
+        .args(["test", "-r", "/dev/kvm", "-a", "-w", "/dev/kvm"])
+        .status()?;
+    ensure(may.success() || inspected["engine"]["used"] == "soft", inspected.to_string())?;
     ensure(said.code == 0 && said.text() == "agent\nmade", format!("{said:?}"))?;
     ensure(removed.code == 0, format!("{removed:?}"))?;
     use std::os::unix::fs::MetadataExt;
