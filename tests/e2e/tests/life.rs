@@ -374,7 +374,23 @@ fn any_bytes(world: &World) -> Case {
     ensure(row["workspace"].as_str().is_some_and(|text| text.contains('\u{fffd}')), row.to_string())?;
     well(world.run(&["stop", "shell-sp-ace"])?)?;
     ensure(world.shell(&folder, "ls", b"")?.text() == "made", "it starts again, with the same folder")?;
-    world.run(&["rm", "-f", "shell-sp-ace"]).map(|_| ())
+    // Into it and out of it again, under names of any bytes.
+    let inside = std::ffi::OsStr::from_bytes(b"shell-sp-ace:/tmp/in \xff");
+    let (from, to) = (folder.join(std::ffi::OsStr::from_bytes(b"\xfe")), folder.join("back"));
+    std::fs::write(&from, "of any name")?;
+    let copy = |from: &std::ffi::OsStr, to: &std::ffi::OsStr| {
+        say(world.viv(&folder, [std::ffi::OsStr::new("cp"), from, to]), b"")
+    };
+    well(copy(from.as_os_str(), inside)?)?;
+    well(copy(inside, to.as_os_str())?)?;
+    ensure(std::fs::read(&to)? == b"of any name", "cp changed it")?;
+    world.run(&["rm", "-f", "shell-sp-ace"])?;
+    let mut diagnose = world.viv(&folder, ["diagnose", "--json"]);
+    diagnose.env("XDG_STATE_HOME", &folder);
+    let found: Value = serde_json::from_str(&well(say(diagnose, b"")?)?)?;
+    let state = BASE64_STANDARD.decode(found["state"]["path_b64"].as_str().unwrap_or_default())?;
+    // `folder` is as the environment has it, with no link followed.
+    ensure(state == folder.join("vivarium").as_os_str().as_bytes(), found.to_string())
 }
 
 fn killed_client(world: &World) -> Case {
