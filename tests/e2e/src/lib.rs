@@ -257,7 +257,19 @@ pub fn end(mut child: Child) {
 
 /// The cargo that runs this test, to build further programs with.
 pub fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo tells a test of its own package is not for that one: build scripts that look at it would run again for
+    // each test, and all that depends on them be built again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|of| text.starts_with(of))
+        {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// Builds the released `viv` into this target folder and gives its path.
