@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 pub use self::pack::pack;
-pub use self::place::{Source, open_folder, source};
+pub use self::place::{Source, open_folder, source, target};
 pub use self::unpack::unpack;
 
 /// Why a copy ended early.
@@ -22,6 +22,14 @@ pub enum CopyError {
     /// The guest's archive cannot be understood.
     #[error("the sandbox sent an archive that is damaged")]
     Archive(#[source] io::Error),
+    /// What is there on the host is no regular file, and a copy would take its place.
+    #[error("{name} was not written: {kind} is there, and a copy replaces only files")]
+    InTheWay {
+        /// The name beneath what is copied.
+        name: String,
+        /// What it is: "a device".
+        kind: &'static str,
+    },
     /// A file of the host could not be read or written.
     #[error("{what} {name}: {}", crate::error::in_words(source))]
     File {

@@ -86,3 +86,13 @@ pub fn source(path: &Path, shares: &[Share]) -> io::Result<Source> {
     let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     Ok(Source { folder, name: name.to_owned(), is_folder })
 }
+
+/// Where what is copied to `path`, which is no folder, is written: the open folder around it and its name there. A link at its
+/// end is followed, as Docker has it, so that the file behind it is replaced and not the link.
+pub fn target(path: &Path, shares: &[Share]) -> io::Result<(OwnedFd, OsString)> {
+    let path = without_links(path, shares)?;
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is the root of the file system"));
+    };
+    Ok((open_folder(folder, shares)?, name.to_owned()))
+}

@@ -171,6 +171,66 @@ fn what_was_there_is_replaced_and_never_written_through() {
 }
 
 #[test]
+fn what_is_no_file_is_never_replaced() {
+    let hosts = Hosts::new();
+    let at = |name: &str| hosts.inside().join(name);
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::RUSR).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    symlink("pipe", at("link")).unwrap();
+    symlink("link", at("links")).unwrap();
+    symlink("/dev/null", at("null")).unwrap();
+    symlink("folder", at("to-folder")).unwrap();
+    let before = || {
+        let entries = fs::read_dir(hosts.inside()).unwrap().map(|entry| entry.unwrap());
+        let mut all: Vec<_> = entries.map(|e| (e.file_name(), e.metadata().unwrap().ino())).collect();
+        all.sort();
+        all
+    };
+    let there = before();
+    for name in ["pipe", "socket", "folder", "link", "links", "null", "to-folder"] {
+        let file = Forged::default().file(b"x", b"new").unpack(&hosts.inside(), name.as_bytes());
+        assert!(matches!(file, Err(CopyError::InTheWay { .. })), "{name}: {file:?}");
+        if name != "to-folder" {
+            let link = Forged::default().entry(EntryType::Symlink, b"x", b"y", b"");
+            let link = link.unpack(&hosts.inside(), name.as_bytes());
+            assert!(matches!(link, Err(CopyError::InTheWay { .. })), "{name}: {link:?}");
+        }
+        // Also by a name that the guest chose.
+        let within = Forged::default().folder(b"x").file(format!("x/{name}").as_bytes(), b"new");
+        assert!(matches!(within.unpack(&hosts.inside(), b"."), Err(CopyError::InTheWay { .. })), "{name}");
+    }
+    assert_eq!(before(), there, "everything is as it was, and nothing is left");
+    // A link that is copied a second time.
+    let again = Forged::default().entry(EntryType::Symlink, b"x", b"folder", b"");
+    again.unpack(&hosts.inside(), b"to-folder").unwrap();
+    hosts.is_unharmed();
+}
+
+#[test]
+fn a_link_at_the_end_of_the_users_path_leads_to_what_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let root = fs::canonicalize(root.path()).unwrap();
+    fs::create_dir_all(root.join("shared")).unwrap();
+    fs::create_dir(root.join("own")).unwrap();
+    fs::write(root.join("own/file"), "").unwrap();
+    symlink("own/file", root.join("link")).unwrap();
+    symlink("../own/file", root.join("shared/link")).unwrap();
+    let shares = [Share { path: root.join("shared"), read_only: false, identity: None }];
+    let (folder, name) = target(&root.join("link"), &shares).unwrap();
+    assert_eq!(name, "file");
+    let inode = |stat: rustix::fs::Stat| stat.st_ino;
+    assert_eq!(
+        inode(rustix::fs::fstat(&folder).unwrap()),
+        fs::metadata(root.join("own")).unwrap().ino(),
+        "the file's own folder"
+    );
+    // One that a guest may have made is not followed.
+    assert_eq!(target(&root.join("shared/link"), &shares).unwrap().1, "link");
+    assert!(target(Path::new("/"), &[]).is_err());
+}
+
+#[test]
 fn a_tree_comes_back_as_it_went() {
     let root = tempfile::tempdir().unwrap();
     let tree = root.path().join("tree");

@@ -3,7 +3,8 @@
 //! Every name is taken apart here: what is absolute, goes up, or does not begin with what was asked for ends the copy. Each
 //! folder on the way is opened beneath the given one without following a link (`openat2`), also one that was there before
 //! or that the guest exchanges meanwhile in a shared folder. Files are written under a name of ours and renamed, so that
-//! nothing is ever written through what was there. Set-id bits, owners, devices and hard links are not taken over. Long
+//! nothing is ever written through what was there, and they replace files and links to files only: never a device, a pipe
+//! or a socket, by whatever name. Set-id bits, owners, devices and hard links are not taken over. Long
 //! names are bounded, and memory does not grow with the archive.
 
 use std::fs::File;
@@ -120,7 +121,7 @@ impl Unpacker<'_> {
             EntryType::Symlink => {
                 let target = long_link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
                 let target = target.ok_or_else(|| not_asked(&given))?;
-                make_link(above.as_fd(), name, &target).map_err(|e| failed("cannot make", &path, e))
+                make_link(above.as_fd(), name, &path, &target)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 if self.left_out.len() < MOST_LEFT_OUT {
@@ -197,6 +198,32 @@ fn fresh_name() -> io::Result<Vec<u8>> {
     Ok(format!(".viv-cp-{:016x}", u64::from_ne_bytes(bytes)).into_bytes())
 }
 
+/// Whether what has this name may be replaced: nothing, a file, or a link to one of these; for a link that is copied also
+/// another link.
+fn replaceable(above: BorrowedFd<'_>, name: &[u8], path: &[u8], by_link: bool) -> Result<(), CopyError> {
+    let kind_of = |flags| match rustix::fs::statat(above, name, flags) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let mut kind = kind_of(AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed("cannot look at", path, error))?;
+    if kind == Some(FileType::Symlink) {
+        // One that leads in a circle, or where nobody may look, leads to nothing.
+        kind = kind_of(AtFlags::empty()).unwrap_or(None);
+        if by_link && kind == Some(FileType::Directory) {
+            return Ok(());
+        }
+    }
+    let kind = match kind {
+        None | Some(FileType::RegularFile) => return Ok(()),
+        Some(FileType::Directory) => "a folder",
+        Some(FileType::Fifo) => "a pipe",
+        Some(FileType::Socket) => "a socket",
+        Some(_) => "a device",
+    };
+    Err(CopyError::InTheWay { name: String::from_utf8_lossy(path).into_owned(), kind })
+}
+
 fn write_file<R: Read>(
     above: BorrowedFd<'_>,
     name: &[u8],
@@ -206,17 +233,21 @@ fn write_file<R: Read>(
     times: &Timestamps,
 ) -> Result<(), CopyError> {
     let fail = |error: io::Error| failed("cannot write", path, error);
+    replaceable(above, name, path, false)?;
     let fresh = fresh_name().map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(above, &*fresh, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| fail(error.into()))?;
     let mut file = File::from(file);
-    let written = fill(&mut file, entry, path).and_then(|()| {
-        rustix::fs::futimens(&file, times)
-            .and_then(|()| rustix::fs::fchmod(&file, mode))
-            .and_then(|()| rustix::fs::renameat(above, &*fresh, above, name))
-            .map_err(|error| fail(error.into()))
-    });
+    let written = fill(&mut file, entry, path)
+        // The content may have taken long.
+        .and_then(|()| replaceable(above, name, path, false))
+        .and_then(|()| {
+            rustix::fs::futimens(&file, times)
+                .and_then(|()| rustix::fs::fchmod(&file, mode))
+                .and_then(|()| rustix::fs::renameat(above, &*fresh, above, name))
+                .map_err(|error| fail(error.into()))
+        });
     if written.is_err() {
         let _ = rustix::fs::unlinkat(above, &*fresh, AtFlags::empty());
     }
@@ -241,19 +272,15 @@ fn fill<R: Read>(file: &mut File, entry: &mut Entry<'_, R>, path: &[u8]) -> Resu
     Ok(())
 }
 
-/// Makes a symbolic link; what is there goes, unless it is a folder.
-fn make_link(above: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> io::Result<()> {
-    let fresh = fresh_name()?;
-    rustix::fs::symlinkat(target, above, &*fresh)?;
-    let there = rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW);
-    let is_folder = there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-    let moved = if is_folder {
-        Err(rustix::io::Errno::ISDIR)
-    } else {
-        rustix::fs::renameat(above, &*fresh, above, name)
-    };
+/// Makes a symbolic link in the place of what is there, if that is [`replaceable`].
+fn make_link(above: BorrowedFd<'_>, name: &[u8], path: &[u8], target: &[u8]) -> Result<(), CopyError> {
+    let fail = |error: io::Error| failed("cannot make", path, error);
+    replaceable(above, name, path, true)?;
+    let fresh = fresh_name().map_err(fail)?;
+    rustix::fs::symlinkat(target, above, &*fresh).map_err(|error| fail(error.into()))?;
+    let moved = rustix::fs::renameat(above, &*fresh, above, name);
     if moved.is_err() {
         let _ = rustix::fs::unlinkat(above, &*fresh, AtFlags::empty());
     }
-    Ok(moved?)
+    moved.map_err(|error| fail(error.into()))
 }

@@ -233,11 +233,9 @@ impl Copy<'_> {
             }
             Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {
                 let name = to.file_name().filter(|_| is_folder || !to.as_os_str().as_bytes().ends_with(b"/"));
-                let name = name.ok_or_else(|| unreadable(to, &error))?;
+                name.ok_or_else(|| unreadable(to, &error))?;
                 let above = to.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let folder =
-                    copy::open_folder(above, self.shares()).map_err(|error| unreadable(above, &error))?;
-                Ok((folder, name.to_owned()))
+                copy::target(to, self.shares()).map_err(|error| unreadable(above, &error))
             }
             Err(error) => Err(unreadable(to, &error)),
         }

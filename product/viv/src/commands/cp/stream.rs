@@ -127,7 +127,9 @@ impl Output {
     fn judge<T>(self, outcome: Result<T, CopyError>) -> Result<T, Failure> {
         // A failure of ours, on the host, is the cause of whatever else failed.
         let (outcome, ours) = match outcome {
-            Err(error @ (CopyError::File { .. } | CopyError::NotAsked(_))) => return Err(failure(&error)),
+            Err(error @ (CopyError::File { .. } | CopyError::NotAsked(_) | CopyError::InTheWay { .. })) => {
+                return Err(failure(&error));
+            }
             Err(error) => (None, Some(error)),
             Ok(value) => (Some(value), None),
         };
