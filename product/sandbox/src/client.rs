@@ -149,6 +149,8 @@ fn not_started(sandbox: &Sandbox, why: String) -> Error {
 /// Starts a shim and waits for its announcement. It is in no terminal's session and outlives this process.
 fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
     let fail = |source: std::io::Error| Error::host("cannot start the sandbox's process", source);
+    // It outlives us: a lock or a pipe that our caller left open would be held for as long.
+    confine::keep_descriptors().map_err(fail)?;
     let (heard, said) = std::io::pipe().map_err(fail)?;
     let kept = KEPT_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value)));
     let child = Command::new(own_program())

@@ -57,6 +57,8 @@ impl Vmm {
     /// Starts a vmm and gives it its plan.
     pub fn start(plan: Plan, descriptors: &Descriptors) -> Result<Self> {
         let fail = |source: std::io::Error| Error::host("cannot start the virtual machine's process", source);
+        // What it holds comes with its plan, whoever starts it.
+        confine::keep_descriptors().map_err(fail)?;
         let (near, far) = packet::pair().map_err(fail)?;
         let (errors, errors_in) = std::io::pipe().map_err(fail)?;
         let child = Command::new(sys::own_program())

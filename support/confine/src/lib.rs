@@ -126,6 +126,15 @@ pub fn landlock() -> Option<u32> {
     sys::landlock()
 }
 
+/// Keeps every descriptor above 2 that this process holds now from the programs that it starts: what its own caller left
+/// open, too, which no flag of ours is on.
+///
+/// # Errors
+/// If the host cannot do that; a role cannot be confined there either.
+pub fn keep_descriptors() -> std::io::Result<()> {
+    sys::keep_descriptors()
+}
+
 /// The system calls that a role may make, each with its reason and how it is shown to be needed.
 #[must_use]
 pub fn table(role: Role) -> &'static [Call] {

@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Named] = &[
     ("create_makes_and_starts_nothing", create),
     ("a_detached_sandbox_is_told_from_others", detached),
     ("a_detached_sandbox_outlives_its_sessions", outlives),
+    ("a_sandbox_keeps_nothing_that_its_starter_had_open", inherited),
     ("every_end_has_its_name", ends),
     ("out_of_memory_is_137_and_named_in_the_logs", out_of_memory),
     ("logs_have_times_and_outlive_the_sandbox", logs),
@@ -106,6 +107,35 @@ fn outlives(world: &World) -> Case {
     })?;
     ensure(inspect(world, "shell-kept-on")?["state"] == "running", "it was to go on")?;
     world.run(&["rm", "-f", "shell-kept-on", "shell-idle"]).map(|_| ())
+}
+
+/// A shell's lock on descriptor 9 is free again when the shell has ended, whatever it started.
+fn inherited(world: &World) -> Case {
+    let folder = world.project("inherited");
+    let file = folder.canonicalize()?.join("lock");
+    let mut shell = std::process::Command::new("sh");
+    world.environment(&mut shell, &folder);
+    shell.args(["-c", "exec 9>\"$1\"; shift; exec \"$@\"", "sh"]).arg(&file).arg(world.program());
+    well(say(
+        {
+            shell.args(["run", "-d", "shell", "."]);
+            shell
+        },
+        b"",
+    )?)?;
+    let runs = inspect(world, "shell-inherited")?;
+    for role in ["shim", "vmm"] {
+        let pid = runs["processes"][role].as_u64().ok_or(std::io::Error::other("no process"))?;
+        let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(Verdict::Skipped("only root may look into processes that nobody may trace".into()));
+            }
+            other => other?,
+        };
+        let held: Vec<_> = descriptors.flatten().flat_map(|entry| std::fs::read_link(entry.path())).collect();
+        ensure(held.len() > 3 && !held.contains(&file), format!("the {role} holds {held:?}"))?;
+    }
+    world.run(&["rm", "-f", "shell-inherited"]).map(|_| ())
 }
 
 fn ends(world: &World) -> Case {

@@ -206,7 +206,8 @@ fn replaceable(above: BorrowedFd<'_>, name: &[u8], path: &[u8], by_link: bool) -
         Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
     };
-    let mut kind = kind_of(AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed("cannot look at", path, error))?;
+    let mut kind =
+        kind_of(AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed("cannot look at", path, error))?;
     if kind == Some(FileType::Symlink) {
         // One that leads in a circle, or where nobody may look, leads to nothing.
         kind = kind_of(AtFlags::empty()).unwrap_or(None);

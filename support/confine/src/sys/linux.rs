@@ -86,6 +86,11 @@ fn close_on_exec(listed: &[RawFd]) -> std::io::Result<()> {
     mark_range(from, u32::MAX)
 }
 
+/// See [`crate::keep_descriptors`].
+pub(crate) fn keep_descriptors() -> std::io::Result<()> {
+    close_on_exec(&[])
+}
+
 fn mark_range(first: u32, last: u32) -> std::io::Result<()> {
     // SAFETY: only sets a flag on descriptors, which none of this program's own code relies on being clear.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
@@ -147,6 +152,22 @@ mod tests {
     ];
 
     const ROLES: [Role; 2] = [Role::Vmm, Role::Shim];
+
+    #[test]
+    fn a_started_program_gets_no_descriptor_of_the_callers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = std::fs::File::open(file.path()).unwrap();
+        // As a shell leaves one: `exec 9<FILE`.
+        rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&open);
+        let has_it = || {
+            let seen = std::process::Command::new("readlink").arg(format!("/proc/self/fd/{number}")).output();
+            String::from_utf8(seen.unwrap().stdout).unwrap().trim_end() == file.path().to_str().unwrap()
+        };
+        assert!(has_it(), "it would be seen");
+        keep_descriptors().unwrap();
+        assert!(!has_it());
+    }
 
     #[test]
     fn no_role_makes_sockets_or_processes() {
