@@ -14,6 +14,9 @@ use crate::sys;
 /// The hidden role's name on the command line of `viv`.
 pub const VMM_ROLE: &str = "vmm";
 
+/// The signal that [`Vmm::kill`] sends.
+const KILL: i32 = 9;
+
 /// A running vmm.
 #[derive(Debug)]
 pub struct Vmm {
@@ -21,6 +24,7 @@ pub struct Vmm {
     line: VmmLine,
     process: OwnedFd,
     errors: OwnedFd,
+    killed: bool,
 }
 
 /// The line to a vmm; clones may be used from any thread. Nothing here waits for a vmm that does not read.
@@ -74,7 +78,7 @@ impl Vmm {
             .map_err(fail)?;
         let process = sys::end_of(&child).map_err(fail)?;
         packet::send(&near, &ToVmm::Start(Box::new(plan)), &descriptors.borrowed()).map_err(fail)?;
-        Ok(Self { child, line: VmmLine(Arc::new(near)), process, errors: errors.into() })
+        Ok(Self { child, line: VmmLine(Arc::new(near)), process, errors: errors.into(), killed: false })
     }
 
     /// The line to it.
@@ -99,12 +103,20 @@ impl Vmm {
 
     /// Kills it. The guest's disk is as after a power cut.
     pub fn kill(&mut self) {
+        self.killed = true;
         let _ = self.child.kill();
     }
 
-    /// Waits for its end and says how it ended when that was not by itself.
+    /// Ends one that has closed its line and is ending already: how it does so is its own doing.
+    pub(crate) fn see_off(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// Waits for its end and says how it ended when that was neither by itself nor by [`Self::kill`].
     pub(crate) fn wait(&mut self) -> Option<Ending> {
+        use std::os::unix::process::ExitStatusExt;
         match self.child.wait() {
+            Ok(status) if self.killed && status.signal() == Some(KILL) => None,
             Ok(status) => Ending::of_process(status),
             Err(error) => {
                 Some(Ending::failure(format!("the vmm was lost: {}", crate::error::in_words(&error))))

@@ -337,11 +337,11 @@ impl Shim<'_> {
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
-                self.ending.get_or_insert(Ending::failure(why));
+                self.note(Ending::failure(why));
             }
             Ok(Some(FromVmm::PoweredOff)) => {
                 tracing::info!("The guest powered off");
-                self.ending.get_or_insert_with(|| Ending::wanted("powered off"));
+                self.note(Ending::wanted("powered off"));
             }
             Ok(Some(FromVmm::Reset)) => {
                 tracing::info!("The guest reset its machine");
@@ -350,7 +350,7 @@ impl Shim<'_> {
             Ok(None) => {
                 // It is ending; its process descriptor will say so, and its status how (a signal, when its system call
                 // filter stopped it). Until then this end would be readable for ever.
-                self.machine.vmm.kill();
+                self.machine.vmm.see_off();
             }
             Err(error) => {
                 self.distrust(&error);
@@ -379,7 +379,7 @@ impl Shim<'_> {
     /// Ends a vmm that does not keep to the protocol; one that does not read what it is told is such a one.
     fn distrust(&mut self, error: &io::Error) {
         tracing::error!(%error, "The vmm does not keep to the protocol");
-        self.ending.get_or_insert_with(|| Ending::failure("the vmm did not keep to the protocol"));
+        self.note(Ending::failure("the vmm did not keep to the protocol"));
         self.machine.vmm.kill();
     }
 
@@ -400,6 +400,7 @@ impl Shim<'_> {
             Report::Failed(why) => self.useless(why),
             Report::WillNotStop(why) => {
                 tracing::warn!(%why, "The guest cannot be asked to shut down");
+                self.note(Ending::failure(format!("cut off: the guest cannot be asked to shut down: {why}")));
                 self.machine.vmm.kill();
             }
         }
@@ -425,8 +426,13 @@ impl Shim<'_> {
 
     fn useless(&mut self, why: String) {
         tracing::error!(%why, "The guest is of no use");
-        self.ending.get_or_insert(Ending::failure(why));
+        self.note(Ending::failure(why));
         self.machine.vmm.kill();
+    }
+
+    /// Notes why the run ends.
+    fn note(&mut self, reason: Ending) {
+        Ending::note(&mut self.ending, reason);
     }
 
     fn accept(&mut self) {
@@ -556,12 +562,12 @@ impl Shim<'_> {
             Some(Due::Idle) => self.stop("idle"),
             Some(Due::NotReady) => {
                 tracing::error!("The guest was not ready in time");
-                self.ending.get_or_insert_with(|| Ending::failure(clock::not_ready()));
+                self.note(Ending::failure(clock::not_ready()));
                 self.machine.vmm.kill();
             }
             Some(Due::NotStopped) => {
                 tracing::warn!("The guest did not shut down in time");
-                self.ending.get_or_insert_with(|| Ending::failure("the guest did not shut down in time"));
+                self.note(Ending::failure("cut off: the guest did not shut down in time"));
                 self.machine.vmm.kill();
             }
         }
@@ -570,14 +576,14 @@ impl Shim<'_> {
     fn stop(&mut self, reason: &str) {
         match self.runtime.state {
             State::Running => {
-                self.ending = Some(Ending::wanted(reason));
+                self.note(Ending::wanted(reason));
                 self.set_state(State::Stopping);
                 self.clock.stopping(Instant::now());
                 let _ = self.orders.send(Order::ShutDown(SHUTDOWN));
             }
             // There is nothing in it yet that could be lost.
             State::Starting => {
-                self.ending = Some(Ending::wanted(reason));
+                self.note(Ending::wanted(reason));
                 self.set_state(State::Stopping);
                 self.machine.vmm.kill();
             }
@@ -597,22 +603,14 @@ impl Shim<'_> {
         let ended = self.machine.vmm.wait();
         while let Ok(Some(message)) = self.machine.vmm.line().receive() {
             match message {
-                FromVmm::Failed { why } => {
-                    self.ending.get_or_insert(Ending::failure(plain(&why)));
-                }
+                FromVmm::Failed { why } => self.note(Ending::failure(plain(&why))),
                 FromVmm::Reset => self.reset = true,
-                FromVmm::PoweredOff => {
-                    self.ending.get_or_insert_with(|| Ending::wanted("powered off"));
-                }
+                FromVmm::PoweredOff => self.note(Ending::wanted("powered off")),
                 FromVmm::Confined { .. } | FromVmm::Counted { .. } | FromVmm::HostFull { .. } => {}
             }
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());
-        let panicked = self.reset && self.logs.panicked;
-        let ending = if panicked { None } else { self.ending.take() }
-            .or_else(|| self.reset.then(|| Ending::reset(panicked)))
-            .or(ended)
-            .unwrap_or_else(|| Ending::failure("the virtual machine ended"));
+        let ending = Ending::of_run(self.ending.take(), ended, self.reset, self.logs.panicked);
         for client in &self.clients {
             if !client.waiting.is_empty() {
                 let refused = Reply::Refused { why: ending.reason.clone(), stopping: false };
