@@ -13,6 +13,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
 use crate::logs::Source;
+use crate::spec::State;
 use crate::sys::own_program;
 
 /// The hidden role's name on the command line of `viv`.
@@ -20,6 +21,9 @@ pub const SHIM_ROLE: &str = "shim";
 
 /// How long a shim may take to listen, or to be gone when its virtual machine has ended.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a shim that stops its sandbox is asked whether it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// What a guest gets to say what it uses, all in all.
 const METRICS: Duration = Duration::from_secs(2);
@@ -90,7 +94,7 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
     let mut deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(connection) = sandbox.connect()? {
-            if !told && sandbox.state() == crate::spec::State::Starting {
+            if !told && sandbox.state() == State::Starting {
                 starting();
                 told = true;
             }
@@ -101,6 +105,11 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
                 }
                 Hold::Failed(why) => return Err(not_started(sandbox, why)),
                 Hold::Ending => {
+                    // Its disk may have much to write yet.
+                    if !told {
+                        starting();
+                        told = true;
+                    }
                     connection.wait_for_end();
                     deadline = Instant::now() + PATIENCE;
                 }
@@ -109,7 +118,7 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
         if sandbox.is_running() {
             // Another shim that does not listen yet, or no longer.
             if Instant::now() >= deadline {
-                return Err(not_started(sandbox, "its shim does not answer".into()));
+                return Err(silent(sandbox));
             }
             std::thread::sleep(Duration::from_millis(10));
             continue;
@@ -198,29 +207,55 @@ pub fn metrics(sandbox: &Sandbox) -> Option<agent_proto::messages::Metrics> {
     let connection = sandbox.connect().ok()??;
     connection.set_patience(STATUS).ok()?;
     // A sandbox that is not ready would make this wait.
-    (status_over(&connection).ok()?.state == crate::spec::State::Running).then_some(())?;
+    (status_over(&connection).ok()?.state == State::Running).then_some(())?;
     let stream = UnixStream::from(connection.open_port(agent_proto::abi::AGENT_PORT).ok()?);
     let stream = Deadline::new(stream, Instant::now() + METRICS);
     agent_proto::client::Control::connect(stream).ok()?.metrics().ok()
 }
 
-/// Shuts a sandbox down and waits until it is gone. Returns whether it ran.
-pub fn stop(sandbox: &Sandbox) -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut ran = false;
+/// What came of [`stop`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It did not run.
+    Already,
+    /// As it should: its disk is clean.
+    InOrder,
+    /// It is stopped, but broke on the way down or had to be cut off; one sentence says why.
+    Otherwise(String),
+}
+
+/// Shuts a sandbox down and waits until it is gone, as long as its shim answers. An `urgent` stop, of one that is to be deleted,
+/// does not wait for its disk.
+pub fn stop(sandbox: &Sandbox, urgent: bool) -> Result<Stopped> {
+    let mut heard = Instant::now();
+    let (mut ran, mut end) = (false, None);
     while sandbox.is_running() {
         ran = true;
         if let Some(connection) = sandbox.connect()? {
             // It may end before it has answered; that is as good. One that does neither is not waited for without end.
-            connection.set_patience(PATIENCE)?;
-            if connection.ask(&Request::Stop).is_ok() {
-                connection.wait_for_end();
+            connection.set_patience(SIGN_OF_LIFE)?;
+            if connection.ask(&Request::Stop { urgent }).is_ok() {
+                heard = Instant::now();
+                end = connection.wait_for_end().or(end);
             }
         }
-        if Instant::now() >= deadline && sandbox.is_running() {
-            return Err(Error::Lost { why: "the sandbox does not stop".into() });
+        if heard.elapsed() >= PATIENCE && sandbox.is_running() {
+            return Err(silent(sandbox));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(ran)
+    // Of an end that was not told, such as a killed shim's, its notes tell.
+    let noted = || sandbox.end(State::Failed).filter(|_| sandbox.state() == State::Failed);
+    Ok(match end {
+        _ if !ran => Stopped::Already,
+        Some((true, why)) => Stopped::Otherwise(why),
+        Some((false, _)) => Stopped::InOrder,
+        None => noted().map_or(Stopped::InOrder, Stopped::Otherwise),
+    })
+}
+
+/// What is said of a shim that does not answer.
+fn silent(sandbox: &Sandbox) -> Error {
+    let pid = sandbox.runtime().filter(|runtime| !runtime.state.is_over()).map(|runtime| runtime.pid);
+    Error::Silent { name: sandbox.spec.name.clone(), pid }
 }

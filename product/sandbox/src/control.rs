@@ -34,7 +34,11 @@ pub enum Request {
     /// How the sandbox fares. Answered with [`Reply::Status`] at once.
     Status,
     /// Shut the guest down. Answered with [`Reply::Stopping`] at once; the connection is closed by the shim's end.
-    Stop,
+    Stop {
+        /// The sandbox is to be deleted: what its disk still writes gives it no more time.
+        #[serde(default)]
+        urgent: bool,
+    },
 }
 
 /// What the shim answers.
@@ -51,6 +55,13 @@ pub enum Reply {
     Status(Status),
     /// The guest is being shut down.
     Stopping,
+    /// How that came out; not an answer, and the last word to who asked for it.
+    Ended {
+        /// Whether it ended otherwise than was wanted.
+        failed: bool,
+        /// Why it ended.
+        reason: String,
+    },
     /// Something that a session's user should know; not an answer, and sent to connections that are sessions only.
     Notice(Notice),
     /// The request could not be met; one sentence says why.
@@ -193,9 +204,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until the shim has closed the connection, which it does by ending.
-    pub fn wait_for_end(&self) {
-        while let Ok(Some(_)) = packet::receive::<Reply>(&self.socket) {}
+    /// Waits until the shim has closed the connection, which it does by ending. Gives what [`Reply::Ended`]
+    /// has, if it said that.
+    pub fn wait_for_end(&self) -> Option<(bool, String)> {
+        let mut end = None;
+        while let Ok(Some((reply, _))) = packet::receive::<Reply>(&self.socket) {
+            if let Reply::Ended { failed, reason } = reply {
+                end = Some((failed, reason));
+            }
+        }
+        end
     }
 }
 
@@ -233,11 +251,26 @@ mod tests {
         let server = crate::sys::accept(&listener).unwrap();
         let serve = std::thread::spawn(move || {
             let (request, _) = packet::receive::<Request>(&server).unwrap().unwrap();
-            assert_eq!(request, Request::Stop);
+            assert_eq!(request, Request::Stop { urgent: true });
             packet::send(&server, &Reply::Stopping, &[]).unwrap();
+            packet::send(&server, &Reply::Ended { failed: true, reason: "cut off".into() }, &[]).unwrap();
         });
-        assert_eq!(client.ask(&Request::Stop).unwrap().0, Reply::Stopping);
+        assert_eq!(client.ask(&Request::Stop { urgent: true }).unwrap().0, Reply::Stopping);
         serve.join().unwrap();
-        client.wait_for_end();
+        assert_eq!(client.wait_for_end(), Some((true, "cut off".into())));
+    }
+
+    #[test]
+    fn the_words_of_an_older_client_are_understood() {
+        let stop: Request = serde_json::from_str(r#"{"ask":"stop"}"#).unwrap();
+        assert_eq!(stop, Request::Stop { urgent: false });
+        // And an older shim understands what is said now.
+        #[derive(Debug, PartialEq, Eq, Deserialize)]
+        #[serde(rename_all = "snake_case", tag = "ask")]
+        enum Older {
+            Stop,
+        }
+        let said = serde_json::to_string(&Request::Stop { urgent: true }).unwrap();
+        assert_eq!(serde_json::from_str::<Older>(&said).unwrap(), Older::Stop);
     }
 }

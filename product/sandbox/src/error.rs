@@ -136,6 +136,14 @@ pub enum Error {
         /// What was seen.
         why: String,
     },
+    /// The sandbox's own process does not answer.
+    #[error("the process of \"{name}\" does not answer")]
+    Silent {
+        /// The sandbox.
+        name: String,
+        /// The process's id, if it has noted it.
+        pid: Option<u32>,
+    },
     /// No engine can run sandboxes here, or the one asked for cannot.
     #[error("the {engine} engine cannot be used here: {why}")]
     Engine {
@@ -193,6 +201,10 @@ impl Error {
                 io::ErrorKind::PermissionDenied => "look who owns it, and who may write it".into(),
                 _ => "run the same again with -v, which says more".into(),
             }),
+            Self::Silent { pid: Some(pid), .. } => {
+                Some(format!("it is process {pid}; kill -9 {pid} ends the sandbox, as a power cut would"))
+            }
+            Self::Silent { pid: None, .. } => Some("the same command again; it may just have started".into()),
             Self::Lost { .. } => Some("viv ls shows its state; the same command starts it again".into()),
         }
     }

@@ -106,6 +106,15 @@ pub enum ToVmm {
     Count,
 }
 
+/// What the guest's disks have written and do just now; tells a guest that goes down slowly from one that never will.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskWork {
+    /// Writes, flushes and discards that the host has done.
+    pub done: u64,
+    /// Whether the host is at one now; a flush of much can take it minutes.
+    pub busy: bool,
+}
+
 /// What the vmm tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +128,8 @@ pub enum FromVmm {
     Counted {
         /// By name.
         counters: Vec<(String, u64)>,
+        /// What its disks do.
+        disks: DiskWork,
     },
     /// The machine could not be built or crashed.
     Failed {

@@ -21,7 +21,7 @@ use crate::folder::{Lock, Sandbox};
 use crate::guest_log::{self, GuestLogs};
 use crate::launch::{Vmm, VmmLine};
 use crate::logs::{BoundedLog, LineLog, Source};
-use crate::plan::FromVmm;
+use crate::plan::{DiskWork, FromVmm};
 use crate::spec::{Runtime, SCHEMA, State, rfc3339};
 use crate::steward::{self, Bell, Order, Report};
 use crate::{assemble, control, packet};
@@ -54,6 +54,8 @@ pub struct Machine {
 struct Client {
     socket: OwnedFd,
     holds: bool,
+    /// Asked to stop, and waits for the end.
+    stops: bool,
     /// Asked before the guest was ready.
     waiting: Vec<Request>,
 }
@@ -134,6 +136,9 @@ struct Shim<'s> {
     terminate: UnixStream,
     confinement: Vec<String>,
     counters: Vec<(String, u64)>,
+    /// What the disks did when the vmm last said so, and at the last look at a shutdown.
+    disks: DiskWork,
+    disks_before: u64,
     clock: Clock,
     /// The host has no room for what the guest writes.
     host_is_full: bool,
@@ -241,6 +246,8 @@ fn serve(
         terminate,
         confinement: Vec::new(),
         counters: Vec::new(),
+        disks: DiskWork::default(),
+        disks_before: 0,
         clock: Clock::new(Instant::now()),
         host_is_full: false,
         reset: false,
@@ -329,7 +336,8 @@ impl Shim<'_> {
             Ok(Some(FromVmm::Confined { layers })) => {
                 self.confinement = layers.iter().take(MOST_WORDS).map(|layer| plain(layer)).collect();
             }
-            Ok(Some(FromVmm::Counted { counters })) => {
+            Ok(Some(FromVmm::Counted { counters, disks })) => {
+                self.disks = disks;
                 let counters = counters.iter().take(MOST_WORDS);
                 self.counters = counters.map(|(name, count)| (plain(name), *count)).collect();
             }
@@ -438,7 +446,7 @@ impl Shim<'_> {
     fn accept(&mut self) {
         match crate::sys::accept(&self.listener) {
             Ok(socket) if self.clients.len() < MOST_CLIENTS => {
-                self.clients.push(Client { socket, holds: false, waiting: Vec::new() });
+                self.clients.push(Client { socket, holds: false, stops: false, waiting: Vec::new() });
                 self.note_idle();
             }
             Ok(_) => tracing::warn!("Too many clients; one was turned away"),
@@ -504,8 +512,14 @@ impl Shim<'_> {
                 (Reply::Kept, None)
             }
             Request::Status => (Reply::Status(self.status()), None),
-            Request::Stop => {
+            Request::Stop { urgent } => {
                 self.stop("asked to stop");
+                if urgent {
+                    self.clock.hurry();
+                }
+                if let Some(client) = self.clients.get_mut(index) {
+                    client.stops = true;
+                }
                 (Reply::Stopping, None)
             }
         };
@@ -520,12 +534,7 @@ impl Shim<'_> {
 
     /// Asks the vmm for fresh counters and waits for them a moment; a vmm that does not answer costs no more than that.
     fn status(&mut self) -> Status {
-        let asked = self.machine.vmm.line().count();
-        if let Err(error) = asked {
-            if error.kind() == io::ErrorKind::WouldBlock {
-                self.distrust(&error);
-            }
-        } else {
+        if self.count() {
             let line = self.machine.vmm.line().clone();
             let mut polled = [PollFd::new(&line, PollFlags::IN)];
             let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
@@ -545,6 +554,19 @@ impl Shim<'_> {
         }
     }
 
+    /// Asks the vmm to count; false when it cannot be asked.
+    fn count(&mut self) -> bool {
+        match self.machine.vmm.line().count() {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    self.distrust(&error);
+                }
+                false
+            }
+        }
+    }
+
     fn sessions(&self) -> usize {
         self.clients.iter().filter(|client| client.holds).count()
     }
@@ -559,17 +581,30 @@ impl Shim<'_> {
     fn look_at_clock(&mut self) {
         match self.clock.due(self.runtime.state, Instant::now()) {
             None => {}
+            // What the guest has written waits for room, and would be lost: nobody is there to be told.
+            Some(Due::Idle) if self.host_is_full => self.note_idle(),
             Some(Due::Idle) => self.stop("idle"),
             Some(Due::NotReady) => {
                 tracing::error!("The guest was not ready in time");
                 self.note(Ending::failure(clock::not_ready()));
                 self.machine.vmm.kill();
             }
-            Some(Due::NotStopped) => {
-                tracing::warn!("The guest did not shut down in time");
-                self.note(Ending::failure("cut off: the guest did not shut down in time"));
-                self.machine.vmm.kill();
-            }
+            Some(Due::Look) => self.look_at_shutdown(),
+        }
+    }
+
+    /// Waits on as long as the guest's disk does something; asks what it does until the next look.
+    fn look_at_shutdown(&mut self) {
+        // A vmm that does not answer any more is not busy, and one that waits for room may do so for ever.
+        let busy = std::mem::take(&mut self.disks.busy) && !self.host_is_full;
+        let worked = busy || self.disks.done != self.disks_before;
+        self.disks_before = self.disks.done;
+        if self.clock.looked(worked, Instant::now()) {
+            self.count();
+        } else {
+            tracing::warn!("The guest did not shut down in time");
+            self.note(Ending::failure(clock::cut_off()));
+            self.machine.vmm.kill();
         }
     }
 
@@ -615,6 +650,10 @@ impl Shim<'_> {
             if !client.waiting.is_empty() {
                 let refused = Reply::Refused { why: ending.reason.clone(), stopping: false };
                 let _ = packet::send_now(&client.socket, &refused, &[]);
+            }
+            if client.stops {
+                let ended = Reply::Ended { failed: ending.failed, reason: ending.reason.clone() };
+                let _ = packet::send_now(&client.socket, &ended, &[]);
             }
         }
         tracing::info!(reason = ending.reason, failed = ending.failed, "The sandbox has ended");

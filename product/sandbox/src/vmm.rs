@@ -48,10 +48,11 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     let Built { machine, vsock, .. } = built;
     let handle = machine.handle();
     waiting.set_machine(handle.clone());
+    let disks = waiting.clone();
     let ear = control.try_clone().map_err(|error| sentence(&error))?;
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || listen(&ear, &handle, &vsock))
+        .spawn(move || listen(&ear, &handle, &vsock, &disks))
         .map_err(|error| sentence(&error))?;
     Ok(machine.run())
 }
@@ -86,7 +87,12 @@ fn plan(control: &OwnedFd) -> Result<(Plan, Received), String> {
 }
 
 /// Hears the shim until it is gone, which ends the machine.
-fn listen(control: &OwnedFd, machine: &MachineHandle, vsock: &virtio_devices::VsockHost) {
+fn listen(
+    control: &OwnedFd,
+    machine: &MachineHandle,
+    vsock: &virtio_devices::VsockHost,
+    disks: &patient::Waiting,
+) {
     loop {
         match packet::receive::<ToVmm>(control) {
             Ok(Some((ToVmm::Connect { port }, descriptors))) => {
@@ -97,7 +103,7 @@ fn listen(control: &OwnedFd, machine: &MachineHandle, vsock: &virtio_devices::Vs
             }
             Ok(Some((ToVmm::Count, _))) => {
                 let counters = machine.counters();
-                let _ = packet::send(control, &FromVmm::Counted { counters }, &[]);
+                let _ = packet::send(control, &FromVmm::Counted { counters, disks: disks.work() }, &[]);
             }
             Ok(Some((ToVmm::Start(_), _))) => {}
             Ok(None) | Err(_) => return machine.stop(),

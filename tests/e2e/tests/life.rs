@@ -128,7 +128,9 @@ fn inherited(world: &World) -> Case {
         let pid = runs["processes"][role].as_u64().ok_or(std::io::Error::other("no process"))?;
         let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err(Verdict::Skipped("only root may look into processes that nobody may trace".into()));
+                return Err(Verdict::Skipped(
+                    "only root may look into processes that nobody may trace".into(),
+                ));
             }
             other => other?,
         };

@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use backends::BlockBackend;
 use machine::MachineHandle;
 
 use crate::packet;
-use crate::plan::FromVmm;
+use crate::plan::{DiskWork, FromVmm};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -22,17 +23,39 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Waiting {
     control: Arc<OwnedFd>,
     machine: Arc<OnceLock<MachineHandle>>,
+    work: Arc<Work>,
+}
+
+/// How many requests that change a disk were begun, and how many the host has done.
+#[derive(Default)]
+struct Work {
+    begun: AtomicU64,
+    done: AtomicU64,
 }
 
 impl Waiting {
     /// With the line to the shim.
     pub(super) fn new(control: OwnedFd) -> Self {
-        Self { control: Arc::new(control), machine: Arc::new(OnceLock::new()) }
+        Self { control: Arc::new(control), machine: Arc::new(OnceLock::new()), work: Arc::default() }
     }
 
     /// The machine whose end ends all waiting.
     pub(super) fn set_machine(&self, machine: MachineHandle) {
         let _ = self.machine.set(machine);
+    }
+
+    /// What the disks do.
+    pub(super) fn work(&self) -> DiskWork {
+        let done = self.work.done.load(Ordering::Relaxed);
+        DiskWork { done, busy: self.work.begun.load(Ordering::Relaxed) > done }
+    }
+
+    /// Counts a request, whatever comes of it.
+    fn counted<T>(&self, request: impl FnOnce() -> T) -> T {
+        self.work.begun.fetch_add(1, Ordering::Relaxed);
+        let outcome = request();
+        self.work.done.fetch_add(1, Ordering::Relaxed);
+        outcome
     }
 
     fn say(&self, full: bool) {
@@ -57,6 +80,10 @@ impl<B: BlockBackend> Patient<B> {
 
     /// Does it again until it works, fails for another reason, or the machine has ended.
     fn patiently(&self, action: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        self.waiting.counted(|| self.until_done(action))
+    }
+
+    fn until_done(&self, action: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let mut said = false;
         loop {
             let outcome = action();
@@ -101,7 +128,7 @@ impl<B: BlockBackend> BlockBackend for Patient<B> {
 
     /// Not again after a failure: the host may have dropped what it could not write, and would call the next attempt a success.
     fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
+        self.waiting.counted(|| self.disk.flush())
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -162,6 +189,18 @@ mod tests {
             told.push(message);
         }
         assert_eq!(told, [FromVmm::HostFull { full: true }, FromVmm::HostFull { full: false }]);
+    }
+
+    #[test]
+    fn what_the_host_does_and_has_done_can_be_told() {
+        let (near, _far) = packet::pair().unwrap();
+        let waiting = Waiting::new(near);
+        let disk = Patient::new(Full(AtomicU32::new(0), NO_SPACE), waiting.clone());
+        assert_eq!(waiting.work(), DiskWork::default());
+        disk.write(0, &[]).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(waiting.work(), DiskWork { done: 2, busy: false });
+        waiting.counted(|| assert!(waiting.work().busy, "while it is at it"));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, Write};
 
-use sandbox::client;
+use sandbox::client::{self, Stopped};
+use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::places::Places;
 
@@ -61,10 +62,21 @@ pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failur
 /// The verb `stop`.
 pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     Ok(each(find_all(&options.names, &Places::from_env()?)?, |sandbox| {
-        client::stop(&sandbox)?;
+        let stopped = client::stop(&sandbox, false)?;
         say(&format!("{}\n", sandbox.spec.name))?;
-        Ok(())
+        match stopped {
+            Stopped::Otherwise(why) => Err(not_in_order(&sandbox, &why)),
+            Stopped::Already | Stopped::InOrder => Ok(()),
+        }
     }))
+}
+
+/// It is stopped, as was wanted, but its disk is not as it was to be left.
+fn not_in_order(sandbox: &Sandbox, why: &str) -> Failure {
+    let name = &sandbox.spec.name;
+    Failure::new(format!("{name} did not end in order: {}", escaped(why, LONGEST))).hint(format!(
+        "its disk is as after a power cut; the next start puts that right, viv check {name} looks at it"
+    ))
 }
 
 /// The verb `rm`.
@@ -95,7 +107,7 @@ pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure>
 /// Somebody else may start it between its stop and its deletion, or delete it first.
 fn stop_and_delete(sandbox: &Sandbox) -> Result<(), Failure> {
     for _ in 0..MOST_ROUNDS {
-        client::stop(sandbox)?;
+        client::stop(sandbox, true)?;
         match sandbox.clone().remove() {
             Err(sandbox::Error::Running { .. }) => {}
             Err(sandbox::Error::UnknownSandbox { .. }) => return Ok(()),
