@@ -105,7 +105,8 @@ pub(crate) enum Finish {
     Abandoned,
 }
 
-/// One running session's bytes.
+/// One running session's bytes. Dropped before the process has ended, also when nothing was pumped yet, it hangs up on it: no process
+/// outlives its host.
 pub(crate) struct Pump<'a> {
     child: &'a Child,
     input: &'a Input,
@@ -119,16 +120,8 @@ pub(crate) struct Pump<'a> {
 }
 
 impl<'a> Pump<'a> {
-    pub(crate) fn new(
-        child: &'a Child,
-        input: &'a Input,
-        connection: &'a UnixStream,
-        ends: Ends,
-    ) -> io::Result<Self> {
-        for fd in [&ends.stdin, &ends.stdout, &ends.stderr].into_iter().flatten() {
-            set_nonblocking(fd)?;
-        }
-        Ok(Self {
+    pub(crate) fn new(child: &'a Child, input: &'a Input, connection: &'a UnixStream, ends: Ends) -> Self {
+        Self {
             child,
             input,
             connection,
@@ -138,19 +131,13 @@ impl<'a> Pump<'a> {
             told: 0,
             ended: None,
             end_typed: false,
-        })
+        }
     }
 
     /// Pumps until the process has ended and its output is out, or the host is gone; then the process is made to end.
     pub(crate) fn run(mut self) -> Finish {
-        match self.pump() {
-            Ok(Finish::Ended(ended)) => Finish::Ended(ended),
-            // The connection's failure is the host's absence.
-            Ok(Finish::Abandoned) | Err(_) => {
-                self.hang_up();
-                Finish::Abandoned
-            }
-        }
+        // The connection's failure is the host's absence.
+        self.pump().unwrap_or(Finish::Abandoned)
     }
 
     /// Ends a process whose host is gone: as when a terminal's line drops, and for good after a while. What it writes meanwhile is thrown
@@ -164,6 +151,12 @@ impl<'a> Pump<'a> {
             let _ = foreground.map(|group| self.child.signal(group, signal));
         }
         self.ends.stdin = None;
+        for end in [&mut self.ends.stdout, &mut self.ends.stderr] {
+            // It may not have been pumped yet; to wait in a read would be to wait for ever.
+            if end.as_ref().is_some_and(|fd| set_nonblocking(fd).is_err()) {
+                *end = None;
+            }
+        }
         let deadline = Instant::now() + HANGUP_GRACE;
         let mut buffer = vec![0u8; MAX_DATA];
         while self.child.wait_for(Duration::ZERO).is_none() {
@@ -185,6 +178,9 @@ impl<'a> Pump<'a> {
     }
 
     fn pump(&mut self) -> Result<Finish, ProtoError> {
+        for fd in [&self.ends.stdin, &self.ends.stdout, &self.ends.stderr].into_iter().flatten() {
+            set_nonblocking(fd)?;
+        }
         let mut buffer = vec![0u8; MAX_DATA];
         loop {
             let waiting = {
@@ -326,6 +322,14 @@ impl<'a> Pump<'a> {
             frame::write(&mut { self.connection }, kind::STDIN_TAKEN, &[&self.taken.to_le_bytes()])?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Pump<'_> {
+    fn drop(&mut self) {
+        if self.child.wait_for(Duration::ZERO).is_none() {
+            self.hang_up();
+        }
     }
 }
 

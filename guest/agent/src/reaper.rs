@@ -51,7 +51,10 @@ impl Reaper {
         let slot = Arc::new(Slot::default());
         children.insert(pid, Arc::clone(&slot));
         // Still under the lock: nobody has reaped it, so the number is the child's.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            // Nobody would have it in hand; it is reaped like any other.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        })?;
         drop(children);
         self.started.notify_all();
         Ok(Child { pid, pidfd, slot, reaper: Arc::clone(self) })

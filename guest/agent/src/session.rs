@@ -86,6 +86,8 @@ impl Sessions {
             return Err(ProtoError::UnexpectedFrame(kind::EXEC));
         }
         let exec: Exec = frames.message()?;
+        // From the start of the process on nothing may fail that would leave it to itself.
+        let input = Input::new()?;
         let (number, running) = match self.start(&exec) {
             Ok(started) => started,
             Err(refusal) => return frame::write_message(&mut { connection }, kind::NOT_STARTED, &refusal),
@@ -94,8 +96,7 @@ impl Sessions {
         self.enter(number, name.clone(), &running.child);
         let pid = running.child.pid().as_raw_nonzero().get().unsigned_abs();
         let opened = Opened { session_id: name, pid };
-        let told = frame::write_message(&mut { connection }, kind::OPENED, &opened);
-        let result = told.and_then(|()| self.converse(connection, frames, running));
+        let result = converse(connection, frames, &input, running, &opened);
         self.leave(number);
         result
     }
@@ -139,49 +140,49 @@ impl Sessions {
         };
         launch(exec, &Accounts::read(), &self.reaper, group).map(|running| (number, running))
     }
+}
 
-    /// Both directions of a running session.
-    fn converse(
-        &self,
-        connection: &UnixStream,
-        frames: FrameReader<UnixStream>,
-        running: Running,
-    ) -> Result<(), ProtoError> {
-        let Running { child, ends, terminal, group } = running;
-        let input = Input::new()?;
-        let (reading, read) = mpsc::channel::<()>();
-        let finish = std::thread::scope(|scope| -> Result<Finish, ProtoError> {
-            let hear = || {
-                listen(frames, &input, &child, terminal.as_ref());
-                input.gone();
-                drop(reading);
-            };
-            std::thread::Builder::new().name("session-input".into()).spawn_scoped(scope, hear)?;
-            let finish = Pump::new(&child, &input, connection, ends)?.run();
-            match finish {
-                Finish::Ended(ended) => {
-                    let ending = match ended {
-                        Ended::Code(code) => Ending::Code(code),
-                        Ended::Signal(signal) => Ending::Signal(signal),
-                    };
-                    let out_of_memory = group.as_ref().is_some_and(Group::had_oom_kill);
-                    if out_of_memory {
-                        log("out of memory: the kernel killed a process of a session");
-                    }
-                    let exit = Exit { ending: Some(ending), out_of_memory };
-                    // A host that left in the last moment needs no exit.
-                    let _ = frame::write_message(&mut { connection }, kind::EXIT, &exit);
-                    let _ = connection.shutdown(std::net::Shutdown::Write);
-                    // The host closes once it has the exit.
-                    let _ = read.recv_timeout(CLOSE_GRACE);
+/// Both directions of a running session, from word of its start on.
+fn converse(
+    connection: &UnixStream,
+    frames: FrameReader<UnixStream>,
+    input: &Input,
+    running: Running,
+    opened: &Opened,
+) -> Result<(), ProtoError> {
+    let Running { child, ends, terminal, group } = running;
+    let pump = Pump::new(&child, input, connection, ends);
+    frame::write_message(&mut { connection }, kind::OPENED, opened)?;
+    let (reading, read) = mpsc::channel::<()>();
+    std::thread::scope(|scope| -> Result<(), ProtoError> {
+        let hear = || {
+            listen(frames, input, &child, terminal.as_ref());
+            input.gone();
+            drop(reading);
+        };
+        std::thread::Builder::new().name("session-input".into()).spawn_scoped(scope, hear)?;
+        match pump.run() {
+            Finish::Ended(ended) => {
+                let ending = match ended {
+                    Ended::Code(code) => Ending::Code(code),
+                    Ended::Signal(signal) => Ending::Signal(signal),
+                };
+                let out_of_memory = group.as_ref().is_some_and(Group::had_oom_kill);
+                if out_of_memory {
+                    log("out of memory: the kernel killed a process of a session");
                 }
-                Finish::Abandoned => {}
+                let exit = Exit { ending: Some(ending), out_of_memory };
+                // A host that left in the last moment needs no exit.
+                let _ = frame::write_message(&mut { connection }, kind::EXIT, &exit);
+                let _ = connection.shutdown(std::net::Shutdown::Write);
+                // The host closes once it has the exit.
+                let _ = read.recv_timeout(CLOSE_GRACE);
             }
-            let _ = connection.shutdown(std::net::Shutdown::Both);
-            Ok(finish)
-        });
-        finish.map(|_| ())
-    }
+            Finish::Abandoned => {}
+        }
+        let _ = connection.shutdown(std::net::Shutdown::Both);
+        Ok(())
+    })
 }
 
 fn session_name(exec: &Exec, number: u64) -> String {

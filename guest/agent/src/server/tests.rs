@@ -104,6 +104,27 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// The processes whose command line has this word.
+fn processes_with(word: &str) -> usize {
+    let has = |entry: &fs::DirEntry| {
+        fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| line.split(|b| *b == 0).any(|w| w == word.as_bytes()))
+    };
+    fs::read_dir("/proc").expect("/proc").flatten().filter(has).count()
+}
+
+#[test]
+fn a_host_that_leaves_before_it_is_told_of_the_start_leaves_no_process() {
+    let word = "86399.25";
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    frame::write_message(&mut { &ours }, kind::EXEC, &exec(&["sleep", word])).expect("sent");
+    // What it has sent is read; what it is told finds nobody.
+    drop(ours);
+    let frames = FrameReader::new(theirs.try_clone().expect("a clone"));
+    assert!(agent().sessions.serve(&theirs, frames).is_err());
+    assert_eq!(processes_with(word), 0);
+}
+
 #[test]
 fn streams_stay_apart_and_the_code_comes_back() {
     let (out, err, exit) = run(&sh("echo out; echo err >&2; exit 7"));
