@@ -249,6 +249,9 @@ mod tests {
         let listener = listen(&folder).unwrap();
         let client = Connection::open(&folder).unwrap();
         let server = crate::sys::accept(&listener).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&server).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK), "a client that says nothing holds nobody up");
+        rustix::fs::fcntl_setfl(&server, rustix::fs::OFlags::empty()).unwrap();
         let serve = std::thread::spawn(move || {
             let (request, _) = packet::receive::<Request>(&server).unwrap().unwrap();
             assert_eq!(request, Request::Stop { urgent: true });

@@ -4,6 +4,7 @@
 //! through it. One loop over `poll`; only the [`crate::steward`] has a thread of its own. What the vmm says is bounded and
 //! believed for this sandbox only.
 
+use std::collections::BTreeMap;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -128,7 +129,9 @@ struct Shim<'s> {
     runtime: Runtime,
     machine: Machine,
     listener: OwnedFd,
-    clients: Vec<Client>,
+    /// By the numbers that they are given as they come: one that leaves moves no other.
+    clients: BTreeMap<u64, Client>,
+    last_client: u64,
     logs: Logs,
     orders: Sender<Order>,
     reports: Receiver<Report>,
@@ -238,7 +241,8 @@ fn serve(
         runtime,
         machine,
         listener,
-        clients: Vec::new(),
+        clients: BTreeMap::new(),
+        last_client: 0,
         logs,
         orders,
         reports,
@@ -264,7 +268,7 @@ impl Shim<'_> {
     /// The loop; returns when the vmm has ended.
     fn work(&mut self) {
         loop {
-            let ready = self.wait();
+            let (ready, heard) = self.wait();
             let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
             if is_ready(3) {
                 self.logs.console(&read_some(self.machine.console.as_fd()));
@@ -288,11 +292,8 @@ impl Shim<'_> {
                 let _ = self.terminate.read(&mut [0u8; 16]);
                 self.stop("asked to stop");
             }
-            let clients: Vec<usize> =
-                (0..self.clients.len()).filter(|index| is_ready(FIXED + index)).collect();
-            // From the back, so that a client that leaves does not move those still to be heard.
-            for index in clients.into_iter().rev() {
-                self.hear_client(index);
+            for number in heard {
+                self.hear_client(number);
             }
             if is_ready(0) {
                 self.accept();
@@ -301,7 +302,8 @@ impl Shim<'_> {
         }
     }
 
-    fn wait(&self) -> Vec<bool> {
+    /// Which of the fixed descriptors are ready, and which clients.
+    fn wait(&self) -> (Vec<bool>, Vec<u64>) {
         let fixed: [BorrowedFd<'_>; FIXED] = [
             self.listener.as_fd(),
             self.machine.vmm.line().as_fd(),
@@ -311,7 +313,7 @@ impl Shim<'_> {
             self.bell.as_fd(),
             self.terminate.as_fd(),
         ];
-        let clients = self.clients.iter().map(|client| client.socket.as_fd());
+        let clients = self.clients.values().map(|client| client.socket.as_fd());
         let mut polled: Vec<PollFd<'_>> = fixed
             .into_iter()
             .chain(clients)
@@ -326,8 +328,13 @@ impl Shim<'_> {
             }
         });
         match poll(&mut polled, timeout.as_ref()) {
-            Ok(_) => polled.iter().map(|one| !one.revents().is_empty()).collect(),
-            Err(_) => Vec::new(),
+            Ok(_) => {
+                let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
+                let clients = self.clients.keys().zip(ready.iter().skip(FIXED));
+                let clients = clients.filter(|(_, ready)| **ready).map(|(number, _)| *number).collect();
+                (ready, clients)
+            }
+            Err(_) => (Vec::new(), Vec::new()),
         }
     }
 
@@ -379,7 +386,7 @@ impl Shim<'_> {
             tracing::info!("There is room on the host's disk again: the guest goes on");
             Notice::HostHasRoom
         };
-        for client in self.clients.iter().filter(|client| client.holds) {
+        for client in self.clients.values().filter(|client| client.holds) {
             let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
         }
     }
@@ -418,16 +425,12 @@ impl Shim<'_> {
     fn ready(&mut self) {
         self.set_state(State::Running);
         self.clock.ready();
-        let waiting: Vec<(usize, Vec<Request>)> =
-            self.clients.iter_mut().enumerate().map(|(i, c)| (i, std::mem::take(&mut c.waiting))).collect();
-        let mut gone = Vec::new();
-        for (index, requests) in waiting {
-            if requests.into_iter().any(|request| !self.answer(index, request)) {
-                gone.push(index);
+        let waiting: Vec<(u64, Vec<Request>)> =
+            self.clients.iter_mut().map(|(n, client)| (*n, std::mem::take(&mut client.waiting))).collect();
+        for (number, requests) in waiting {
+            if requests.into_iter().any(|request| !self.answer(number, request)) {
+                self.clients.remove(&number);
             }
-        }
-        for index in gone.into_iter().rev() {
-            self.clients.remove(index);
         }
         self.note_idle();
     }
@@ -446,7 +449,9 @@ impl Shim<'_> {
     fn accept(&mut self) {
         match crate::sys::accept(&self.listener) {
             Ok(socket) if self.clients.len() < MOST_CLIENTS => {
-                self.clients.push(Client { socket, holds: false, stops: false, waiting: Vec::new() });
+                self.last_client += 1;
+                let client = Client { socket, holds: false, stops: false, waiting: Vec::new() };
+                self.clients.insert(self.last_client, client);
                 self.note_idle();
             }
             Ok(_) => tracing::warn!("Too many clients; one was turned away"),
@@ -454,35 +459,34 @@ impl Shim<'_> {
         }
     }
 
-    fn hear_client(&mut self, index: usize) {
-        let Some(client) = self.clients.get_mut(index) else { return };
+    fn hear_client(&mut self, number: u64) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
         let request = match packet::receive::<Request>(&client.socket) {
             Ok(Some((request, _))) => request,
-            Ok(None) | Err(_) => {
-                self.drop_client(index);
-                return;
-            }
+            // It has said nothing after all.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => return self.drop_client(number),
         };
         let must_wait = matches!(request, Request::Hold | Request::Open { .. });
         if must_wait && self.runtime.state == State::Starting {
             if client.waiting.len() < 8 {
                 client.waiting.push(request);
             }
-        } else if !self.answer(index, request) {
-            self.drop_client(index);
+        } else if !self.answer(number, request) {
+            self.drop_client(number);
         }
     }
 
-    fn drop_client(&mut self, index: usize) {
-        self.clients.remove(index);
+    fn drop_client(&mut self, number: u64) {
+        self.clients.remove(&number);
         self.note_idle();
     }
 
     /// Answers a request; false when the client is gone.
-    fn answer(&mut self, index: usize, request: Request) -> bool {
+    fn answer(&mut self, number: u64, request: Request) -> bool {
         let (reply, descriptor) = match request {
             Request::Hold if self.runtime.state == State::Running => {
-                if let Some(client) = self.clients.get_mut(index) {
+                if let Some(client) = self.clients.get_mut(&number) {
                     client.holds = true;
                 }
                 self.note_idle();
@@ -517,13 +521,13 @@ impl Shim<'_> {
                 if urgent {
                     self.clock.hurry();
                 }
-                if let Some(client) = self.clients.get_mut(index) {
+                if let Some(client) = self.clients.get_mut(&number) {
                     client.stops = true;
                 }
                 (Reply::Stopping, None)
             }
         };
-        let Some(client) = self.clients.get(index) else { return false };
+        let Some(client) = self.clients.get(&number) else { return false };
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
         let told = packet::send_now(&client.socket, &reply, &descriptors).is_ok();
         if reply == Reply::Held && self.host_is_full {
@@ -568,7 +572,7 @@ impl Shim<'_> {
     }
 
     fn sessions(&self) -> usize {
-        self.clients.iter().filter(|client| client.holds).count()
+        self.clients.values().filter(|client| client.holds).count()
     }
 
     fn note_idle(&mut self) {
@@ -646,7 +650,7 @@ impl Shim<'_> {
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());
         let ending = Ending::of_run(self.ending.take(), ended, self.reset, self.logs.panicked);
-        for client in &self.clients {
+        for client in self.clients.values() {
             if !client.waiting.is_empty() {
                 let refused = Reply::Refused { why: ending.reason.clone(), stopping: false };
                 let _ = packet::send_now(&client.socket, &refused, &[]);

@@ -113,9 +113,9 @@ pub(crate) fn packet_listen(folder: &Path, name: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The next client of a listening socket.
+/// The next client of a listening socket; to receive from it waits for nobody either.
 pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
+    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
 
 /// The socket's address through a descriptor of its folder, because a socket's path has room for 108 bytes only. The
