@@ -3,7 +3,7 @@
 mod stream;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -207,10 +207,7 @@ impl Copy<'_> {
             return Err(Failure::new(format!("{} is no folder in the sandbox", String::from_utf8_lossy(to)))
                 .hint("an archive is unpacked into a folder that is there"));
         }
-        self.unpacker(to)?.feed(|input| {
-            std::io::copy(&mut std::io::stdin().lock(), input).map_err(CopyError::Broken)?;
-            Ok(())
-        })
+        self.unpacker(to)?.feed(|input| pour(&mut std::io::stdin().lock(), input))
     }
 
     fn fetch(&self, from: &[u8], to: &Path) -> Result<(), Failure> {
@@ -248,6 +245,27 @@ impl Copy<'_> {
             let mut out = std::io::stdout().lock();
             std::io::copy(output, &mut out).and_then(|_| out.flush()).map_err(CopyError::Broken)
         })
+    }
+}
+
+/// Gives an archive on; says which side failed.
+fn pour(from: &mut impl Read, to: &mut impl Write) -> Result<(), CopyError> {
+    let mut piece = vec![0u8; 256 << 10];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                to.write_all(piece.get(..count).unwrap_or_default()).map_err(CopyError::Broken)?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(source) => {
+                return Err(CopyError::File {
+                    what: "cannot read",
+                    name: "the standard input".into(),
+                    source,
+                });
+            }
+        }
     }
 }
 
@@ -298,6 +316,16 @@ mod tests {
         ] {
             assert_eq!(end(OsStr::new(word)), expected, "{word}");
         }
+    }
+
+    #[test]
+    fn an_input_that_fails_is_told_from_an_output_that_does() {
+        let mut folder = std::fs::File::open("/").unwrap();
+        let error = pour(&mut folder, &mut Vec::new()).unwrap_err();
+        assert!(matches!(error, CopyError::File { .. }), "{error:?}");
+        assert!(error.to_string().starts_with("cannot read the standard input: "), "{error}");
+        let error = pour(&mut &b"x"[..], &mut &mut [0u8; 0][..]).unwrap_err();
+        assert!(matches!(error, CopyError::Broken(_)), "{error:?}");
     }
 
     #[test]

@@ -99,16 +99,21 @@ impl Guest {
         let Self { reader, writer, moved } = self;
         let mut output = Output::new(reader, moved.clone());
         // Hears of room for more input, too.
-        let heard = std::thread::spawn(move || {
+        let hear = move || {
             let _ = io::copy(&mut output, &mut io::sink());
             output
-        });
+        };
+        let heard = std::thread::Builder::new()
+            .name("heard".into())
+            .spawn(hear)
+            .map_err(|error| sandbox::Error::host("cannot start a thread", error))?;
         let mut input = Input { writer, moved };
         let given = give(&mut input);
         let ended = match &given {
             Ok(_) => input.writer.stdin_end(),
+            // It takes no more, and ends by itself: its own words say why.
+            Err(CopyError::Broken(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             // Half an archive must not be taken for a whole one.
-            Err(CopyError::Broken(_)) => Ok(()),
             Err(_) => input.writer.signal(15),
         };
         tracing::debug!(?ended, "The input has ended");
