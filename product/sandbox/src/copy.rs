@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 
 pub use self::pack::pack;
 pub use self::place::{Source, open_folder, source, target};
-pub use self::unpack::unpack;
+pub use self::unpack::{Done, unpack};
 
 /// Why a copy ended early.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,16 @@ pub enum CopyError {
         name: String,
         /// What it is: "a device".
         kind: &'static str,
+    },
+    /// A file says that it is larger than the host has room for.
+    #[error("{name} has {size} bytes, and there is room for {room}")]
+    TooLarge {
+        /// The name beneath what is copied.
+        name: String,
+        /// Its bytes, holes included.
+        size: u64,
+        /// Bytes that are free where it would be written.
+        room: u64,
     },
     /// A file of the host could not be read or written.
     #[error("{what} {name}: {}", crate::error::in_words(source))]

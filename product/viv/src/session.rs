@@ -44,6 +44,11 @@ pub(crate) struct Wanted {
 /// Set when a session has taken over the signals.
 static BEGUN: AtomicBool = AtomicBool::new(false);
 
+/// From here on the signals are somebody's, and set-up has nothing more to say.
+pub(crate) fn take_signals() {
+    BEGUN.store(true, Ordering::SeqCst);
+}
+
 /// Whether a session handles the signals of this process.
 pub(crate) fn has_begun() -> bool {
     BEGUN.load(Ordering::SeqCst)
@@ -76,7 +81,7 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
     // Not before: until the guest has answered, which it may never do, a signal ends this process.
     let signals =
         Signals::catch().map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))?;
-    BEGUN.store(true, Ordering::SeqCst);
+    take_signals();
     let raw = if wanted.tty && wanted.input {
         let raw =
             Raw::enter().map_err(|error| Failure::new(format!("the terminal cannot be used: {error}")))?;

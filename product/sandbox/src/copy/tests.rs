@@ -39,8 +39,18 @@ impl Forged {
     fn unpack(mut self, folder: &Path, to: &[u8]) -> Result<Vec<String>, CopyError> {
         self.0.resize(self.0.len() + 1024, 0);
         let folder = fs::File::open(folder).unwrap();
-        unpack(&self.0[..], std::os::fd::AsFd::as_fd(&folder), b"x", to)
+        unpacked(&self.0, std::os::fd::AsFd::as_fd(&folder), b"x", to)
     }
+}
+
+fn unpacked(
+    archive: &[u8],
+    folder: std::os::fd::BorrowedFd<'_>,
+    from: &[u8],
+    to: &[u8],
+) -> Result<Vec<String>, CopyError> {
+    let mut done = Done::default();
+    unpack(archive, folder, from, to, &mut done).map(|()| done.left_out)
 }
 
 struct Hosts {
@@ -139,14 +149,22 @@ fn names_and_sizes_that_promise_too_much_cost_nothing() {
     let hosts = Hosts::new();
     let long = Forged::default().entry(EntryType::GNULongName, b"././@LongLink", b"", &vec![b'a'; 1 << 20]);
     assert!(matches!(long.unpack(&hosts.inside(), b"x"), Err(CopyError::NotAsked(_))));
-    // The archive ends long before the file does: what was written of it goes again.
+    // The archive ends before the file does: what was written of it goes again.
     let mut cut = Forged::default().file(b"x", b"abc");
     let header = Header::from_byte_slice(&cut.0[..512]);
     let mut header = header.clone();
-    header.set_size(1 << 40);
-    header.set_cksum();
-    cut.0[..512].copy_from_slice(header.as_bytes());
-    assert!(matches!(cut.unpack(&hosts.inside(), b"x"), Err(CopyError::Archive(_))));
+    let mut says = |size: u64| {
+        header.set_size(size);
+        header.set_cksum();
+        cut.0[..512].copy_from_slice(header.as_bytes());
+        Forged(cut.0.clone()).unpack(&hosts.inside(), b"x")
+    };
+    assert!(matches!(says(1 << 20), Err(CopyError::Archive(_))));
+    // More than any disk has is refused before anything is written.
+    for size in [1 << 60, u64::MAX / 2] {
+        let refused = says(size);
+        assert!(matches!(refused, Err(CopyError::TooLarge { .. })), "{refused:?}");
+    }
     assert_eq!(fs::read_dir(hosts.inside()).unwrap().count(), 0);
     assert!(Forged(vec![0xff; 4096]).unpack(&hosts.inside(), b"x").is_err());
 }
@@ -168,6 +186,37 @@ fn what_was_there_is_replaced_and_never_written_through() {
     symlink("..", hosts.inside().join("y")).unwrap();
     assert!(Forged::default().folder(b"x").file(b"x/secret", b"harm").unpack(&hosts.inside(), b"y").is_err());
     hosts.is_unharmed();
+}
+
+#[test]
+fn zeros_take_no_room_and_come_back() {
+    let hosts = Hosts::new();
+    let mut content = vec![0u8; 9 << 20];
+    content[5 << 20] = 7;
+    content.extend([1; 3]);
+    let forged =
+        Forged::default().folder(b"x").file(b"x/holes", &content).file(b"x/zeros", &content[..4 << 20]);
+    let mut done = Done::default();
+    let mut archive = forged.0;
+    archive.resize(archive.len() + 1024, 0);
+    let folder = fs::File::open(hosts.inside()).unwrap();
+    unpack(&archive[..], std::os::fd::AsFd::as_fd(&folder), b"x", b"x", &mut done).unwrap();
+    assert_eq!(done.files, 2);
+    let at = |name: &str| hosts.inside().join("x").join(name);
+    assert!(fs::read(at("holes")).unwrap() == content, "the content");
+    assert_eq!(fs::metadata(at("zeros")).unwrap().len(), 4 << 20);
+    for (name, most) in [("holes", 512 << 10), ("zeros", 64 << 10)] {
+        let taken = fs::metadata(at(name)).unwrap().blocks() * 512;
+        assert!(taken <= most, "{name} takes {taken}");
+    }
+    // What came before an end is counted.
+    let cut = archive.len() / 2;
+    let mut done = Done::default();
+    assert!(
+        unpack(&archive[..cut + (4 << 20)], std::os::fd::AsFd::as_fd(&folder), b"x", b"y", &mut done)
+            .is_err()
+    );
+    assert_eq!(done.files, 1);
 }
 
 #[test]
@@ -252,7 +301,7 @@ fn a_tree_comes_back_as_it_went() {
     fs::create_dir(&out).unwrap();
     let folder = fs::File::open(&out).unwrap();
     let folder = std::os::fd::AsFd::as_fd(&folder);
-    assert!(unpack(&archive[..], folder, b"x", b"copy").unwrap().is_empty());
+    assert!(unpacked(&archive, folder, b"x", b"copy").unwrap().is_empty());
     let copy = out.join("copy");
     assert_eq!(fs::read(copy.join(odd)).unwrap(), vec![7u8; 70_000]);
     assert_eq!(fs::read_link(copy.join("link")).unwrap(), Path::new("../no/where"));
@@ -264,7 +313,7 @@ fn a_tree_comes_back_as_it_went() {
     // What is in it, into a folder that is there.
     let mut archive = Vec::new();
     pack(&found, OsStr::new("."), &mut archive).unwrap();
-    unpack(&archive[..], folder, b".", b".").unwrap();
+    unpacked(&archive, folder, b".", b".").unwrap();
     assert_eq!(fs::read(out.join(odd)).unwrap().len(), 70_000);
     for locked in [tree.join("sub"), copy.join("sub"), out.join("sub")] {
         fs::set_permissions(locked, fs::Permissions::from_mode(0o755)).unwrap();

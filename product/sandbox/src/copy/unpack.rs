@@ -8,8 +8,9 @@
 //! names are bounded, and memory does not grow with the archive.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use tar::{Archive, Entry, EntryType};
@@ -26,15 +27,29 @@ const MOST_LEFT_OUT: usize = 100;
 /// Bytes that are copied at once.
 const PIECE: usize = 256 << 10;
 
+/// So many zeros in a row, where a block begins, become a hole in the file.
+const BLOCK: usize = 64 << 10;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// What has been unpacked so far.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Files that are there as wholes.
+    pub files: u64,
+    /// The names of what was left out: neither files nor folders nor links.
+    pub left_out: Vec<String>,
+}
+
 /// Unpacks an archive of `from` (one name, or `.` for what is in a folder) into `folder`, where it is called `to` (`.` for the
-/// folder itself). Gives the names of what was left out: neither files nor folders nor links.
+/// folder itself). `done` is counted up as it goes on, so that it tells how far a copy came that ended early.
 pub fn unpack(
     archive: impl Read,
     folder: BorrowedFd<'_>,
     from: &[u8],
     to: &[u8],
-) -> Result<Vec<String>, CopyError> {
-    let mut unpacker = Unpacker { folder, from, to, open: Vec::new(), left_out: Vec::new() };
+    done: &mut Done,
+) -> Result<(), CopyError> {
+    let mut unpacker = Unpacker { folder, from, to, open: Vec::new(), done };
     let mut archive = Archive::new(archive);
     // As they are in the archive: the crate would read names of any length into memory.
     let entries = archive.entries().map_err(CopyError::Archive)?.raw(true);
@@ -48,7 +63,7 @@ pub fn unpack(
         }
     }
     while unpacker.close()? {}
-    Ok(unpacker.left_out)
+    Ok(())
 }
 
 /// A long name, which comes as the content of an entry of its own.
@@ -70,7 +85,7 @@ struct Unpacker<'u> {
     to: &'u [u8],
     /// The folders that the archive is in at the moment, outermost first, whose modes and times are still to be set.
     open: Vec<OpenFolder>,
-    left_out: Vec<String>,
+    done: &'u mut Done,
 }
 
 struct OpenFolder {
@@ -116,7 +131,9 @@ impl Unpacker<'_> {
                 Ok(())
             }
             EntryType::Regular | EntryType::Continuous => {
-                write_file(above.as_fd(), name, &path, entry, mode, &times)
+                write_file(above.as_fd(), name, &path, entry, mode, &times)?;
+                self.done.files += 1;
+                Ok(())
             }
             EntryType::Symlink => {
                 let target = long_link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
@@ -124,8 +141,8 @@ impl Unpacker<'_> {
                 make_link(above.as_fd(), name, &path, &target)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                if self.left_out.len() < MOST_LEFT_OUT {
-                    self.left_out.push(String::from_utf8_lossy(&given).into_owned());
+                if self.done.left_out.len() < MOST_LEFT_OUT {
+                    self.done.left_out.push(String::from_utf8_lossy(&given).into_owned());
                 }
                 Ok(())
             }
@@ -235,6 +252,7 @@ fn write_file<R: Read>(
 ) -> Result<(), CopyError> {
     let fail = |error: io::Error| failed("cannot write", path, error);
     replaceable(above, name, path, false)?;
+    has_room(above, path, entry.size())?;
     let fresh = fresh_name().map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(above, &*fresh, flags, Mode::RUSR | Mode::WUSR)
@@ -255,22 +273,35 @@ fn write_file<R: Read>(
     written
 }
 
-/// Copies an entry's content; says which side failed.
+/// Whether the host could keep a file of this size. One that only says so, or has nothing but holes, is refused as well: it would be
+/// as long to copy.
+fn has_room(above: BorrowedFd<'_>, path: &[u8], size: u64) -> Result<(), CopyError> {
+    // Some file systems do not tell.
+    let Some(all) = rustix::fs::fstatvfs(above).ok().filter(|all| all.f_blocks > 0) else { return Ok(()) };
+    let room = all.f_bavail.saturating_mul(all.f_frsize);
+    if size <= room {
+        return Ok(());
+    }
+    Err(CopyError::TooLarge { name: String::from_utf8_lossy(path).into_owned(), size, room })
+}
+
+/// Copies an entry's content; says which side failed. Where there is nothing but zeros the file gets a hole.
 fn fill<R: Read>(file: &mut File, entry: &mut Entry<'_, R>, path: &[u8]) -> Result<(), CopyError> {
-    let (mut piece, mut left) = (vec![0u8; PIECE], entry.size());
-    while left > 0 {
-        match entry.read(&mut piece) {
-            Ok(0) => return Err(CopyError::Archive(io::ErrorKind::UnexpectedEof.into())),
-            Ok(count) => {
-                left = left.saturating_sub(count as u64);
-                file.write_all(piece.get(..count).unwrap_or_default())
-                    .map_err(|error| failed("cannot write", path, error))?;
+    let fail = |error: io::Error| failed("cannot write", path, error);
+    let (mut piece, mut at, size) = (vec![0u8; PIECE], 0u64, entry.size());
+    while at < size {
+        let wanted = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+        let piece = piece.get_mut(..wanted).unwrap_or_default();
+        // Whole pieces, however the archive comes: a hole is seen where its block begins.
+        entry.read_exact(piece).map_err(CopyError::Archive)?;
+        for block in piece.chunks(BLOCK) {
+            if ZEROS.get(..block.len()) != Some(block) {
+                file.write_all_at(block, at).map_err(fail)?;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(CopyError::Archive(error)),
+            at += block.len() as u64;
         }
     }
-    Ok(())
+    file.set_len(size).map_err(fail)
 }
 
 /// Makes a symbolic link in the place of what is there, if that is [`replaceable`].

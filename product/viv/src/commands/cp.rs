@@ -1,5 +1,6 @@
 //! `viv cp`: files and folders into a sandbox and out of it, by a `tar` in the guest.
 
+mod interrupted;
 mod stream;
 
 use std::ffi::{OsStr, OsString};
@@ -16,6 +17,7 @@ use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::places::Places;
 use sandbox::workspace::Share;
 
+use self::interrupted::Interrupted;
 use self::stream::{Guest, Output};
 use crate::cli::CpOptions;
 use crate::commands::{Spinner, hold_known, may_interact};
@@ -214,10 +216,18 @@ impl Copy<'_> {
         let is_folder = self.is_folder(from)?;
         let (guest, asked) = self.packer(from)?;
         let (folder, called) = self.target(to, is_folder, &asked)?;
-        let left_out = guest
-            .read(|output: &mut Output| copy::unpack(output, folder.as_fd(), &asked, called.as_bytes()))?;
-        say_left_out(&left_out);
-        Ok(())
+        let interrupted = Interrupted::watch(guest.line()?)?;
+        let mut done = copy::Done::default();
+        let outcome = guest.read_archive(|output: &mut Output| {
+            copy::unpack(output, folder.as_fd(), &asked, called.as_bytes(), &mut done)
+        });
+        say_left_out(&done.left_out);
+        if outcome.is_err() && done.files > 0 {
+            let files = if done.files == 1 { "1 file".into() } else { format!("{} files", done.files) };
+            eprintln!("viv: the copy is not whole: {files} were copied before it ended");
+        }
+        interrupted.end();
+        outcome
     }
 
     /// The open folder of the host that a copy ends in, and what it is called there.
@@ -241,7 +251,7 @@ impl Copy<'_> {
     fn fetch_archive(&self, from: &[u8]) -> Result<(), Failure> {
         self.is_folder(from)?;
         let (guest, _) = self.packer(from)?;
-        guest.read(|output| {
+        guest.read_archive(|output| {
             let mut out = std::io::stdout().lock();
             std::io::copy(output, &mut out).and_then(|_| out.flush()).map_err(CopyError::Broken)
         })
@@ -292,8 +302,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
 
 fn say_left_out(names: &[String]) {
     for name in names {
-        let name = sandbox::escape::escaped(name, sandbox::escape::LONGEST);
-        eprintln!("viv: left out: {name} is neither a file, a folder nor a link");
+        eprintln!("viv: {}", stream::left_out(name));
     }
 }
 
