@@ -42,6 +42,14 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A running sandbox has a folder that is no longer at its path.
+    #[error("{name} runs with the folder that was {} before; another one is there now", path.display())]
+    Exchanged {
+        /// The sandbox.
+        name: String,
+        /// The path.
+        path: PathBuf,
+    },
     /// The wanted name belongs to a sandbox of another workspace.
     #[error("the name \"{name}\" is taken by the sandbox of {}", workspace.display())]
     NameTaken {
@@ -174,7 +182,7 @@ impl Error {
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
             Self::Unreadable { cause, .. } => cause.hint(),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
-            Self::SharesFixed { name, .. } => Some(format!("viv stop {name}, then the same command again")),
+            Self::SharesFixed { name, .. } | Self::Exchanged { name, .. } => Some(format!("viv stop {name}, then the same command again")),
             Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),
             Self::BadName { .. } => Some(
                 "use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"

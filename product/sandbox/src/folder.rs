@@ -274,16 +274,21 @@ impl Sandbox {
     /// was writable; nothing makes a read-only one writable.
     ///
     /// # Errors
-    /// [`Error::SharesFixed`] if it runs with other folders: what a guest sees is decided before it starts.
+    /// [`Error::SharesFixed`] if it runs with other folders, [`Error::Exchanged`] if with one that another has taken the place of:
+    /// what a guest sees is decided before it starts.
     pub fn adopt(&mut self, named: &[Share]) -> Result<()> {
         // Another client may name folders for it at the same moment.
         let _names = hold_names(self.folder.parent().unwrap_or(Path::new("/")))?;
         self.spec = files::read_json(&self.folder.join(SPEC), SCHEMA)?;
         let mut spec = self.spec.clone();
-        let mut other = None;
+        let (mut other, mut exchanged) = (None, None);
         for now in named {
             match spec.shares.iter_mut().find(|share| share.path == now.path) {
                 Some(share) => {
+                    // What nobody has noted cannot be told from what is there.
+                    if share.identity.is_some() && share.identity != now.identity {
+                        exchanged = Some(now);
+                    }
                     share.identity = now.identity;
                     if now.read_only && !share.read_only {
                         share.read_only = true;
@@ -300,12 +305,16 @@ impl Sandbox {
             return Ok(());
         }
         // Held while the file is written; a shim reads it when it has the lock.
-        let _lock = match other {
+        let _lock = match other.or(exchanged) {
             None => None,
             Some(share) => {
                 workspace::check_overlaps(&spec.shares)?;
-                let fixed = || Error::SharesFixed { name: self.spec.name.clone(), path: share.path.clone() };
-                Some(self.lock(Duration::from_millis(500))?.ok_or_else(fixed)?)
+                let (name, path) = (self.spec.name.clone(), share.path.clone());
+                match self.lock(Duration::from_millis(500))? {
+                    None if other.is_some() => return Err(Error::SharesFixed { name, path }),
+                    None => return Err(Error::Exchanged { name, path }),
+                    lock => lock,
+                }
             }
         };
         files::write_json(&self.folder.join(SPEC), &spec)?;

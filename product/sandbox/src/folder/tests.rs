@@ -142,6 +142,25 @@ fn a_folder_that_the_user_names_again_is_taken_as_it_is_now() {
 }
 
 #[test]
+fn a_running_sandbox_does_not_pass_for_one_with_the_folder_that_is_there_now() {
+    let (_root, all) = sandboxes();
+    let at = |inode| Some(crate::workspace::Identity { device: 1, inode });
+    let mut wish = wish("/a/project", None);
+    wish.shares[0].identity = at(1);
+    let mut sandbox = all.create(&wish).unwrap().0;
+    let moved = [Share { identity: at(2), ..wish.shares[0].clone() }];
+    let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+    let refused = sandbox.adopt(&moved).unwrap_err();
+    assert!(matches!(refused, Error::Exchanged { .. }), "{refused}");
+    assert!(refused.hint().unwrap().contains("viv stop shell-project"));
+    sandbox.adopt(&wish.shares).unwrap();
+    assert_eq!(all.by_id(&sandbox.spec.id).unwrap().spec.shares, wish.shares);
+    drop(lock);
+    sandbox.adopt(&moved).unwrap();
+    assert_eq!(sandbox.spec.shares, moved);
+}
+
+#[test]
 fn a_stopped_sandbox_takes_further_folders_and_a_running_one_refuses_them() {
     let (_root, all) = sandboxes();
     let wish = wish("/a/project", None);
