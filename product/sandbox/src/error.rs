@@ -182,7 +182,9 @@ impl Error {
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
             Self::Unreadable { cause, .. } => cause.hint(),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
-            Self::SharesFixed { name, .. } | Self::Exchanged { name, .. } => Some(format!("viv stop {name}, then the same command again")),
+            Self::SharesFixed { name, .. } | Self::Exchanged { name, .. } => {
+                Some(format!("viv stop {name}, then the same command again"))
+            }
             Self::NameTaken { .. } => Some("choose another --name, or leave it out".into()),
             Self::BadName { .. } => Some(
                 "use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"

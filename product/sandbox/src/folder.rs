@@ -389,6 +389,18 @@ impl Sandbox {
         room(&self.folder)
     }
 
+    /// Whether its first start has failed, as far as that can be told without its lock.
+    pub fn never_started(&self) -> bool {
+        let made =
+            File::open(self.disk_folder()).is_ok_and(|folder| disk::is_made(folder.as_fd()).unwrap_or(true));
+        self.state() == State::Failed && self.ended_failed() && !made
+    }
+
+    /// Whether its shim has noted a failure: one that was killed may have been wanted as it was.
+    fn ended_failed(&self) -> bool {
+        self.runtime().is_some_and(|runtime| runtime.state == State::Failed)
+    }
+
     /// Deletes it if its first start has failed: no guest has ever made its file system on the disk, so there is nothing to
     /// lose. Any other sandbox is given back.
     pub fn remove_if_it_never_started(self) -> Result<Option<Self>> {
@@ -400,7 +412,7 @@ impl Sandbox {
             Err(error) => return Err(error),
         };
         // One that nobody has tried to start yet is as it was wanted.
-        let ended = self.runtime().is_some_and(|runtime| runtime.state == State::Failed);
+        let ended = self.ended_failed();
         let folder = File::open(self.disk_folder())
             .map_err(|source| Error::file("cannot open", self.disk_folder(), source))?;
         // What cannot be told is left alone.

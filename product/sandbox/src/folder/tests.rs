@@ -207,10 +207,14 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
     note(&killed, State::Starting);
     assert!(killed.remove_if_it_never_started().unwrap().is_some());
 
+    assert!(!make("fresh").never_started() && !make("stopped").never_started());
+    assert!(!make("killed").never_started());
+
     let used = make("used");
     disk::create(disk(&used).as_fd(), 1 << 20).unwrap();
     disk::made(disk(&used).as_fd()).unwrap();
     note(&used, State::Failed);
+    assert!(!used.never_started());
     assert!(used.remove_if_it_never_started().unwrap().is_some());
 
     for has_disk in [false, true] {
@@ -219,6 +223,7 @@ fn only_a_sandbox_whose_first_start_has_failed_makes_room_for_another() {
             disk::create(disk(&failed).as_fd(), 1 << 20).unwrap();
         }
         note(&failed, State::Failed);
+        assert!(failed.never_started());
         let lock = failed.lock(Duration::ZERO).unwrap().unwrap();
         let failed = failed.remove_if_it_never_started().unwrap().expect("it runs");
         drop(lock);

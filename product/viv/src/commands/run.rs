@@ -8,6 +8,7 @@ use sandbox::engine::Engine;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes, Wish};
 use sandbox::places::Places;
+use sandbox::spec::Spec;
 use sandbox::{host, spec, workspace};
 
 use crate::cli::{AttachOptions, NewOptions, RunOptions};
@@ -27,7 +28,7 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
     let env = environment(&options.env)?;
     let interactive = may_interact(no_input);
     let places = Places::from_env()?;
-    let (sandbox, is_new) = find_or_make(&options.new, &places, interactive)?;
+    let (sandbox, is_new) = find_or_make(&options.new, &places, interactive, Verb::Run)?;
     let held = if is_new {
         commands::hold(&sandbox, interactive)
     } else {
@@ -47,7 +48,8 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
 
 /// The verb `create`.
 pub(crate) fn create(options: &NewOptions, no_input: bool) -> Result<u8, Failure> {
-    let (sandbox, is_new) = find_or_make(options, &Places::from_env()?, may_interact(no_input))?;
+    let (sandbox, is_new) =
+        find_or_make(options, &Places::from_env()?, may_interact(no_input), Verb::Create)?;
     if !is_new {
         let name = &sandbox.spec.name;
         return Err(Failure::new(format!("{name} is there already, for the same agent and folder"))
@@ -167,21 +169,31 @@ fn wish(options: &NewOptions, places: &Places) -> Result<Wish, Failure> {
     })
 }
 
+/// Who wants a sandbox.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Run,
+    Create,
+}
+
 /// The sandbox that is meant, made if there is none, and whether it is new.
 fn find_or_make(
     options: &NewOptions,
     places: &Places,
     interactive: bool,
+    verb: Verb,
 ) -> Result<(Sandbox, bool), Failure> {
     if options.agent != SHELL {
         return Err(unknown_agent(&options.agent));
     }
     let sandboxes = Sandboxes::open(places)?;
     let mut wish = wish(options, places)?;
-    // What its failed first start was made with, such as an engine that is of no use here, is not kept for the next one.
-    let existing = sandboxes.existing(&wish)?.map(Sandbox::remove_if_it_never_started).transpose()?.flatten();
-    if let Some(sandbox) = existing {
-        return Ok((adopt(sandbox, &wish, options, places)?, false));
+    // One whose first start failed, maybe for an engine that is of no use here, is made anew.
+    let mut failed = None;
+    match sandboxes.existing(&wish)? {
+        Some(sandbox) if verb == Verb::Run && sandbox.never_started() => failed = Some(sandbox),
+        Some(sandbox) => return Ok((adopt(sandbox, &wish, options, places)?, false)),
+        None => {}
     }
     let engine = wish.engine.as_deref().and_then(Engine::from_name);
     // An engine that cannot be used is refused before anything is downloaded.
@@ -194,10 +206,45 @@ fn find_or_make(
     for error in sandboxes.list()?.1 {
         eprintln!("viv: {}", escaped(&error.to_string(), LONGEST));
     }
+    // Not before all that may still go wrong has gone well.
+    if let Some(failed) = failed {
+        let before = failed.spec.clone();
+        if let Some(sandbox) = failed.remove_if_it_never_started()? {
+            return Ok((adopt(sandbox, &wish, options, places)?, false));
+        }
+        eprintln!("viv: {}", keep_what_was_decided(&mut wish, &before, options));
+    }
     match sandboxes.create(&wish)? {
         (sandbox, true) => Ok((sandbox, true)),
         // Another client was faster, or there is one with a name of its own.
         (sandbox, false) => Ok((adopt(sandbox, &wish, options, places)?, false)),
+    }
+}
+
+/// Takes over what was decided for a sandbox whose first start failed and is not decided otherwise now, but for the engine, which may be
+/// why it failed. Gives the word on that.
+fn keep_what_was_decided(wish: &mut Wish, before: &Spec, options: &NewOptions) -> String {
+    wish.name.get_or_insert_with(|| before.name.clone());
+    // Still no more than the host has now.
+    if options.cpus.is_none() {
+        wish.cpus = wish.cpus.min(before.cpus);
+    }
+    if options.memory.is_none() {
+        wish.memory = before.memory.min(host::memory().max(wish.memory));
+    }
+    if options.disk.is_none() {
+        wish.disk = before.disk;
+    }
+    for share in &before.shares {
+        match wish.shares.iter_mut().find(|named| named.path == share.path) {
+            Some(named) => named.read_only |= share.read_only,
+            None => wish.shares.push(share.clone()),
+        }
+    }
+    let what = format!("{} never came up and is made anew, with what was decided for it", before.name);
+    match (&before.engine, &wish.engine) {
+        (Some(engine), None) => format!("{what}, but for the engine {engine}"),
+        _ => what,
     }
 }
 
@@ -247,4 +294,62 @@ fn headline(sandbox: &Sandbox, places: &Places) -> String {
     let cpus = if spec.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", spec.cpus) };
     let workspace = escaped(&places.short(spec.workspace()), LONGEST);
     format!("{}  {cpus}  {}  {workspace}", spec.name, size(spec.memory))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use sandbox::workspace::Share;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn options(words: &[&str]) -> NewOptions {
+        match Cli::parse_from(["viv", "create", "shell"].iter().chain(words)).command {
+            Command::Create(options) => options,
+            _ => unreachable!("it is what was asked for"),
+        }
+    }
+
+    #[test]
+    fn what_was_decided_is_kept_when_a_first_start_failed() {
+        let share = |path: &str, read_only| Share { path: path.into(), read_only, identity: None };
+        let before = Spec {
+            schema: 1,
+            id: "0123".into(),
+            name: "box".into(),
+            agent: "shell".into(),
+            arch: "x86_64".into(),
+            created: String::new(),
+            shares: vec![share("/w", false), share("/data", true)],
+            cpus: 1,
+            memory: 300 << 20,
+            disk: 200 << 30,
+            engine: Some("kvm".into()),
+            image: "i".into(),
+        };
+        let wish = || Wish {
+            name: None,
+            agent: "shell".into(),
+            shares: vec![share("/w", false)],
+            cpus: 4,
+            memory: 2 << 30,
+            disk: 64 << 30,
+            engine: None,
+            image: "j".into(),
+        };
+        let mut kept = wish();
+        let said = keep_what_was_decided(&mut kept, &before, &options(&[]));
+        assert!(said.starts_with("box never came up") && said.ends_with("but for the engine kvm"), "{said}");
+        assert_eq!((kept.name.as_deref(), kept.cpus, kept.memory), (Some("box"), 1, 300 << 20));
+        assert_eq!((kept.disk, &kept.shares, kept.image.as_str()), (200 << 30, &before.shares, "j"));
+
+        // What is said now holds.
+        let mut said_now = wish();
+        said_now.engine = Some("soft".into());
+        let named = ["--cpus", "4", "-m", "2g", "--disk", "64g"];
+        let said = keep_what_was_decided(&mut said_now, &before, &options(&named));
+        assert!(!said.contains("engine"), "{said}");
+        assert_eq!((said_now.cpus, said_now.memory, said_now.disk), (4, 2 << 30, 64 << 30));
+    }
 }
