@@ -290,6 +290,10 @@ impl Store {
         for (key, path) in self.unused(keep)? {
             // First out of sight: a process that ends half-way leaves no half of an image.
             let gone = images.join(format!(".gone-{key}"));
+            if gone.exists() {
+                // Of a process that did: nothing is renamed over it.
+                std::fs::remove_dir_all(&gone).map_err(file_error("remove", &gone))?;
+            }
             std::fs::rename(&path, &gone).map_err(file_error("remove", &path))?;
             std::fs::remove_dir_all(&gone).map_err(file_error("remove", &gone))?;
             removed.push(key);
@@ -334,15 +338,46 @@ impl Store {
         Ok(())
     }
 
+    /// The halves of images that killed processes left. None while another process sets up, whose work they may be.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or locked.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
+        match FileLock::try_acquire(&self.root.join("lock"))? {
+            Some(_lock) => self.half_there(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes [`Self::leftovers`]. Does nothing while another process sets up.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or locked, or something in it not be removed.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        match FileLock::try_acquire(&self.root.join("lock"))? {
+            Some(_lock) => self.remove_leftovers(),
+            None => Ok(()),
+        }
+    }
+
+    /// The lock is held.
     fn remove_leftovers(&self) -> Result<(), StoreError> {
+        for path in self.half_there()? {
+            std::fs::remove_dir_all(&path).map_err(file_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn half_there(&self) -> Result<Vec<PathBuf>, StoreError> {
         let images = self.root.join("images");
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&images).map_err(file_error("read", &images))? {
             let path = entry.map_err(file_error("read", &images))?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-                std::fs::remove_dir_all(&path).map_err(file_error("remove", &path))?;
+                found.push(path);
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Whether a set-up has room on the disk.

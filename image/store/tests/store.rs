@@ -146,3 +146,21 @@ fn images_that_nobody_wants_go_when_they_were_not_used_for_long() {
     store.note_use("../images");
     assert!(!dir.path().join("images/used").exists());
 }
+
+#[test]
+fn halves_of_images_are_told_and_removed_but_not_while_somebody_sets_up() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let half = |name: &str| root.path().join("images").join(name);
+    for name in [".x86_64-new", ".gone-x86_64-old"] {
+        std::fs::create_dir_all(half(name).join("modules")).unwrap();
+    }
+    let lock = fetch::FileLock::acquire(&root.path().join("lock"), || {}).unwrap();
+    assert!(store.leftovers().unwrap().is_empty());
+    store.sweep().unwrap();
+    assert!(half(".x86_64-new").exists());
+    drop(lock);
+    assert_eq!(store.leftovers().unwrap().len(), 2);
+    store.sweep().unwrap();
+    assert!(store.leftovers().unwrap().is_empty() && !half(".gone-x86_64-old").exists());
+}

@@ -26,6 +26,8 @@ pub struct Assets {
 /// The initramfs in this cache that was made last, if there is one: for who boots what `viv` boots and has no agent to make one of.
 pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
+    // Not one that is being written, nor what is left of one.
+    let files = files.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "cpio"));
     let dated = files.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())));
     dated.max().map(|(_, path)| path)
 }
@@ -34,7 +36,14 @@ pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
 pub(crate) fn old_initramfs(cache: &Path) -> Vec<PathBuf> {
     let newest = newest_initramfs(cache);
     let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
+    let files = files.filter(|entry| entry.path().extension().is_some_and(|e| e == "cpio") || is_left(entry));
     files.map(|entry| entry.path()).filter(|path| Some(path) != newest.as_ref()).collect()
+}
+
+/// Whether a piece of an archive was left by a process that was killed while it wrote it: nobody takes an hour for that.
+fn is_left(entry: &fs::DirEntry) -> bool {
+    let written = entry.metadata().and_then(|meta| meta.modified()).ok();
+    written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age.as_secs() >= 3600)
 }
 
 /// The initramfs for this agent and this kernel, made if it is not in the cache or not as it was made. `modules` is the
@@ -68,7 +77,7 @@ fn kept(folder: &Path, key: &str) -> Option<PathBuf> {
     let mine = |path: &PathBuf| {
         path.file_name()
             .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with(&format!("{key}-")))
+            .is_some_and(|name| name.starts_with(&format!("{key}-")) && name.ends_with(".cpio"))
     };
     let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(mine);
     files.into_iter().find(|path| {
@@ -93,7 +102,28 @@ fn short_hex(hash: Sha256) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+
+    #[test]
+    fn a_piece_of_an_archive_is_no_archive() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join(INITRAMFS);
+        fs::create_dir(&folder).unwrap();
+        let whole = folder.join(name("k", b"archive"));
+        fs::write(&whole, b"archive").unwrap();
+        let (left, begun) = (folder.join("k-0.cpio.new-1"), folder.join("k-0.cpio.new-2"));
+        for piece in [&left, &begun] {
+            fs::write(piece, b"arch").unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+        File::options().write(true).open(&left).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(newest_initramfs(cache.path()), Some(whole.clone()));
+        assert_eq!(old_initramfs(cache.path()), [left]);
+        assert_eq!(kept(&folder, "k"), Some(whole));
+        assert!(begun.exists(), "somebody writes it");
+    }
 
     #[test]
     fn an_archive_is_believed_by_its_content() {

@@ -25,10 +25,17 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let fresh = parent.join(name);
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(fail)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
-    fs::rename(&fresh, path).map_err(fail)?;
+    let written = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh);
+    let written = written.and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    });
+    if let Err(source) = written {
+        // On a full disk the half of a file is what takes the rest of it.
+        let _ = fs::remove_file(&fresh);
+        return Err(fail(source));
+    }
     sync_folder(parent)
 }
 
@@ -73,6 +80,16 @@ mod tests {
         assert_eq!(read_json::<Sample>(&path, 7).unwrap().text.len(), 70);
         assert!(matches!(read_json::<Sample>(&path, 6), Err(Error::NewerFormat { found: 7, known: 6, .. })));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_could_not_be_put_in_place_does_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        // A folder is not replaced by a file.
+        let path = folder.path().join("spec.json");
+        fs::create_dir(&path).unwrap();
+        assert!(write_whole(&path, b"x").is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the folder is there");
     }
 
     #[test]

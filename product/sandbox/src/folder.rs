@@ -199,16 +199,43 @@ impl Sandboxes {
         Ok((Sandbox { folder, spec }, true))
     }
 
-    /// Deletes what killed processes left half made or half deleted. The names are held.
-    fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.root) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(NEW) || name.starts_with(GONE) {
-                let _ = fs::remove_dir_all(entry.path());
+    /// The folders that killed processes left half made or half deleted, with their disks.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        // What is being made just now is none.
+        let _names = hold_names(&self.root)?;
+        Ok(self.half_there())
+    }
+
+    /// Deletes [`Self::leftovers`].
+    pub fn remove_leftovers(&self) -> Result<()> {
+        let _names = hold_names(&self.root)?;
+        for path in self.half_there() {
+            match fs::remove_dir_all(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::file("cannot delete", path, source));
+                }
+                _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// Deletes what can be deleted of that. The names are held.
+    fn sweep(&self) {
+        for path in self.half_there() {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+
+    /// The names are held.
+    fn half_there(&self) -> Vec<PathBuf> {
+        let is_half_there = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(NEW) || name.starts_with(GONE)
+        };
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        entries.filter(is_half_there).map(|entry| entry.path()).collect()
     }
 }
 

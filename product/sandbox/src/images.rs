@@ -127,6 +127,11 @@ impl<'p> Images<'p> {
             .collect();
         let downloads = self.store.old_downloads().map_err(|error| set_up(&error))?;
         let initramfs = assets::old_initramfs(&self.places.cache);
+        let leftovers = self.store.leftovers().map_err(|error| set_up(&error))?;
+        if !leftovers.is_empty() {
+            let what = "what is left of images whose making or deletion was broken off";
+            old.push(Old { what: what.into(), files: leftovers });
+        }
         for (what, files) in [("downloads", downloads), ("initramfs archives", initramfs)] {
             if !files.is_empty() {
                 old.push(Old { what: format!("{} {what} of other versions", files.len()), files });
@@ -141,6 +146,7 @@ impl<'p> Images<'p> {
             self.remove_old(&current);
         }
         self.store.remove_old_downloads().map_err(|error| set_up(&error))?;
+        self.store.sweep().map_err(|error| set_up(&error))?;
         for path in assets::old_initramfs(&self.places.cache) {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

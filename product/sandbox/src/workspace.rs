@@ -242,7 +242,7 @@ fn resolved(path: &Path) -> PathBuf {
 
 /// Refuses a share that lies in a writable one: the guest could write a read-only one through the other, and change what
 /// its path leads to.
-pub(crate) fn check_overlaps(shares: &[Share]) -> Result<()> {
+pub fn check_overlaps(shares: &[Share]) -> Result<()> {
     for inner in shares {
         let beneath = |outer: &&Share| {
             !outer.read_only && outer.path != inner.path && inner.path.starts_with(&outer.path)

@@ -379,7 +379,14 @@ fn prune(world: &World) -> Case {
     let images = well(viv(&["prune", "-f", "--images"], true)?)?;
     ensure(images == "There is nothing to delete.", images)?;
     ensure(well(viv(&["ls", "-q"], true)?)? == "shell-pruned", "it is still there")?;
+    // What killed ones left, which no other command sees.
+    let sandboxes = state.join("vivarium/sandboxes");
+    std::fs::create_dir_all(sandboxes.join(".gone-0123/disk"))?;
+    std::fs::write(sandboxes.join(".gone-0123/disk/layer"), vec![1; 1 << 20])?;
+    let listed = well(viv(&["prune", "--dry-run"], true)?)?;
+    ensure(listed.contains("what is left of a sandbox") && listed.contains("MiB"), listed)?;
     ensure(well(viv(&["prune", "-f"], true)?)? == "shell-pruned", "it is deleted")?;
+    ensure(!sandboxes.join(".gone-0123").exists(), "what was left is deleted")?;
     ensure(well(viv(&["ls", "-q"], true)?)?.is_empty(), "nothing is left")
 }
 

@@ -70,8 +70,15 @@ fn ten_at_once_make_one() {
 #[test]
 fn what_killed_processes_left_is_swept_and_a_lock_of_a_dead_one_is_free() {
     let (_root, all) = sandboxes();
-    fs::create_dir_all(all.root.join(".new-1/disk")).unwrap();
-    fs::create_dir_all(all.root.join(".gone-2/logs")).unwrap();
+    let leave = || {
+        fs::create_dir_all(all.root.join(".new-1/disk")).unwrap();
+        fs::create_dir_all(all.root.join(".gone-2/logs")).unwrap();
+    };
+    leave();
+    assert_eq!(all.leftovers().unwrap().len(), 2);
+    all.remove_leftovers().unwrap();
+    assert!(all.leftovers().unwrap().is_empty());
+    leave();
     let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
     assert!(!all.root.join(".new-1").exists() && !all.root.join(".gone-2").exists());
     assert_eq!(sandbox.state(), State::Stopped);

@@ -1,7 +1,7 @@
 //! `viv prune`: stopped sandboxes, and what the cache keeps for nobody.
 
 use sandbox::folder::{Sandbox, Sandboxes};
-use sandbox::images::Images;
+use sandbox::images::{Images, Old};
 use sandbox::places::Places;
 
 use crate::cli::PruneOptions;
@@ -14,7 +14,9 @@ use crate::setup::AGENT;
 pub(crate) fn run(options: &PruneOptions, no_input: bool) -> Result<u8, Failure> {
     let places = Places::from_env()?;
     let images = Images::open(&places, AGENT)?;
-    let (mut sandboxes, wrong) = Sandboxes::open(&places)?.list()?;
+    let all = Sandboxes::open(&places)?;
+    let (mut sandboxes, wrong) = all.list()?;
+    let half_deleted = if options.images { Vec::new() } else { all.leftovers()? };
     sandboxes.retain(|sandbox| !options.images && sandbox.state().is_over());
     for error in wrong {
         eprintln!("viv: {error}");
@@ -30,6 +32,14 @@ pub(crate) fn run(options: &PruneOptions, no_input: bool) -> Result<u8, Failure>
         let workspace = sandbox::escape::escaped(&places.short(sandbox.spec.workspace()), 60);
         let note = format!("   with all that was installed and made outside of {workspace}");
         line(&format!("the sandbox {}", sandbox.spec.name), sandbox.disk_use(), &note);
+    }
+    if !half_deleted.is_empty() {
+        let half_deleted = Old { what: String::new(), files: half_deleted };
+        let what = match half_deleted.files.len() {
+            1 => "what is left of a sandbox".into(),
+            count => format!("what is left of {count} sandboxes"),
+        };
+        line(&what, half_deleted.bytes(), "   whose making or deletion was broken off");
     }
     for old in &old {
         line(&old.what, old.bytes(), "");
@@ -55,6 +65,9 @@ pub(crate) fn run(options: &PruneOptions, no_input: bool) -> Result<u8, Failure>
         }
     }
     let code = each((sandboxes, 0), remove);
+    if !options.images {
+        all.remove_leftovers()?;
+    }
     // After the sandboxes, which may have been the last to need an image.
     images.remove_all_old()?;
     eprintln!("viv: {total} are free again");

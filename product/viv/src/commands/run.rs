@@ -208,11 +208,14 @@ fn find_or_make(
     }
     // Not before all that may still go wrong has gone well.
     if let Some(failed) = failed {
-        let before = failed.spec.clone();
+        let mut anew = wish.clone();
+        let said = keep_what_was_decided(&mut anew, &failed.spec, options);
+        workspace::check_overlaps(&anew.shares)?;
         if let Some(sandbox) = failed.remove_if_it_never_started()? {
             return Ok((adopt(sandbox, &wish, options, places)?, false));
         }
-        eprintln!("viv: {}", keep_what_was_decided(&mut wish, &before, options));
+        eprintln!("viv: {said}");
+        wish = anew;
     }
     match sandboxes.create(&wish)? {
         (sandbox, true) => Ok((sandbox, true)),
