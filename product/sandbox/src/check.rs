@@ -82,8 +82,7 @@ impl Findings {
 /// # Errors
 /// It runs.
 pub fn hold(sandbox: &Sandbox) -> Result<Lock> {
-    let patience = std::time::Duration::from_millis(500);
-    sandbox.lock(patience)?.ok_or_else(|| Error::Running { name: sandbox.spec.name.clone() })
+    sandbox.lock_to_check()
 }
 
 /// Looks at the disk's files only.

@@ -115,6 +115,9 @@ pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
                 }
             }
         }
+        if sandbox.is_checked() {
+            return Err(Error::Checked { name: sandbox.spec.name.clone() });
+        }
         if sandbox.is_running() {
             // Another shim that does not listen yet, or no longer.
             if Instant::now() >= deadline {
@@ -229,7 +232,8 @@ pub enum Stopped {
 pub fn stop(sandbox: &Sandbox, urgent: bool) -> Result<Stopped> {
     let mut heard = Instant::now();
     let (mut ran, mut end) = (false, None);
-    while sandbox.is_running() {
+    // One that is being checked does not run.
+    while sandbox.is_running() && !sandbox.is_checked() {
         ran = true;
         if let Some(connection) = sandbox.connect()? {
             // It may end before it has answered; that is as good. One that does neither is not waited for without end.

@@ -80,7 +80,7 @@ impl Clock {
         let idle = match state {
             State::Starting => clients == 0,
             State::Running => sessions == 0,
-            State::Stopping | State::Stopped | State::Failed => false,
+            State::Stopping | State::Checking | State::Stopped | State::Failed => false,
         };
         self.idle_since = if idle { self.idle_since.or(Some(now)) } else { None };
     }

@@ -82,6 +82,18 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// Somebody looks at the sandbox's disk.
+    #[error("the sandbox \"{name}\" is being checked")]
+    Checked {
+        /// Its name.
+        name: String,
+    },
+    /// Another client makes a sandbox and does not come to an end.
+    #[error("another viv has locked {} and does not go on", path.display())]
+    NamesHeld {
+        /// The lock.
+        path: PathBuf,
+    },
     /// A file of a sandbox was written by a newer program.
     #[error("{} was written by a newer viv (format {found}, this one reads up to {known})", path.display())]
     NewerFormat {
@@ -192,6 +204,10 @@ impl Error {
             ),
             Self::BadWorkspace { hint, .. } | Self::Engine { hint, .. } => Some(hint.clone()),
             Self::Running { name } => Some(format!("viv stop {name}   (viv rm -f stops it as well)")),
+            Self::Checked { .. } => Some("viv check ends by itself; the same command again then".into()),
+            Self::NamesHeld { .. } => {
+                Some("it may have been stopped with Ctrl-Z: fg lets it go on, jobs and ps find it".into())
+            }
             Self::NewerFormat { .. } => Some("use the viv that made it, or a newer one".into()),
             Self::NotStarted { hint, .. } | Self::SetUp { hint, .. } => hint.clone(),
             Self::Damaged { path, .. } => Some(match path.parent() {

@@ -4,6 +4,7 @@
 //! sandboxes/<id>/spec.json       what it is; only which folder a share's path leads to is ever noted anew
 //!                runtime.json    how it fares; written by its shim
 //!                lock            held (flock) by the shim for as long as it lives
+//!                check           held by who checks the disk, with the lock
 //!                control.sock    where the shim listens
 //!                disk/           the writable disk's layers
 //!                logs/           console.log, agent.log, dockerd.log, vmm.log, shim.log, each bounded
@@ -32,6 +33,9 @@ use crate::{files, naming, workspace};
 const SPEC: &str = "spec.json";
 const RUNTIME: &str = "runtime.json";
 const LOCK: &str = "lock";
+const CHECK: &str = "check";
+/// How long another client may hold the names: one that was stopped (Ctrl-Z), or that a disk holds up, would be waited for without a word.
+const NAMES_PATIENCE: Duration = Duration::from_secs(30);
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 
@@ -74,6 +78,8 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    /// Says to others that the disk is being checked.
+    _check: Option<File>,
 }
 
 impl Sandboxes {
@@ -100,8 +106,12 @@ impl Sandboxes {
             }
             match Sandbox::read(entry.path()) {
                 Ok(sandbox) => found.push(sandbox),
-                // Deleted between the two looks.
-                Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(Error::File { source, path, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    // Else it was deleted between the two looks: a folder is there as a whole or not at all.
+                    if entry.path().is_dir() {
+                        wrong.push(Error::Damaged { path, why: "it is not there".into() });
+                    }
+                }
                 Err(error) => wrong.push(error),
             }
         }
@@ -165,12 +175,16 @@ impl Sandboxes {
         if let Some(sandbox) = self.existing(wish)? {
             return Ok((sandbox, false));
         }
-        let (all, _) = self.list()?;
-        let name = wish.name.clone().unwrap_or_else(|| {
-            let workspace = wish.shares.first().map_or(Path::new("/"), |share| &share.path);
-            let base = naming::default_name(&wish.agent, workspace);
-            naming::first_free(&base, |name| all.iter().any(|sandbox| sandbox.spec.name == name))
-        });
+        let taken = self.names()?;
+        let name = match &wish.name {
+            Some(name) if taken.contains(name) => return Err(self.unreadable(name)),
+            Some(name) => name.clone(),
+            None => {
+                let workspace = wish.shares.first().map_or(Path::new("/"), |share| &share.path);
+                let base = naming::default_name(&wish.agent, workspace);
+                naming::first_free(&base, |name| taken.iter().any(|taken| taken == name))
+            }
+        };
         let id = random_id()?;
         let spec = Spec {
             schema: SCHEMA,
@@ -197,6 +211,29 @@ impl Sandboxes {
         fs::rename(&fresh, &folder).map_err(fail)?;
         files::sync_folder(&self.root)?;
         Ok((Sandbox { folder, spec }, true))
+    }
+
+    /// All names that are taken, as far as they can be told: those of sandboxes of a newer version, too.
+    fn names(&self) -> Result<Vec<String>> {
+        let entries =
+            fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))?;
+        let folders = entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+        Ok(folders.filter_map(|entry| files::read_name(&entry.path().join(SPEC))).collect())
+    }
+
+    /// What is said of a name whose sandbox cannot be read.
+    fn unreadable(&self, name: &str) -> Error {
+        let wrong = self.list().map(|(_, wrong)| wrong).unwrap_or_default().into_iter();
+        let is_it = |error: &Error| match error {
+            Error::Damaged { path, .. } | Error::NewerFormat { path, .. } => {
+                files::read_name(path).is_some_and(|found| found == name)
+            }
+            _ => false,
+        };
+        match { wrong }.find(is_it) {
+            Some(cause) => Error::Unreadable { name: name.into(), cause: Box::new(cause) },
+            None => Error::BadName { name: name.into(), why: "another sandbox has it" },
+        }
     }
 
     /// The folders that killed processes left half made or half deleted, with their disks.
@@ -280,7 +317,7 @@ impl Sandbox {
         if !self.folder.join(LOCK).exists() {
             return Err(Error::UnknownSandbox { name: self.spec.name.clone(), nearest: None });
         }
-        Ok(Some(Lock { _file: file }))
+        Ok(Some(Lock { _file: file, _check: None }))
     }
 
     fn lock_file(&self) -> Result<File> {
@@ -290,7 +327,33 @@ impl Sandbox {
         })
     }
 
-    /// Whether a shim lives.
+    /// Takes the lock to look at the disk, which may last minutes and is no start.
+    ///
+    /// # Errors
+    /// It runs, or somebody looks at it already.
+    pub fn lock_to_check(&self) -> Result<Lock> {
+        let lock = self.lock(Duration::from_millis(500))?.ok_or_else(|| self.in_use())?;
+        let path = self.folder.join(CHECK);
+        let fail = |source: io::Error| Error::file("cannot lock", &path, source);
+        let check = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let check = check.map_err(fail)?;
+        flock(&check, FlockOperation::NonBlockingLockExclusive).map_err(|error| fail(error.into()))?;
+        Ok(Lock { _check: Some(check), ..lock })
+    }
+
+    /// Whether its disk is being checked.
+    pub fn is_checked(&self) -> bool {
+        let file = File::open(self.folder.join(CHECK));
+        file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+    }
+
+    /// What is said when the lock cannot be had.
+    fn in_use(&self) -> Error {
+        let name = self.spec.name.clone();
+        if self.is_checked() { Error::Checked { name } } else { Error::Running { name } }
+    }
+
+    /// Whether a shim lives, or another process has the right to be one.
     pub fn is_running(&self) -> bool {
         let Ok(file) = self.lock_file() else { return false };
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
@@ -338,6 +401,7 @@ impl Sandbox {
                 workspace::check_overlaps(&spec.shares)?;
                 let (name, path) = (self.spec.name.clone(), share.path.clone());
                 match self.lock(Duration::from_millis(500))? {
+                    None if self.is_checked() => return Err(Error::Checked { name }),
                     None if other.is_some() => return Err(Error::SharesFixed { name, path }),
                     None => return Err(Error::Exchanged { name, path }),
                     lock => lock,
@@ -354,6 +418,7 @@ impl Sandbox {
         let noted = |sandbox: &Self| sandbox.runtime().map(|runtime| runtime.state);
         if self.is_running() {
             return match noted(self) {
+                _ if self.is_checked() => State::Checking,
                 // Of the run before: the new shim has not written yet.
                 None | Some(State::Stopped | State::Failed) => State::Starting,
                 Some(state) => state,
@@ -455,7 +520,7 @@ impl Sandbox {
     pub fn remove(self) -> Result<()> {
         match self.lock(Duration::from_secs(2))? {
             Some(lock) => self.remove_held(lock),
-            None => Err(Error::Running { name: self.spec.name }),
+            None => Err(self.in_use()),
         }
     }
 
@@ -483,14 +548,28 @@ pub(crate) fn room(path: &Path) -> u64 {
     entries.map(|entry| room(&entry.path())).sum()
 }
 
-/// Who holds this makes sandboxes and writes their specs.
+/// Who holds this makes sandboxes and writes their specs, which takes moments.
 fn hold_names(root: &Path) -> Result<File> {
+    hold_names_within(root, NAMES_PATIENCE)
+}
+
+fn hold_names_within(root: &Path, patience: Duration) -> Result<File> {
     let path = root.join(".names");
     let fail = |source: io::Error| Error::file("cannot lock", &path, source);
     let file =
         File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
-    Ok(file)
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(fail(error.into())),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NamesHeld { path });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn random_id() -> Result<String> {

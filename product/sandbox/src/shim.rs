@@ -626,7 +626,7 @@ impl Shim<'_> {
                 self.set_state(State::Stopping);
                 self.machine.vmm.kill();
             }
-            State::Stopping | State::Stopped | State::Failed => {}
+            State::Stopping | State::Checking | State::Stopped | State::Failed => {}
         }
     }
 

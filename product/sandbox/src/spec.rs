@@ -60,6 +60,8 @@ pub enum State {
     Running,
     /// The guest was asked to shut down.
     Stopping,
+    /// It does not run; `viv check` looks at its disk.
+    Checking,
     /// No process belongs to it: it was stopped, idle, or switched off from within.
     Stopped,
     /// No process belongs to it, and nobody wanted it to end.
@@ -73,6 +75,7 @@ impl State {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Stopping => "stopping",
+            Self::Checking => "checking",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         }

@@ -252,3 +252,55 @@ fn an_end_that_cannot_be_noted_leaves_no_wrong_note() {
     assert!(sandbox.note_end(&ended).is_err());
     assert_eq!(sandbox.runtime(), None);
 }
+
+#[test]
+fn a_sandbox_that_is_checked_neither_starts_nor_runs() {
+    let (_root, all) = sandboxes();
+    let mut wish = wish("/a/project", None);
+    let mut sandbox = all.create(&wish).unwrap().0;
+    assert!(!sandbox.is_checked());
+    let check = sandbox.lock_to_check().unwrap();
+    assert_eq!((sandbox.state(), sandbox.state().is_over()), (State::Checking, false));
+    let is_said = |error: Error| assert!(matches!(error, Error::Checked { .. }), "{error}");
+    is_said(sandbox.lock_to_check().unwrap_err());
+    is_said(sandbox.clone().remove().unwrap_err());
+    wish.shares[0].read_only = true;
+    is_said(sandbox.adopt(&wish.shares).unwrap_err());
+    // Neither is waited for: one cannot be had, the other is so already.
+    is_said(crate::client::hold(&sandbox, || {}).unwrap_err());
+    assert_eq!(crate::client::stop(&sandbox, false).unwrap(), crate::client::Stopped::Already);
+    drop(check);
+    assert_eq!(sandbox.state(), State::Stopped);
+    let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+    assert!(matches!(sandbox.lock_to_check(), Err(Error::Running { .. })));
+    drop(lock);
+    sandbox.remove().unwrap();
+}
+
+#[test]
+fn the_name_of_a_sandbox_that_cannot_be_read_is_taken_all_the_same() {
+    let (_root, all) = sandboxes();
+    let newer = all.create(&wish("/a/project", None)).unwrap().0;
+    let spec = newer.folder().join(SPEC);
+    let text = fs::read_to_string(&spec).unwrap().replacen("\"schema\": 1", "\"schema\": 99", 1);
+    fs::write(&spec, &text).unwrap();
+    assert_eq!(all.create(&wish("/a/project", None)).unwrap().0.spec.name, "shell-project-2");
+    let refused = all.create(&wish("/b/other", Some("shell-project"))).unwrap_err();
+    assert!(matches!(refused, Error::Unreadable { .. }), "{refused}");
+    assert!(refused.hint().unwrap().contains("newer one"));
+    // A folder that has lost its spec is not passed over: it has a disk.
+    fs::remove_file(&spec).unwrap();
+    let wrong = all.list().unwrap().1;
+    assert!(matches!(&wrong[..], [Error::Damaged { .. }]), "{wrong:?}");
+    assert!(wrong[0].hint().unwrap().starts_with("rm -r "));
+}
+
+#[test]
+fn a_client_that_does_not_go_on_is_not_waited_for_without_end() {
+    let (_root, all) = sandboxes();
+    let held = hold_names(&all.root).unwrap();
+    let refused = hold_names_within(&all.root, Duration::from_millis(20)).unwrap_err();
+    assert!(matches!(refused, Error::NamesHeld { .. }) && refused.hint().is_some(), "{refused}");
+    drop(held);
+    hold_names_within(&all.root, Duration::ZERO).unwrap();
+}
