@@ -24,7 +24,7 @@ pub(crate) struct Failure {
     /// One sentence in the user's words.
     message: String,
     /// The next step.
-    hint: Option<String>,
+    pub(crate) hint: Option<String>,
     /// Whether it is only known that the sandbox is gone; see [`Failure::because`].
     is_loss: bool,
 }

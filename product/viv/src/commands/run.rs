@@ -105,6 +105,27 @@ fn unknown_agent(given: &str) -> Failure {
     }
 }
 
+/// Refuses what the host has not; `most` is what it has for us.
+fn enough_memory(memory: u64, most: u64) -> Result<(), Failure> {
+    if most < host::LEAST_MEMORY {
+        return Err(Failure::new(format!(
+            "this host has {} of memory for us, and a sandbox needs {} or more",
+            size(most),
+            size(host::LEAST_MEMORY)
+        ))
+        .hint("raise the memory limit of the container or control group that viv runs in"));
+    }
+    if memory > most {
+        let (asked, have) = (size(memory), size(most));
+        let failure = Failure::new(format!("{asked} of memory cannot be had: this host has {have} for us"));
+        return Err(failure.hint(format!(
+            "--memory {}m at most; without it a sandbox has half of the host's, at most 8 GiB",
+            most >> 20
+        )));
+    }
+    Ok(())
+}
+
 /// What a new sandbox shall be; its image is not known yet.
 fn wish(options: &NewOptions, places: &Places) -> Result<Wish, Failure> {
     let shares = workspace::resolve_all(&options.folders, places, options.force)?;
@@ -114,15 +135,7 @@ fn wish(options: &NewOptions, places: &Places) -> Result<Wish, Failure> {
         None => Ok(default),
     };
     let memory = parse(&options.memory, memory)?;
-    let most = host::memory();
-    if memory > most {
-        return Err(Failure::new(format!(
-            "{} of memory cannot be had: this host has {} for us",
-            size(memory),
-            size(most)
-        ))
-        .hint("--memory 4g; without it a sandbox has half of the host's, at most 8 GiB"));
-    }
+    enough_memory(memory, host::memory())?;
     let disk = parse(&options.disk, disk)?;
     if let Some(asked) = options.cpus
         && !(1..=cpus).contains(&asked)
@@ -312,6 +325,15 @@ mod tests {
             Command::Create(options) => options,
             _ => unreachable!("it is what was asked for"),
         }
+    }
+
+    #[test]
+    fn what_is_hinted_at_can_be_had() {
+        let hint = |memory, most| enough_memory(memory, most).unwrap_err().hint.unwrap();
+        assert!(hint(1 << 40, (2 << 30) + 5).starts_with("--memory 2048m at most"));
+        assert!(enough_memory(2048 << 20, (2 << 30) + 5).is_ok());
+        // No size that could be named would help.
+        assert!(!hint(256 << 20, 100 << 20).contains("--memory"));
     }
 
     #[test]
