@@ -455,6 +455,15 @@ impl Sandbox {
         files::write_json(&self.folder.join(RUNTIME), runtime)
     }
 
+    /// Forgets what was noted of the run before, and what its shim was killed at noting.
+    pub(crate) fn forget_run(&self) {
+        let pieces = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let pieces = pieces.filter(|entry| entry.file_name().to_string_lossy().starts_with(RUNTIME));
+        for piece in pieces {
+            let _ = fs::remove_file(piece.path());
+        }
+    }
+
     /// Notes a run's end. If that cannot be written, nothing is noted any more: what was written before says that it runs,
     /// which would be taken for a killed shim's.
     pub(crate) fn note_end(&self, runtime: &Runtime) -> Result<()> {

@@ -153,7 +153,12 @@ struct Shim<'s> {
 
 /// Takes the sandbox's lock for this process, its shim; `None` when another shim has it.
 pub fn take(sandbox: &Sandbox) -> Result<Option<Lock>> {
-    sandbox.lock(Duration::from_millis(500))
+    let lock = sandbox.lock(Duration::from_millis(500))?;
+    if lock.is_some() {
+        // What a killed one noted would be taken for this one's state.
+        sandbox.forget_run();
+    }
+    Ok(lock)
 }
 
 /// Runs the sandbox until its virtual machine ends. `machine` starts it; `listening` is called when clients can connect.

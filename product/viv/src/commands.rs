@@ -109,7 +109,7 @@ impl Spinner {
     pub(crate) fn after(bar: indicatif::ProgressBar, pause: Duration) -> Self {
         let (wanted, over) = std::sync::mpsc::channel::<()>();
         let drawn = bar.clone();
-        let thread = std::thread::spawn(move || {
+        let draw = move || {
             if over
                 .recv_timeout(pause)
                 .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
@@ -118,8 +118,10 @@ impl Spinner {
                 drawn.enable_steady_tick(Duration::from_millis(100));
                 let _ = over.recv();
             }
-        });
-        Self { bar, wanted, thread: Some(thread) }
+        };
+        // Where no thread can be had, as with a limit of processes, nothing is drawn.
+        let thread = std::thread::Builder::new().name("spinner".into()).spawn(draw).ok();
+        Self { bar, wanted, thread }
     }
 }
 

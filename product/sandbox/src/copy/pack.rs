@@ -101,7 +101,8 @@ impl<W: Write> Packer<W> {
 fn header(kind: EntryType, stat: &Stat, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
-    header.set_mode(sys::permissions(stat));
+    // No set-id bits: with -u root the guest would get a program that makes everybody root.
+    header.set_mode(sys::permissions(stat) & 0o777);
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header.set_uid(0);
     header.set_gid(0);

@@ -288,7 +288,7 @@ fn a_tree_comes_back_as_it_went() {
     let odd = OsStr::from_bytes(b"caf\xe9 x");
     fs::write(tree.join(odd), vec![7u8; 70_000]).unwrap();
     fs::write(deep.join("run"), "#!/bin/sh").unwrap();
-    fs::set_permissions(deep.join("run"), fs::Permissions::from_mode(0o750)).unwrap();
+    fs::set_permissions(deep.join("run"), fs::Permissions::from_mode(0o6750)).unwrap();
     fs::set_permissions(tree.join("sub"), fs::Permissions::from_mode(0o555)).unwrap();
     symlink("../no/where", tree.join("link")).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, tree.join("pipe"), rustix::fs::Mode::RUSR).unwrap();
@@ -297,6 +297,9 @@ fn a_tree_comes_back_as_it_went() {
     let found = source(&tree, &[]).unwrap();
     assert!(found.is_folder);
     assert_eq!(pack(&found, OsStr::new("x"), &mut archive).unwrap(), ["x/pipe"]);
+    let mut sent = tar::Archive::new(&archive[..]);
+    let modes = sent.entries().unwrap().map(|entry| entry.unwrap().header().mode().unwrap());
+    assert!(modes.inspect(|mode| assert_eq!(mode & 0o7000, 0, "set-id bits are not sent")).count() > 4);
     let out = root.path().join("out");
     fs::create_dir(&out).unwrap();
     let folder = fs::File::open(&out).unwrap();

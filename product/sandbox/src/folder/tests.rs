@@ -304,3 +304,17 @@ fn a_client_that_does_not_go_on_is_not_waited_for_without_end() {
     drop(held);
     hold_names_within(&all.root, Duration::ZERO).unwrap();
 }
+
+#[test]
+fn a_new_shim_is_not_taken_for_the_killed_one_before() {
+    let (_root, all) = sandboxes();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
+    sandbox.note(&Runtime { state: State::Stopping, ..running() }).unwrap();
+    fs::write(sandbox.folder().join("runtime.json.new-1"), "{").unwrap();
+    assert_eq!(sandbox.state(), State::Failed);
+    let lock = crate::shim::take(&sandbox).unwrap().unwrap();
+    assert_eq!((sandbox.state(), sandbox.runtime()), (State::Starting, None));
+    assert!(!sandbox.folder().join("runtime.json.new-1").exists());
+    assert!(crate::shim::take(&sandbox).unwrap().is_none());
+    drop(lock);
+}

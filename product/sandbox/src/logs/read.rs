@@ -51,13 +51,19 @@ impl Reader {
 
     /// All lines that have come since the last call, by their times.
     pub fn read(&mut self) -> Vec<Line> {
-        let mut lines = Vec::new();
+        let mut all = Vec::new();
         for log in &mut self.logs {
+            let mut lines = Vec::new();
             log.read(&mut lines);
+            // Lines of one source stay in their order, whatever a clock that was set back says.
+            let mut latest = SystemTime::UNIX_EPOCH;
+            all.extend(lines.into_iter().map(|line| {
+                latest = latest.max(line.time);
+                (latest, line)
+            }));
         }
-        // Lines of one source stay in their order, whatever a clock that was set back says.
-        lines.sort_by_key(|line| line.time);
-        lines
+        all.sort_by_key(|(latest, _)| *latest);
+        all.into_iter().map(|(_, line)| line).collect()
     }
 }
 
@@ -152,6 +158,18 @@ mod tests {
                 .all(|(line, n)| line.text.starts_with(&format!("{} ", n - 1)))
         );
         assert_eq!(lines.last().unwrap().text, "last");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_turn_a_log_around() {
+        let folder = tempfile::tempdir().unwrap();
+        let (agent, shim) = (folder.path().join("agent.log"), folder.path().join("shim.log"));
+        std::fs::write(&agent, "2026-01-01T00:00:09Z one\n2026-01-01T00:00:01Z two\n").unwrap();
+        std::fs::write(&shim, "2026-01-01T00:00:05Z other\n").unwrap();
+        let lines = Reader { logs: vec![log(agent), log(shim)] }.read();
+        let words: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(words, ["other", "one", "two"]);
+        assert!(lines[2].time < lines[0].time, "as it was noted");
     }
 
     #[test]

@@ -27,8 +27,11 @@ use crate::failure::Failure;
 const LOOK: &str = r#"p=$1
 if [ -d "$p" ] && { [ "$2" = in ] || [ ! -L "${p%/}" ]; }; then echo folder
 elif [ -e "$p" ] || [ -L "$p" ]; then echo file
-elif [ -d "$(dirname -- "$p"; printf x)" ] || [ -d "$(dirname -- "$p")" ]; then echo new
-else echo nothing; fi"#;
+else
+  # A name may end in a newline, which $(…) would take away.
+  d=$(dirname -- "$p"; printf x)
+  if [ -d "${d%??}" ]; then echo new; else echo nothing; fi
+fi"#;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -324,6 +327,32 @@ mod tests {
             ("box:", End::Guest("box".into(), b".".to_vec())),
         ] {
             assert_eq!(end(OsStr::new(word)), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn what_a_path_in_the_guest_is() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir(at("folder")).unwrap();
+        std::fs::create_dir(at("odd\n")).unwrap();
+        std::fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("folder", at("link")).unwrap();
+        std::os::unix::fs::symlink("gone", at("dead")).unwrap();
+        for (path, way, expected) in [
+            ("folder", "in", "folder"),
+            ("link", "in", "folder"),
+            ("link", "out", "file"),
+            ("dead", "in", "file"),
+            ("file", "out", "file"),
+            ("new", "in", "new"),
+            ("odd\n/new", "in", "new"),
+            ("odd/new", "in", "nothing"),
+            ("none/new", "in", "nothing"),
+        ] {
+            let mut look = std::process::Command::new("sh");
+            let said = look.args(["-c", LOOK, "sh"]).arg(at(path)).arg(way).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected, "{path:?} {way}");
         }
     }
 
