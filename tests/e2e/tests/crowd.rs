@@ -118,7 +118,14 @@ fn race(world: &World) -> Case {
                 // Its process was told to end: the sandbox was stopped under it.
                 || [129, 137, 143].contains(&said.code)
                 || (said.code == 125 && said.err.lines().any(|line| line.starts_with("error: ")));
-            ensure(well && !said.err.contains("panic"), format!("seed {seed}: {arguments:?}: {said:?}"))?;
+            // No race makes these true.
+            let never =
+                ["panic", "does not answer", "did not fit", "without a word", "does not go on", "damaged"];
+            let sound = never.iter().all(|words| !said.err.contains(words));
+            ensure(well && sound, format!("seed {seed}: {arguments:?}: {said:?}"))?;
+            if arguments == ["ls", "--json"] {
+                rows_are_sound(&said)?;
+            }
         }
         Ok(())
     };
@@ -136,6 +143,23 @@ fn race(world: &World) -> Case {
         }
         other => other,
     })
+}
+
+/// What `ls` says while others are at work: known states, an end only where there was one, and none that nobody wanted.
+fn rows_are_sound(said: &Said) -> Case {
+    for row in said.text().lines() {
+        let row: Value = serde_json::from_str(row)?;
+        let state = row["state"].as_str().unwrap_or_default();
+        let sound = match state {
+            "starting" | "running" | "stopping" => row["reason"].is_null(),
+            "stopped" => {
+                row["reason"].is_null() || row["reason"] == "asked to stop" || row["reason"] == "idle"
+            }
+            _ => false,
+        };
+        ensure(sound, format!("in the race: {row}"))?;
+    }
+    Ok(())
 }
 
 /// The sandboxes that are left can be used, and stopped they are nothing but their folders.

@@ -17,9 +17,11 @@ pub(crate) const CASES: &[Named] = &[
     ("a_detached_sandbox_outlives_its_sessions", outlives),
     ("a_sandbox_keeps_nothing_that_its_starter_had_open", inherited),
     ("every_end_has_its_name", ends),
+    ("a_stop_that_breaks_is_named_and_told", broken_stop),
     ("out_of_memory_is_137_and_named_in_the_logs", out_of_memory),
     ("logs_have_times_and_outlive_the_sandbox", logs),
     ("cp_keeps_content_modes_and_names", copies),
+    ("cp_replaces_only_files_and_leaves_no_pieces", odd_copies),
     ("cp_believes_nothing_that_a_guest_sends", hostile_copy),
     ("prune_says_what_it_deletes", prune),
     ("paths_of_any_bytes_work", any_bytes),
@@ -174,6 +176,31 @@ fn ends(world: &World) -> Case {
     world.run(&["rm", "-f", "shell-ends"]).map(|_| ())
 }
 
+/// A vmm that dies while its guest goes down was not stopped in order, whoever asked for that.
+fn broken_stop(world: &World) -> Case {
+    let folder = world.project("breaks");
+    // Something that does not end when it is asked to: the guest gives it ten seconds.
+    let stubborn =
+        "setsid -f sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' >/dev/null 2>&1 </dev/null";
+    world.shell_ok(&folder, stubborn)?;
+    let pid = inspect(world, "shell-breaks")?["processes"]["vmm"].as_i64();
+    let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or(std::io::Error::other("no process"))?;
+    let stop =
+        world.viv(&folder, ["stop", "shell-breaks"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    eventually("the guest to go down", || {
+        inspect(world, "shell-breaks").is_ok_and(|it| it["state"] == "stopping")
+    })?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let said = Said::from(stop.wait_with_output()?);
+    let told = said.code == 125 && said.err.contains("vmm killed: SIGKILL") && said.err.contains("hint:");
+    ensure(told, format!("{said:?}"))?;
+    let after = inspect(world, "shell-breaks")?;
+    ensure(after["state"] == "failed" && after["reason"] == "vmm killed: SIGKILL", after.to_string())?;
+    ensure(world.shell_ok(&folder, "echo up")? == "up", "it starts again")?;
+    world.run(&["rm", "-f", "shell-breaks"]).map(|_| ())
+}
+
 fn out_of_memory(world: &World) -> Case {
     let folder = world.project("greedy");
     well(say(world.viv(&folder, ["create", "shell", ".", "-m", "512m"]), b"")?)?;
@@ -300,6 +327,64 @@ fn copies(world: &World) -> Case {
         let good = said.code == 125 && said.err.starts_with("error: ") && said.err.contains(words);
         ensure(good, format!("{from} {to}: {said:?}"))?;
     }
+    world.run(&["rm", "-f", name]).map(|_| ())
+}
+
+/// What is in the way on the host, what is too large, what is mostly holes, an input that cannot be read, and Ctrl-C.
+fn odd_copies(world: &World) -> Case {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let (folder, name) = (world.project("odd-copies"), "shell-odd-copies");
+    world.shell_ok(
+        &folder,
+        "cd; echo whole > whole; truncate -s 10T endless; truncate -s 2G long; truncate -s 40M holes; echo x >> holes
+        mkdir some; echo a > some/a; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"some/socket\")'",
+    )?;
+    let back = world.project("odd-copies-back");
+    let cp = |from: &str, to: &Path| {
+        let from = format!("{name}:/home/agent/{from}");
+        say(world.viv(&folder, [std::ffi::OsStr::new("cp"), from.as_ref(), to.as_os_str()]), b"")
+    };
+    let pipe = back.join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR)?;
+    std::os::unix::fs::symlink("pipe", back.join("link"))?;
+    for to in [&pipe, &back.join("link")] {
+        let said = cp("whole", to)?;
+        ensure(said.code == 125 && said.err.contains("a pipe is there"), format!("{said:?}"))?;
+    }
+    ensure(std::fs::symlink_metadata(&pipe)?.file_type().is_fifo(), "it is a pipe still")?;
+    ensure(std::fs::read_link(back.join("link"))? == Path::new("pipe"), "it is a link still")?;
+
+    let said = cp("endless", &back)?;
+    ensure(said.code == 125 && said.err.contains("there is room for"), format!("{said:?}"))?;
+    well(cp("holes", &back)?)?;
+    let holes = std::fs::metadata(back.join("holes"))?;
+    let taken = holes.blocks() * 512;
+    ensure(holes.len() == (40 << 20) + 2 && taken < 1 << 20, format!("{} bytes take {taken}", holes.len()))?;
+    let said = cp("some", &back)?;
+    let told = said.code == 0 && said.err.contains("left out: some/socket is neither");
+    ensure(told && back.join("some/a").exists(), format!("{said:?}"))?;
+
+    let output =
+        world.viv(&folder, ["cp", "-", &format!("{name}:/tmp")]).stdin(std::fs::File::open("/")?).output()?;
+    let said = Said::from(output);
+    ensure(said.code == 125 && said.err.contains("cannot read the standard input"), format!("{said:?}"))?;
+
+    let begun = || {
+        let names = std::fs::read_dir(&back).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".viv-cp-")).count()
+    };
+    let from = format!("{name}:/home/agent/long");
+    let mut long = world.viv(&folder, ["cp".as_ref(), from.as_ref(), back.as_os_str()]).spawn()?;
+    eventually("the file that is being copied", || begun() == 1)?;
+    let pid = i32::try_from(long.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or(std::io::Error::other("no process"))?;
+    rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
+    let status = long.wait()?;
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    ensure(
+        signal == Some(2) && begun() == 0 && !back.join("long").exists(),
+        format!("{status}: {}", begun()),
+    )?;
     world.run(&["rm", "-f", name]).map(|_| ())
 }
 
