@@ -13,6 +13,7 @@ use crate::Named;
 pub(crate) const CASES: &[Named] = &[
     ("a_state_path_of_more_than_a_hundred_bytes_works", long_path),
     ("home_state_and_cache_may_be_in_memory", in_memory),
+    ("a_damaged_cache_is_made_again", damaged_cache),
     ("without_a_terminal_nothing_is_drawn_and_a_hang_up_ends_it", no_terminal),
     ("in_ci_nothing_is_asked", ci),
     ("the_limits_of_a_docker_container_are_enough", docker_limits),
@@ -38,6 +39,19 @@ impl<'w> Place<'w> {
         let project = tempfile::Builder::new().prefix("viv-project-").tempdir_in("/var/tmp")?;
         let cache = world.cache().parent().map(Path::to_path_buf).unwrap_or_default();
         Ok(Self { world, state: root.path().join("state"), cache, root, project })
+    }
+
+    /// Copies these folders of the world's cache into one of this place alone.
+    fn own_cache(&mut self, folders: &[&str]) -> Case {
+        // There is an image from here on.
+        self.world.shell_ok(&self.world.project("main"), "true")?;
+        self.cache = self.root.path().join("cache");
+        let copied = self.cache.join("vivarium");
+        std::fs::create_dir_all(&copied)?;
+        let mut copy = Command::new("cp");
+        copy.args(["-r", "--preserve=timestamps", "--sparse=always"]);
+        copy.args(folders.iter().map(|folder| self.world.cache().join(folder))).arg(&copied);
+        ensure(copy.status()?.success(), "cp failed")
     }
 
     fn project(&self) -> &Path {
@@ -113,18 +127,46 @@ fn in_memory(world: &World) -> Case {
     if stat.f_type != TMPFS || room < 4 << 30 {
         return Err(Verdict::Skipped(format!("{MEMORY} is no tmpfs with 4 GiB of room")));
     }
-    world.shell_ok(&world.project("main"), "true")?;
     let mut place = Place::below(world, Path::new(MEMORY))?;
-    place.cache = place.root.path().join("cache");
-    let copied = place.cache.join("vivarium");
-    std::fs::create_dir_all(&copied)?;
-    let status = Command::new("cp")
-        .args(["-r", "--preserve=timestamps", "--sparse=always"])
-        .arg(world.cache().join("images"))
-        .arg(&copied)
-        .status()?;
-    ensure(status.success(), "cp failed")?;
+    place.own_cache(&["images"])?;
     place.life(Ok)
+}
+
+/// What was damaged since it was made is made again, and nobody has to know.
+fn damaged_cache(world: &World) -> Case {
+    let mut place = Place::below(world, Path::new("/var/tmp"))?;
+    let long = e2e::long_cases();
+    place.own_cache(if long { &["images", "downloads"] } else { &["images"] })?;
+    let start = || {
+        let said = place.run(&["run", "shell", ".", "--name", "placed", "--", "-c", "id -un"])?;
+        ensure(said.code == 0 && said.text() == "agent", format!("{said:?}"))?;
+        ensure(place.run(&["stop", "placed"])?.code == 0, "it stops")
+    };
+    start()?;
+    let cache = place.cache.join("vivarium");
+    for archive in std::fs::read_dir(cache.join("initramfs"))?.flatten() {
+        flip(&archive.path())?;
+    }
+    start()?;
+    if !long {
+        return Ok(());
+    }
+    // The image takes minutes to be made again; so does a download that was damaged on the way.
+    let download = std::fs::read_dir(cache.join("downloads"))?.flatten().next();
+    flip(&download.ok_or_else(|| Verdict::Wrong("there are no downloads".into()))?.path())?;
+    for image in std::fs::read_dir(cache.join("images"))?.flatten() {
+        flip(&image.path().join("base.erofs"))?;
+    }
+    start()
+}
+
+/// Changes one byte in the middle of a file.
+fn flip(path: &Path) -> Case {
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let (at, mut byte) = (file.metadata()?.len() / 2, [0]);
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 1], at)?;
+    Ok(())
 }
 
 fn no_terminal(world: &World) -> Case {
