@@ -136,7 +136,8 @@ fn in_memory(world: &World) -> Case {
 fn damaged_cache(world: &World) -> Case {
     let mut place = Place::below(world, Path::new("/var/tmp"))?;
     let long = e2e::long_cases();
-    place.own_cache(if long { &["images", "downloads"] } else { &["images"] })?;
+    // In the long form the image is made here, too.
+    place.own_cache(&[if long { "downloads" } else { "images" }])?;
     let start = || {
         let said = place.run(&["run", "shell", ".", "--name", "placed", "--", "-c", "id -un"])?;
         ensure(said.code == 0 && said.text() == "agent", format!("{said:?}"))?;
@@ -154,10 +155,16 @@ fn damaged_cache(world: &World) -> Case {
     // The image takes minutes to be made again; so does a download that was damaged on the way.
     let download = std::fs::read_dir(cache.join("downloads"))?.flatten().next();
     flip(&download.ok_or_else(|| Verdict::Wrong("there are no downloads".into()))?.path())?;
-    for image in std::fs::read_dir(cache.join("images"))?.flatten() {
-        flip(&image.path().join("base.erofs"))?;
-    }
-    start()
+    let images = || -> std::io::Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(cache.join("images"))?.flatten().map(|entry| entry.path());
+        Ok(entries.filter(|path| path.join("base.erofs").is_file()).collect())
+    };
+    let made = |image: &Path| std::fs::metadata(image).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+    let [image] = &images()?[..] else { return ensure(false, format!("{:?} is one image", images())) };
+    let before = made(image)?;
+    flip(&image.join("base.erofs"))?;
+    start()?;
+    ensure(images()? == [image.clone()] && made(image)? != before, "it is the damaged image still")
 }
 
 /// Changes one byte in the middle of a file.
