@@ -12,6 +12,10 @@ pub const MOST_DISK: u64 = 16 << 40;
 /// Most vCPUs, whatever the host has: what every engine takes.
 const MOST_CPUS: u32 = 64;
 
+/// Kept of a control group's limit for the processes of a sandbox: who oversteps it is killed, and the guest with it. The software CPU
+/// takes some 420 MiB when its caches are full (measured), for which a default leaves room from a limit of 1 GiB on.
+const BESIDE: u64 = 64 << 20;
+
 /// Where control groups are seen.
 const GROUPS: &str = "/sys/fs/cgroup";
 
@@ -21,11 +25,20 @@ pub fn cpus() -> u32 {
     all.min(MOST_CPUS)
 }
 
-/// Bytes of memory that a sandbox may have: the host's, or what control groups leave of it for this process.
+/// Bytes of memory that a sandbox may have: the host's, or what control groups leave of it for this process and for a sandbox's own.
 pub fn memory() -> u64 {
+    let (all, limited) = available();
+    if limited { all.saturating_sub(BESIDE) } else { all }
+}
+
+/// Bytes of memory that there are for this process, and whether a control group limits them.
+fn available() -> (u64, bool) {
     let host = crate::sys::host_memory();
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    group_limit(Path::new(GROUPS), &own).map_or(host, |limit| limit.min(host))
+    match group_limit(Path::new(GROUPS), &own) {
+        Some(limit) if limit < host => (limit, true),
+        _ => (host, false),
+    }
 }
 
 /// The smallest limit of the groups that a process is in, of both versions; `own` is its `/proc/self/cgroup`.
@@ -54,13 +67,16 @@ fn group_limit(root: &Path, own: &str) -> Option<u64> {
 }
 
 /// What a new sandbox gets when the user does not say: (vCPUs, memory in bytes, disk in bytes). All processors; half of
-/// the memory, but at least 512 MiB and at most 8 GiB; 64 GiB of disk, of which only what is used takes room.
+/// the memory, at most 8 GiB and at least 512 MiB, which a control group's limit does not have to give; 64 GiB of disk, of which only
+/// what is used takes room.
 pub fn defaults() -> (u32, u64, u64) {
-    (cpus(), default_memory(memory()), 64 << 30)
+    let (all, limited) = available();
+    (cpus(), default_memory(all, limited), 64 << 30)
 }
 
-fn default_memory(all: u64) -> u64 {
-    (all / 2).clamp(512 << 20, 8 << 30).min(all.max(LEAST_MEMORY)) & !((2 << 20) - 1)
+fn default_memory(all: u64, limited: bool) -> u64 {
+    let least = if limited { LEAST_MEMORY } else { 512 << 20 };
+    (all / 2).clamp(least, 8 << 30).min(all.max(LEAST_MEMORY)) & !((2 << 20) - 1)
 }
 
 #[cfg(test)]
@@ -100,7 +116,11 @@ mod tests {
             (300 << 20, 300 << 20),
             (100 << 20, LEAST_MEMORY),
         ] {
-            assert_eq!(default_memory(host), expected, "{host}");
+            assert_eq!(default_memory(host, false), expected, "{host}");
+        }
+        // The whole of a container's limit would have the container's processes killed.
+        for (limit, expected) in [(3 << 30, 3 << 29), (1 << 30, 512 << 20), (512 << 20, LEAST_MEMORY)] {
+            assert_eq!(default_memory(limit, true), expected, "{limit}");
         }
     }
 }
