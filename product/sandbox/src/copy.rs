@@ -1,6 +1,7 @@
 //! Files between the host and a guest, as tar archives over a session. The guest's side is a `tar` in the guest; the
 //! host's is here, because nothing of what a guest sends may be believed: not the names, not the links, not the sizes.
 
+mod holes;
 mod pack;
 mod place;
 mod unpack;

@@ -357,6 +357,15 @@ fn odd_copies(world: &World) -> Case {
     let said = cp("endless", &back)?;
     ensure(said.code == 125 && said.err.contains("there is room for"), format!("{said:?}"))?;
     well(cp("holes", &back)?)?;
+    // And in again, the holes as such.
+    let source = back.join("holes");
+    well(say(
+        world.viv(&folder, ["cp".as_ref(), source.as_os_str(), format!("{name}:/tmp").as_ref()]),
+        b"",
+    )?)?;
+    let there =
+        world.shell_ok(&folder, "cmp /tmp/holes ~/holes && echo $(($(stat -c %b /tmp/holes) < 2000))")?;
+    ensure(there == "1", format!("it came back whole and small: {there}"))?;
     let holes = std::fs::metadata(back.join("holes"))?;
     let taken = holes.blocks() * 512;
     ensure(holes.len() == (40 << 20) + 2 && taken < 1 << 20, format!("{} bytes take {taken}", holes.len()))?;

@@ -1,15 +1,18 @@
 //! An archive of the host's files. Each folder is entered through its descriptor and no link is followed, so that a guest
 //! that changes a shared folder meanwhile gets nothing from elsewhere.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use tar::{Builder, EntryType, Header};
 
+use super::holes::{self, Stretch};
 use super::{CopyError, Source, failed, join};
 use crate::sys;
 
@@ -89,8 +92,11 @@ impl<W: Write> Packer<W> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut header = header(EntryType::Regular, &stat, size);
-        let mut content = Exactly { file, left: size, failed: None };
-        let written = self.builder.append_data(&mut header, called, &mut content);
+        let stretches = holes::stretches(&file, size);
+        let has_holes = stretches != [(0, size)];
+        let map = if has_holes { holes::describe(&mut header, &stretches, size) } else { Vec::new() };
+        let mut content = Exactly { file, left: stretches.into(), failed: None };
+        let written = self.builder.append_data(&mut header, called, (&*map).chain(&mut content));
         match content.failed.take() {
             Some(error) => Err(failed("cannot read", called.as_bytes(), error)),
             None => written.map_err(CopyError::Broken),
@@ -110,18 +116,22 @@ fn header(kind: EntryType, stat: &Stat, size: u64) -> Header {
     header
 }
 
-/// As many bytes as the header says, whatever becomes of the file meanwhile: zeros where it was cut.
+/// As many bytes of a file's stretches as the header says, whatever becomes of the file meanwhile: zeros where it was cut.
 struct Exactly {
     file: File,
-    left: u64,
+    left: VecDeque<Stretch>,
     failed: Option<io::Error>,
 }
 
 impl Read for Exactly {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+        while self.left.front().is_some_and(|(_, length)| *length == 0) {
+            self.left.pop_front();
+        }
+        let Some((at, left)) = self.left.front_mut() else { return Ok(0) };
+        let room = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
         let Some(bytes) = bytes.get_mut(..room).filter(|bytes| !bytes.is_empty()) else { return Ok(0) };
-        let count = match self.file.read(bytes) {
+        let count = match self.file.read_at(bytes, *at) {
             Ok(0) => {
                 bytes.fill(0);
                 room
@@ -132,12 +142,13 @@ impl Read for Exactly {
                 return Err(error);
             }
         };
-        self.left -= count as u64;
+        *at += count as u64;
+        *left -= count as u64;
         Ok(count)
     }
 }
 
 #[cfg(test)]
 pub(super) fn tests_exactly(file: File, left: u64) -> impl Read {
-    Exactly { file, left, failed: None }
+    Exactly { file, left: [(0, left)].into(), failed: None }
 }

@@ -220,6 +220,51 @@ fn zeros_take_no_room_and_come_back() {
 }
 
 #[test]
+fn holes_are_not_sent() {
+    use std::io::Read;
+    use std::os::unix::fs::FileExt;
+    let root = tempfile::tempdir().unwrap();
+    let source_of = |name: &str| source(&root.path().join(name), &[]).unwrap();
+    let make = |name: &str, size: u64, written: &[u64]| {
+        let file = fs::File::create(root.path().join(name)).unwrap();
+        file.set_len(size).unwrap();
+        written.iter().for_each(|at| file.write_all_at(b"something", *at).unwrap());
+    };
+    let many: Vec<u64> = (0..60).map(|n| n << 20).collect();
+    make("many", 64 << 20, &many);
+    make("at-the-end", (10 << 20) + 9, &[10 << 20]);
+    make("nothing", 10 << 20, &[]);
+    make("empty", 0, &[]);
+    make("huge", 10 << 40, &[7 << 40]);
+    for name in ["many", "at-the-end", "nothing", "empty"] {
+        let mut archive = Vec::new();
+        // A name that does not fit into a header, too.
+        let called = format!("{name}{}", "x".repeat(150));
+        pack(&source_of(name), OsStr::new(&called), &mut archive).unwrap();
+        assert!(archive.len() < 2 << 20, "{name}: {} bytes", archive.len());
+        let mut sent = tar::Archive::new(&archive[..]);
+        let mut entry = sent.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.path_bytes(), called.as_bytes());
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        assert!(content == fs::read(root.path().join(name)).unwrap(), "{name}: the content");
+    }
+    let mut archive = Vec::new();
+    pack(&source_of("huge"), OsStr::new("huge"), &mut archive).unwrap();
+    assert!(archive.len() < 1 << 20);
+    // As the program that unpacks it has it.
+    let mut tar = std::process::Command::new("tar");
+    tar.args(["-x", "-C"]).arg(root.path()).args(["--transform", "s/huge/back/"]);
+    let mut tar = tar.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut tar.stdin.take().unwrap(), &archive).unwrap();
+    assert!(tar.wait().unwrap().success());
+    let back = fs::File::open(root.path().join("back")).unwrap();
+    let mut words = [0u8; 9];
+    back.read_exact_at(&mut words, 7 << 40).unwrap();
+    assert_eq!((&words, back.metadata().unwrap().len()), (b"something", 10 << 40));
+}
+
+#[test]
 fn what_is_no_file_is_never_replaced() {
     let hosts = Hosts::new();
     let at = |name: &str| hosts.inside().join(name);
