@@ -45,6 +45,10 @@ impl BlockBackend for Nothing {
         assert!(offset + len <= DISK);
         Ok(())
     }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        assert!(offset + len <= DISK);
+        Ok(())
+    }
 }
 
 impl ConsoleBackend for Nothing {

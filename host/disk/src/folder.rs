@@ -296,6 +296,10 @@ impl BlockBackend for Disk {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.top.discard(offset, len)
     }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.top.write_zeroes(offset, len)
+    }
 }
 
 fn read_description(folder: BorrowedFd<'_>) -> Result<Description, DiskError> {

@@ -132,11 +132,18 @@ impl BlockBackend for Preview {
         Ok(())
     }
 
+    /// Gives back what the scratch file has of the range; what lies below stays as it is.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check(offset, len)?;
+        let _written = self.written();
+        self.above.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len)?;
         let mut written = self.written();
         let whole = self.raise_edges(&mut written, offset, len)?;
-        self.above.discard(offset, len)?;
+        self.above.write_zeroes(offset, len)?;
         whole.for_each(|block| set(&mut written, block));
         Ok(())
     }

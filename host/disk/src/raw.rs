@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use backends::BlockBackend;
 use rustix::fs::FileType;
@@ -18,6 +19,8 @@ pub struct RawFile {
     file: OwnedFd,
     len: u64,
     read_only: bool,
+    /// The file's file system has said that it knows no holes.
+    without_holes: AtomicBool,
 }
 
 /// Why a file cannot be a block device.
@@ -66,7 +69,7 @@ impl RawFile {
             _ if read_only => return Err(RawFileError::Access("reading")),
             _ => return Err(RawFileError::Access("reading and writing")),
         }
-        Ok(RawFile { file, len, read_only })
+        Ok(RawFile { file, len, read_only, without_holes: AtomicBool::new(false) })
     }
 
     /// The descriptor, for whoever maps the file or hands it on.
@@ -83,6 +86,25 @@ impl RawFile {
 
     fn check_writable(&self) -> io::Result<()> {
         if self.read_only { Err(Errno::ROFS.into()) } else { Ok(()) }
+    }
+
+    /// Gives a range back to the file system, so that it reads as zeros; false where there are no holes, and nothing was done.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.check_writable()?;
+        self.check(offset, len)?;
+        if len == 0 {
+            return Ok(true);
+        }
+        if self.without_holes.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match rustix::io::retry_on_intr(|| sys::punch_hole(&self.file, offset, len)) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.without_holes.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            other => Ok(other.map(|()| true)?),
+        }
     }
 
     fn fill_with_zeros(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
@@ -139,17 +161,14 @@ impl BlockBackend for RawFile {
         Ok(rustix::io::retry_on_intr(|| sys::sync(&self.file))?)
     }
 
+    /// Nothing where there are no holes: zeros would take the host's space for what the guest wants no more, up to the whole disk
+    /// when the guest trims it.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check_writable()?;
-        self.check(offset, len)?;
-        if len == 0 {
-            return Ok(());
-        }
-        match rustix::io::retry_on_intr(|| sys::punch_hole(&self.file, offset, len)) {
-            // A file system without holes.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.fill_with_zeros(offset, len),
-            other => Ok(other?),
-        }
+        self.punch_hole(offset, len).map(|_| ())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.punch_hole(offset, len)? { Ok(()) } else { self.fill_with_zeros(offset, len) }
     }
 }
 
@@ -170,4 +189,45 @@ fn write_all(file: &OwnedFd, mut offset: u64, mut buffers: &mut [IoSlice<'_>]) -
 
 fn sum(lengths: impl Iterator<Item = usize>) -> u64 {
     lengths.fold(0u64, |sum, len| sum.saturating_add(len as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const LEN: u64 = 8 << 20;
+
+    /// A disk of nothing but a hole, on a file system that says it knows none.
+    fn without_holes() -> (RawFile, std::fs::File) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LEN).unwrap();
+        let device = RawFile::new(file.try_clone().unwrap(), LEN, false).unwrap();
+        device.without_holes.store(true, Ordering::Relaxed);
+        (device, file)
+    }
+
+    #[test]
+    fn a_discard_takes_no_space_where_there_are_no_holes() {
+        let (device, file) = without_holes();
+        device.write(4096, &[IoSlice::new(&[7; 4096])]).unwrap();
+        let taken = || file.metadata().unwrap().blocks() * 512;
+        let before = taken();
+        device.discard(0, LEN).unwrap();
+        assert_eq!(taken(), before, "as much as it was");
+        assert!(device.discard(LEN, 1).is_err() && device.discard(1, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn zeros_are_written_where_there_are_no_holes() {
+        let (device, _) = without_holes();
+        device.write(0, &[IoSlice::new(&vec![7; 1 << 20])]).unwrap();
+        device.write_zeroes(512, (1 << 20) - 1024).unwrap();
+        let mut bytes = vec![1; 1 << 20];
+        device.read(0, &mut [IoSliceMut::new(&mut bytes)]).unwrap();
+        let (first, rest) = bytes.split_at(512);
+        let (zeros, last) = rest.split_at((1 << 20) - 1024);
+        assert!(first.iter().chain(last).all(|byte| *byte == 7) && zeros.iter().all(|byte| *byte == 0));
+    }
 }

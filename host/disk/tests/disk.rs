@@ -303,8 +303,10 @@ fn carry_out(disk: &dyn BlockBackend, model: &mut [u8], request: Request) {
             disk.write(at as u64, &[IoSlice::new(head), IoSlice::new(tail)]).unwrap();
         }
         Request::Discard(at, len) => {
-            model[at as usize * 512..(at + len) as usize * 512].fill(0);
             disk.discard(at * 512, len * 512).unwrap();
+            // What is there now is not said, but it stays, and nothing beside it changes.
+            let bytes = read(disk, at * 512, len as usize * 512);
+            model[at as usize * 512..(at + len) as usize * 512].copy_from_slice(&bytes);
         }
         Request::Zero(at, len) => {
             model[at as usize * 512..(at + len) as usize * 512].fill(0);

@@ -28,13 +28,12 @@ pub trait BlockBackend: Send + Sync {
     /// Makes everything written before durable.
     fn flush(&self) -> io::Result<()>;
 
-    /// Gives the range's space back; it reads as zeros afterwards.
+    /// Gives the range's space back, where the back end can: a hint, which takes no space. What the range reads as afterwards, until
+    /// it is written again, is not said (virtio 1.3 §5.2.6.2).
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Makes the range read as zeros.
-    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.discard(offset, len)
-    }
+    /// Makes the range read as zeros, and gives its space back where the back end can; elsewhere it may take as much as a write.
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()>;
 }
 
 /// Where a console's output goes and its input comes from.

@@ -45,7 +45,7 @@ pub(crate) fn sync(file: &OwnedFd) -> Result<()> {
     rustix::fs::fcntl_fullfsync(file)
 }
 
-/// Not yet: `F_PUNCHHOLE` is in no safe crate, so that zeros are written instead.
+/// Not yet: `F_PUNCHHOLE` is in no safe crate. Discards do nothing, and zeros are written.
 pub(crate) fn punch_hole(_file: &OwnedFd, _offset: u64, _len: u64) -> Result<()> {
     Err(Errno::OPNOTSUPP)
 }

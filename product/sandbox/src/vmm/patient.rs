@@ -174,6 +174,10 @@ mod tests {
         fn discard(&self, _: u64, _: u64) -> io::Result<()> {
             Ok(())
         }
+
+        fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     const NO_SPACE: i32 = rustix::io::Errno::NOSPC.raw_os_error();

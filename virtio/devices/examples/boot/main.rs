@@ -95,6 +95,9 @@ impl BlockBackend for Plain {
         use rustix::fs::{FallocateFlags, fallocate};
         Ok(fallocate(&self.0, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
     }
+    fn write_zeroes(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.discard(offset, len)
+    }
 }
 
 struct Random;
