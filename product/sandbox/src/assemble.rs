@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::assets::Assets;
 use crate::engine::{self, Engine};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::folder::Sandbox;
 use crate::launch::Vmm;
 use crate::places::Places;
@@ -157,14 +157,17 @@ pub(crate) fn patiently<T>(open: impl Fn() -> Result<T, disk::DiskError>) -> Res
 }
 
 fn unusable(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
-    Error::NotStarted {
-        why: format!("its disk cannot be used: {}", engine::sentence(error)),
-        hint: Some(format!(
+    let why = format!("its disk cannot be used: {}", engine::sentence(error));
+    let hint = match error {
+        // It is the host that is in want, and the disk is sound.
+        disk::DiskError::Io(_, source) if error::is_full(source) => error::room_hint(source).into(),
+        _ => format!(
             "viv check {} says more; the disk is left as it is in {}",
             sandbox.spec.name,
             sandbox.disk_folder().display()
-        )),
-    }
+        ),
+    };
+    Error::NotStarted { why, hint: Some(hint) }
 }
 
 /// The shared folders, in the order of the spec: their numbers are their names in the guest.

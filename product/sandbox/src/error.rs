@@ -221,9 +221,7 @@ impl Error {
                 folder.display()
             )),
             Self::File { source, .. } | Self::Host { source, .. } => Some(match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    "free some space:  viv ls shows what each sandbox takes".into()
-                }
+                _ if is_full(source) => room_hint(source).into(),
                 io::ErrorKind::PermissionDenied => "look who owns it, and who may write it".into(),
                 _ => "run the same again with -v, which says more".into(),
             }),
@@ -246,6 +244,21 @@ impl Error {
     }
 }
 
+/// Whether the host has no room: no space, no quota, or a file that may not grow (`ulimit -f`).
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(error.kind(), K::StorageFull | K::QuotaExceeded | K::FileTooLarge)
+}
+
+/// The next step when [`is_full`] holds.
+pub(crate) fn room_hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        "ulimit -f unlimited, then the same command again"
+    } else {
+        "free some space:  viv ls shows what each sandbox takes"
+    }
+}
+
 /// An operating-system error as a user would say it, without its number.
 pub(crate) fn in_words(error: &io::Error) -> String {
     use io::ErrorKind as K;
@@ -255,6 +268,7 @@ pub(crate) fn in_words(error: &io::Error) -> String {
         K::AlreadyExists => "it already exists".into(),
         K::StorageFull => "the disk is full".into(),
         K::QuotaExceeded => "the disk quota is used up".into(),
+        K::FileTooLarge => "a file may not become that large (ulimit -f)".into(),
         K::ReadOnlyFilesystem => "the file system is read-only".into(),
         K::NotADirectory => "it is not a folder".into(),
         K::OutOfMemory => "out of memory".into(),
@@ -279,6 +293,8 @@ mod tests {
         assert!(damaged("/s/0123/disk/disk.json").contains("viv rm"));
         let full = Error::file("cannot write", "/x", io::Error::from_raw_os_error(28));
         assert!(full.hint().unwrap().contains("space"));
+        let limited = Error::file("cannot write", "/x", io::Error::from_raw_os_error(27));
+        assert!(limited.hint().unwrap().contains("ulimit"));
         assert!(Error::host("cannot start", io::Error::other("x")).hint().is_some());
         assert!(Error::Lost { why: "x".into() }.hint().is_some());
     }

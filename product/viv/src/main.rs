@@ -12,6 +12,7 @@ mod sys;
 mod terminal;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 
@@ -19,6 +20,7 @@ use crate::cli::{Cli, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    outlive_file_limits();
     if let Some(code) = roles::dispatch() {
         return code;
     }
@@ -38,6 +40,12 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Where a file may not grow (`ulimit -f`), the kernel sends SIGXFSZ, which ends a process, before it refuses the write. A handler that
+/// does nothing leaves the refusal, in every role of this program; programs that it starts have none.
+fn outlive_file_limits() {
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {

@@ -2,11 +2,13 @@
 //! made durable.
 
 mod journal;
+mod session;
 
 use e2e::{Case, Verdict, World};
 use rustix::process::{Pid, Signal, kill_process};
 
 pub use journal::{Journal, Writer};
+pub use session::Session;
 
 /// A sandbox's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

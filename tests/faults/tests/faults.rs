@@ -3,6 +3,7 @@
 
 mod full;
 mod kills;
+mod limit;
 mod setup;
 mod suspend;
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     e2e::run(&[
         ("kills", kills::CASES),
         ("full", full::CASES),
+        ("limit", limit::CASES),
         ("suspend", suspend::CASES),
         ("setup", setup::CASES),
     ])

@@ -1,11 +1,10 @@
 //! A host whose disk is full while a sandbox runs: the state folder lies on a small file system in memory.
 
-use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
 
 use e2e::{Case, Said, Verdict, World, ensure, eventually, say};
+use faults::Session;
 
 use crate::Named;
 
@@ -70,29 +69,7 @@ impl Host {
         let mut words = world.interactive();
         words.extend(["--", "-c", script].map(str::to_owned));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        self.start(self.viv(world, &words))
-    }
-
-    /// Starts a client whose errors are heard as they come.
-    fn start(&self, mut command: Command) -> Result<Session, Verdict> {
-        let mut client =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let errors = Arc::new(Mutex::new(String::new()));
-        let (heard, stderr) = (errors.clone(), client.stderr.take());
-        let reader = std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            let mut stderr = stderr.ok_or(std::io::ErrorKind::NotFound)?;
-            loop {
-                match stderr.read(&mut bytes)? {
-                    0 => return Ok::<(), std::io::Error>(()),
-                    count => {
-                        let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
-                        heard.lock().expect("no panic").push_str(&text);
-                    }
-                }
-            }
-        });
-        Ok(Session { client, errors, reader })
+        Session::start(self.viv(world, &words))
     }
 
     fn log(&self) -> String {
@@ -110,38 +87,18 @@ impl Drop for Host {
     }
 }
 
-struct Session {
-    client: std::process::Child,
-    errors: Arc<Mutex<String>>,
-    reader: std::thread::JoinHandle<std::io::Result<()>>,
-}
-
-impl Session {
-    fn errors(&self) -> String {
-        self.errors.lock().expect("no panic").clone()
-    }
-
-    fn wait_until_full(&self) -> Case {
-        eventually("the notice that the disk is full", || self.errors().contains("disk is full"))
-    }
-
-    fn end(self) -> Result<Said, Verdict> {
-        let errors = self.errors.clone();
-        let mut said = Said::from(self.client.wait_with_output()?);
-        let _ = self.reader.join();
-        said.err = errors.lock().expect("no panic").clone();
-        Ok(said)
-    }
+fn wait_until_full(session: &Session) -> Case {
+    eventually("the notice that the disk is full", || session.errors().contains("disk is full"))
 }
 
 /// The file system that holds a project is another than the state's: only the sandbox's disk is in want.
 fn waits(world: &World) -> Case {
     let host = Host::new()?;
     let session = host.session(world, WRITE)?;
-    session.wait_until_full()?;
+    wait_until_full(&session)?;
     // A session that begins meanwhile hears of it, too. Whether it has to wait hangs on what it needs of the disk.
-    let other = host.start(host.viv(world, &["exec", "shell-full", "echo", "alive"]))?;
-    other.wait_until_full()?;
+    let other = Session::start(host.viv(world, &["exec", "shell-full", "echo", "alive"]))?;
+    wait_until_full(&other)?;
     host.grow()?;
     let said = other.end()?;
     ensure(said.code == 0 && said.text() == "alive", format!("{said:?}"))?;
@@ -176,7 +133,7 @@ fn whole(world: &World, host: &Host, kept: &str) -> Case {
 fn stopped(world: &World) -> Case {
     let host = Host::new()?;
     let session = host.session(world, &format!("echo before > ~/kept; sync -f ~; {WRITE}"))?;
-    session.wait_until_full()?;
+    wait_until_full(&session)?;
     let said = host.run(world, &["stop", "shell-full"])?;
     // Also where the state's file finds no room.
     ensure(said.code == 125 && said.err.contains("cut off: "), format!("stop: {said:?}"))?;

@@ -3,7 +3,7 @@
 //! virtio-blk has no word for that; an I/O error would make ext4 give up the whole file system. So the write waits, with the rest of
 //! the disk behind it, until there is room, and the shim is told. Other devices go on.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use backends::BlockBackend;
 use machine::MachineHandle;
 
+use crate::error::is_full;
 use crate::packet;
 use crate::plan::{DiskWork, FromVmm};
 
@@ -102,11 +103,6 @@ impl<B: BlockBackend> Patient<B> {
             return outcome;
         }
     }
-}
-
-/// No space, no quota, or a file that may not grow (`ulimit -f`).
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 impl<B: BlockBackend> BlockBackend for Patient<B> {
