@@ -31,6 +31,7 @@ pub mod needs;
 pub mod packet;
 pub mod places;
 pub mod plan;
+mod room;
 pub mod shim;
 pub mod spec;
 mod steward;

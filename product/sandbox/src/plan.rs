@@ -136,11 +136,8 @@ pub enum FromVmm {
         /// One sentence.
         why: String,
     },
-    /// The host has no room for what the guest writes: it waits. Then, with `false`, that there is room again.
-    HostFull {
-        /// Whether it waits.
-        full: bool,
-    },
+    /// The host has no room for what the guest writes. From a disk that waits for room: at each attempt, and nothing when there is room.
+    HostFull,
     /// The guest powered off, or the vmm was told to end.
     PoweredOff,
     /// The guest reset its machine, which ends a sandbox as well: a reboot, or the end of a kernel panic.

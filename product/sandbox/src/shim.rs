@@ -23,6 +23,7 @@ use crate::guest_log::{self, GuestLogs};
 use crate::launch::{Vmm, VmmLine};
 use crate::logs::{BoundedLog, LineLog, Source};
 use crate::plan::{DiskWork, FromVmm};
+use crate::room::{NO_ROOM_TO_START, Room};
 use crate::spec::{Runtime, SCHEMA, State, rfc3339};
 use crate::steward::{self, Bell, Order, Report};
 use crate::{assemble, control, packet};
@@ -143,8 +144,8 @@ struct Shim<'s> {
     disks: DiskWork,
     disks_before: u64,
     clock: Clock,
-    /// The host has no room for what the guest writes.
-    host_is_full: bool,
+    /// Whether the host has room for what the guest writes.
+    room: Room,
     /// Whether the guest has reset its machine, by a reboot or a panic: its console's last lines tell which.
     reset: bool,
     /// Why the run ends, as far as it is known.
@@ -258,7 +259,7 @@ fn serve(
         disks: DiskWork::default(),
         disks_before: 0,
         clock: Clock::new(Instant::now()),
-        host_is_full: false,
+        room: Room::default(),
         reset: false,
         ending: None,
     };
@@ -325,7 +326,8 @@ impl Shim<'_> {
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
             .collect();
         let now = Instant::now();
-        let timeout = self.clock.next().map(|at| {
+        let next = [self.clock.next(), self.room.next()].into_iter().flatten().min();
+        let timeout = next.map(|at| {
             let left = at.saturating_duration_since(now) + Duration::from_millis(1);
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(60),
@@ -353,7 +355,10 @@ impl Shim<'_> {
                 let counters = counters.iter().take(MOST_WORDS);
                 self.counters = counters.map(|(name, count)| (plain(name), *count)).collect();
             }
-            Ok(Some(FromVmm::HostFull { full })) => self.hear_of_room(full),
+            Ok(Some(FromVmm::HostFull)) => {
+                let notice = self.room.hear(Instant::now());
+                self.tell(notice);
+            }
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
@@ -379,18 +384,16 @@ impl Shim<'_> {
     }
 
     /// Tells everybody who has a session that what the guest writes waits for room on the host, or does no longer.
-    fn hear_of_room(&mut self, full: bool) {
-        if self.host_is_full == full {
-            return;
+    fn tell(&self, notice: Option<Notice>) {
+        let Some(notice) = notice else { return };
+        match notice {
+            Notice::HostFull => {
+                tracing::error!("The host's disk is full: what the guest writes waits until there is room");
+            }
+            Notice::HostHasRoom => {
+                tracing::info!("There is room on the host's disk again: the guest goes on");
+            }
         }
-        self.host_is_full = full;
-        let notice = if full {
-            tracing::error!("The host's disk is full: what the guest writes waits until there is room");
-            Notice::HostFull
-        } else {
-            tracing::info!("There is room on the host's disk again: the guest goes on");
-            Notice::HostHasRoom
-        };
         for client in self.clients.values().filter(|client| client.holds) {
             let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
         }
@@ -535,8 +538,10 @@ impl Shim<'_> {
         let Some(client) = self.clients.get(&number) else { return false };
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
         let told = packet::send_now(&client.socket, &reply, &descriptors).is_ok();
-        if reply == Reply::Held && self.host_is_full {
-            let _ = packet::send_now(&client.socket, &Reply::Notice(Notice::HostFull), &[]);
+        if reply == Reply::Held
+            && let Some(notice) = self.room.notice()
+        {
+            let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
         }
         told
     }
@@ -588,10 +593,17 @@ impl Shim<'_> {
     }
 
     fn look_at_clock(&mut self) {
-        match self.clock.due(self.runtime.state, Instant::now()) {
+        let now = Instant::now();
+        let notice = self.room.due(now);
+        self.tell(notice);
+        let starts = self.runtime.state == State::Starting && self.ending.is_none();
+        if starts && self.room.is_too_full_to_start(now) {
+            self.useless(NO_ROOM_TO_START.into());
+        }
+        match self.clock.due(self.runtime.state, now) {
             None => {}
             // What the guest has written waits for room, and would be lost: nobody is there to be told.
-            Some(Due::Idle) if self.host_is_full => self.note_idle(),
+            Some(Due::Idle) if self.room.is_waited_for() => self.note_idle(),
             Some(Due::Idle) => self.stop("idle"),
             Some(Due::NotReady) => {
                 tracing::error!("The guest was not ready in time");
@@ -605,7 +617,7 @@ impl Shim<'_> {
     /// Waits on as long as the guest's disk does something; asks what it does until the next look.
     fn look_at_shutdown(&mut self) {
         // A vmm that does not answer any more is not busy, and one that waits for room may do so for ever.
-        let busy = std::mem::take(&mut self.disks.busy) && !self.host_is_full;
+        let busy = std::mem::take(&mut self.disks.busy) && !self.room.is_waited_for();
         let worked = busy || self.disks.done != self.disks_before;
         self.disks_before = self.disks.done;
         if self.clock.looked(worked, Instant::now()) {
@@ -650,7 +662,7 @@ impl Shim<'_> {
                 FromVmm::Failed { why } => self.note(Ending::failure(plain(&why))),
                 FromVmm::Reset => self.reset = true,
                 FromVmm::PoweredOff => self.note(Ending::wanted("powered off")),
-                FromVmm::Confined { .. } | FromVmm::Counted { .. } | FromVmm::HostFull { .. } => {}
+                FromVmm::Confined { .. } | FromVmm::Counted { .. } | FromVmm::HostFull => {}
             }
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());

@@ -11,9 +11,11 @@ use crate::Named;
 pub(crate) const CASES: &[Named] = &[
     ("what_the_guest_writes_waits_for_room", waits),
     ("a_sandbox_that_waits_for_room_can_be_stopped", stopped),
+    ("a_start_without_room_says_so_and_ends", start),
 ];
 
-/// Mebibytes of the host's file system: too few for what the guest writes, then enough.
+/// Mebibytes of the host's file system: too few for a guest's file system, too few for what the guest writes, then enough.
+const TINY: u32 = 1;
 const SMALL: u32 = 100;
 const LARGE: u32 = 500;
 
@@ -27,12 +29,12 @@ struct Host {
 }
 
 impl Host {
-    fn new() -> Result<Self, Verdict> {
+    fn new(mebibytes: u32) -> Result<Self, Verdict> {
         let parent = tempfile::Builder::new().prefix("viv-full-").tempdir_in("/var/tmp")?;
         let folder = parent.path().join("state");
         std::fs::create_dir(&folder)?;
         let host = Self { folder, _parent: parent };
-        host.mount("rw", SMALL)?;
+        host.mount("rw", mebibytes)?;
         Ok(host)
     }
 
@@ -93,8 +95,9 @@ fn wait_until_full(session: &Session) -> Case {
 
 /// The file system that holds a project is another than the state's: only the sandbox's disk is in want.
 fn waits(world: &World) -> Case {
-    let host = Host::new()?;
-    let session = host.session(world, WRITE)?;
+    let host = Host::new(SMALL)?;
+    let go = world.project("full").join("go");
+    let session = host.session(world, &format!("{WRITE}; while [ ! -e go ]; do sleep 0.2; done"))?;
     wait_until_full(&session)?;
     // A session that begins meanwhile hears of it, too. Whether it has to wait hangs on what it needs of the disk.
     let other = Session::start(host.viv(world, &["exec", "shell-full", "echo", "alive"]))?;
@@ -102,6 +105,9 @@ fn waits(world: &World) -> Case {
     host.grow()?;
     let said = other.end()?;
     ensure(said.code == 0 && said.text() == "alive", format!("{said:?}"))?;
+    let told = eventually("the notice that there is room", || session.errors().contains("there is room"));
+    std::fs::write(&go, "")?;
+    told?;
     let said = session.end()?;
     let sums: Vec<String> = said.text().lines().map(str::to_owned).collect();
     ensure(
@@ -130,8 +136,22 @@ fn whole(world: &World, host: &Host, kept: &str) -> Case {
     ensure(said.code == 0, format!("{said:?}"))
 }
 
+/// No guest can make its file system here. The first start says why, and the next one, with room, works.
+fn start(world: &World) -> Case {
+    let host = Host::new(TINY)?;
+    let said = host.session(world, "true")?.end()?;
+    ensure(
+        said.code == 125 && said.err.lines().count() == 2 && said.err.contains("the host's disk is full"),
+        format!("{said:?}"),
+    )?;
+    host.grow()?;
+    let said = host.session(world, "echo up")?.end()?;
+    ensure(said.code == 0 && said.text() == "up", format!("{said:?}"))?;
+    whole(world, &host, "")
+}
+
 fn stopped(world: &World) -> Case {
-    let host = Host::new()?;
+    let host = Host::new(SMALL)?;
     let session = host.session(world, &format!("echo before > ~/kept; sync -f ~; {WRITE}"))?;
     wait_until_full(&session)?;
     let said = host.run(world, &["stop", "shell-full"])?;

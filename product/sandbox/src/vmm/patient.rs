@@ -59,8 +59,9 @@ impl Waiting {
         outcome
     }
 
-    fn say(&self, full: bool) {
-        let _ = packet::send_now(&*self.control, &FromVmm::HostFull { full }, &[]);
+    /// Said at each attempt, so that a word that is lost, as the shim has no time to listen, does not matter.
+    fn say(&self) {
+        let _ = packet::send_now(&*self.control, &FromVmm::HostFull, &[]);
     }
 
     fn is_in_vain(&self) -> bool {
@@ -85,22 +86,13 @@ impl<B: BlockBackend> Patient<B> {
     }
 
     fn until_done(&self, action: impl Fn() -> io::Result<()>) -> io::Result<()> {
-        let mut said = false;
         loop {
             let outcome = action();
-            let full = outcome.as_ref().is_err_and(is_full);
-            if full && !self.waiting.is_in_vain() {
-                if !said {
-                    self.waiting.say(true);
-                    said = true;
-                }
-                std::thread::sleep(PAUSE);
-                continue;
+            if !outcome.as_ref().is_err_and(is_full) || self.waiting.is_in_vain() {
+                return outcome;
             }
-            if said && outcome.is_ok() {
-                self.waiting.say(false);
-            }
-            return outcome;
+            self.waiting.say();
+            std::thread::sleep(PAUSE);
         }
     }
 }
@@ -179,7 +171,7 @@ mod tests {
     const NO_SPACE: i32 = rustix::io::Errno::NOSPC.raw_os_error();
 
     #[test]
-    fn a_write_waits_for_room_and_the_shim_is_told_once() {
+    fn a_write_waits_for_room_and_the_shim_is_told_at_each_attempt() {
         let (near, far) = packet::pair().unwrap();
         let disk = Patient::new(Full(AtomicU32::new(3), NO_SPACE), Waiting::new(near));
         disk.write(0, &[]).unwrap();
@@ -188,7 +180,7 @@ mod tests {
         while let Ok(Some((message, _))) = packet::receive::<FromVmm>(&far) {
             told.push(message);
         }
-        assert_eq!(told, [FromVmm::HostFull { full: true }, FromVmm::HostFull { full: false }]);
+        assert_eq!(told, [FromVmm::HostFull, FromVmm::HostFull, FromVmm::HostFull]);
     }
 
     #[test]
