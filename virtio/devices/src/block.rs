@@ -65,6 +65,8 @@ pub struct Block {
     backend: Box<dyn BlockBackend>,
     id: [u8; ID_LEN],
     buffer: Vec<u8>,
+    /// The driver knows no flush: what it writes is made durable before it is answered (§5.2.6.2).
+    writes_through: bool,
     /// Reports of back-end failures, bounded as the guest can repeat them.
     failures: GuestEvent,
 }
@@ -75,7 +77,8 @@ impl Block {
     pub fn new(backend: Box<dyn BlockBackend>, serial: &str) -> Self {
         let mut id = [0; ID_LEN];
         id.iter_mut().zip(serial.bytes()).for_each(|(byte, value)| *byte = value);
-        Self { backend, id, buffer: vec![0; PIECE], failures: GuestEvent::new("a disk's back end failed") }
+        let failures = GuestEvent::new("a disk's back end failed");
+        Self { backend, id, buffer: vec![0; PIECE], writes_through: false, failures }
     }
 
     fn sectors(&self) -> u64 {
@@ -113,11 +116,20 @@ impl Block {
                 WRITE_ZEROES => self.discard(&mut payload(chain, ram), data_in, true),
                 _ => Err(Failure::Unsupported),
             };
+            let result = result.and_then(|()| self.write_through(kind));
             status = self.status(kind, sector, result);
         } else {
             BAD_REQUEST.note(|| format!("a header of {readable} bytes"));
         }
         finish(chain, ram, data_len, status);
+    }
+
+    /// Makes durable what a request of this kind wrote, for a driver that cannot ask for it.
+    fn write_through(&self, kind: u32) -> Result<(), Failure> {
+        if self.writes_through && matches!(kind, OUT | WRITE_ZEROES) {
+            self.backend.flush()?;
+        }
+        Ok(())
     }
 
     fn status(&self, kind: u32, sector: u64, result: Result<(), Failure>) -> u8 {
@@ -267,6 +279,10 @@ impl Device for Block {
         config.push(1); // write_zeroes_may_unmap
         config.extend([0; 3]);
         config
+    }
+
+    fn start(&mut self, features: u64) {
+        self.writes_through = features & FEATURE_FLUSH == 0;
     }
 
     fn serve(&mut self, index: usize, active: &mut Active<'_>) -> Result<(), QueueError> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Buffer, Guest};
+use crate::testing::{Buffer, EVENT_INDEX, Guest, INDIRECT, VERSION_1};
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,7 @@ struct Log {
     bytes: Vec<u8>,
     calls: Vec<String>,
     fails: bool,
+    flush_fails: bool,
 }
 
 /// A disk in memory that notes what it is asked, shared with the test.
@@ -56,7 +57,8 @@ impl BlockBackend for Memory {
         Ok(())
     }
     fn flush(&self) -> io::Result<()> {
-        self.note("flush".to_owned()).map(drop)
+        let log = self.note("flush".to_owned())?;
+        if log.flush_fails { Err(io::Error::other("on purpose")) } else { Ok(()) }
     }
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.note(format!("discard {offset}+{len}")).map(drop)
@@ -66,8 +68,11 @@ impl BlockBackend for Memory {
     }
 }
 
+/// With a driver that flushes, as Linux's does.
 fn guest(memory: &Memory) -> Guest {
-    Guest::ready(Block::new(Box::new(memory.clone()), "viv-disk"))
+    let guest = Guest::new(Block::new(Box::new(memory.clone()), "viv-disk"));
+    guest.initialise(VERSION_1 | EVENT_INDEX | INDIRECT | FEATURE_FLUSH);
+    guest
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -106,6 +111,20 @@ fn sectors_are_written_and_flushed() {
     let used = guest.request(0, &[Buffer::Out(&whole[..9]), Buffer::Out(&whole[9..]), Buffer::In(1)]);
     assert_eq!(used.data, [STATUS_OK]);
     assert_eq!(memory.log.lock().unwrap().bytes[512..1024], [7; 512]);
+}
+
+#[test]
+fn a_driver_that_cannot_flush_has_its_writes_made_durable_before_they_are_answered() {
+    let memory = Memory::new();
+    let mut guest = Guest::ready(Block::new(Box::new(memory.clone()), "viv-disk"));
+    let zeroes = [0u64.to_le_bytes(), (8u64 | 1 << 32).to_le_bytes()].concat();
+    assert_eq!(status(&mut guest, &header(OUT, 1), &[9; 512]), STATUS_OK);
+    assert_eq!(status(&mut guest, &header(WRITE_ZEROES, 0), &zeroes), STATUS_OK);
+    guest.request(0, &[Buffer::Out(&header(IN, 0)), Buffer::In(512), Buffer::In(1)]);
+    assert_eq!(memory.calls(), ["write 512", "flush", "zero 0+4096", "flush", "read 0"]);
+    // One that is not made durable has failed.
+    memory.log.lock().unwrap().flush_fails = true;
+    assert_eq!(status(&mut guest, &header(OUT, 1), &[9; 512]), STATUS_ERROR);
 }
 
 #[test]
