@@ -1,11 +1,11 @@
-"""Writes numbered records and says each number once it is durable; or checks that what was said is there.
+"""`write FIRST [LAST]` writes numbered records and says each number once it is durable; `check LAST` checks that what was said is there.
 
 Odd numbers are appended to a log and synced. Even ones become a file of their own under one of 256 names: written beside, synced,
 renamed over the old one, the folder synced, as programs replace files.
 """
 import hashlib, os, sys
 
-FOLDER = "/var/tmp/journal"
+FOLDER = os.environ.get("JOURNAL", "/var/tmp/journal")
 SLOTS = 512
 
 
@@ -24,12 +24,12 @@ def sync(path):
     os.close(handle)
 
 
-def write(number):
+def write(number, last=None):
     os.makedirs(FOLDER, exist_ok=True)
     log = os.open("%s/log-%08d" % (FOLDER, number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     sync(FOLDER)
-    sync("/var/tmp")
-    while True:
+    sync(os.path.dirname(FOLDER))
+    while last is None or number <= last:
         if number % 2:
             os.write(log, line(number))
             os.fsync(log)
@@ -73,4 +73,4 @@ def check(last):
     print("\n".join(wrong[:20]) if wrong else "whole")
 
 
-{"write": write, "check": check}[sys.argv[1]](int(sys.argv[2]))
+{"write": write, "check": check}[sys.argv[1]](*map(int, sys.argv[2:]))

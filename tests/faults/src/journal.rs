@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 
 use e2e::{Case, Verdict, World, ensure, eventually};
 
-const PROGRAM: &str = include_str!("journal.py");
+/// The program, which a guest runs to write and anybody to check.
+pub const PROGRAM: &str = include_str!("journal.py");
 const NAME: &str = "journal.py";
 
 /// What is known of a sandbox's journal.

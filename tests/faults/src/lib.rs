@@ -2,12 +2,14 @@
 //! made durable.
 
 mod journal;
+mod power;
 mod session;
 
 use e2e::{Case, Verdict, World};
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use journal::{Journal, Writer};
+pub use journal::{Journal, PROGRAM, Writer};
+pub use power::{Ledger, Recording};
 pub use session::Session;
 
 /// A sandbox's processes.

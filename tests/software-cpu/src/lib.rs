@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_proto::abi::{self, cmdline, serial, slot};
-use backends::{ConsoleBackend, EntropySource};
+use backends::{BlockBackend, ConsoleBackend, EntropySource};
 use disk::RawFile;
 use hv_soft::{ExecutorKind, SoftEngine};
 use machine::{Exit, MachineBuilder, MachineConfig};
@@ -76,8 +76,27 @@ pub fn run(
     script: &str,
     limit: Duration,
 ) -> Result<Report, Box<dyn std::error::Error>> {
+    run_with(files, tuning, vcpus, script, limit, None, Arc::new(|_| {}))
+}
+
+/// Hears what a guest says on its console, as it is said: the guest waits meanwhile.
+pub type Ear = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+/// As [`run`], with a further disk, which has the serial [`serial::OUTPUT`], and somebody who listens.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_with(
+    files: &Files,
+    tuning: Tuning,
+    vcpus: u32,
+    script: &str,
+    limit: Duration,
+    output: Option<Box<dyn BlockBackend>>,
+    ear: Ear,
+) -> Result<Report, Box<dyn std::error::Error>> {
     let folder = tempfile::Builder::new().prefix("viv-soft-").tempdir_in("/var/tmp")?;
-    let console = Arc::new(Console::default());
+    let console = Arc::new(Console { said: Mutex::default(), ear });
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let words = [
         "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k random.trust_cpu=on tsc=reliable nokaslr nowatchdog".to_owned(),
@@ -104,6 +123,9 @@ pub fn run(
     let script = file(&folder.path().join("script"), length, script.as_bytes())?;
     let script = Block::new(Box::new(RawFile::new(script, length, true)?), serial::SCRIPT);
     builder.device(slot::EXTRA[0], pci(script))?;
+    if let Some(output) = output {
+        builder.device(slot::EXTRA[1], pci(Block::new(output, serial::OUTPUT)))?;
+    }
     let machine = builder.build(&SoftEngine::with_executor(ExecutorKind::Translator(tuning)))?;
     let handle = machine.handle();
     let (ended, end) = std::sync::mpsc::channel::<()>();
@@ -118,7 +140,7 @@ pub fn run(
     let exit = machine.run();
     drop(ended);
     let _ = watchdog.join();
-    let console = console.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let console = console.said.lock().unwrap_or_else(PoisonError::into_inner);
     let console = String::from_utf8_lossy(&console).replace('\r', "");
     if exit == Exit::Stopped {
         return Err(format!("the guest was not done after {limit:?}:\n{console}").into());
@@ -134,12 +156,15 @@ fn file(path: &Path, length: u64, content: &[u8]) -> std::io::Result<OwnedFd> {
 }
 
 /// Keeps what the guest says.
-#[derive(Default)]
-struct Console(Mutex<Vec<u8>>);
+struct Console {
+    said: Mutex<Vec<u8>>,
+    ear: Ear,
+}
 
 impl ConsoleBackend for Console {
     fn output(&self, bytes: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        (self.ear)(bytes);
     }
 }
 
