@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use fetch::Silent;
-use image_builder::{Boot, BuilderVm};
+use image_builder::{Boot, BuilderVm, VmError};
 use sandbox::assets::newest_initramfs;
 use sandbox::places::Places;
 use store::{Record, Store};
@@ -106,7 +106,7 @@ struct Qemu {
 }
 
 impl BuilderVm for Qemu {
-    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), String> {
+    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), VmError> {
         let disks: Vec<_> = boot
             .disks
             .iter()
@@ -120,6 +120,6 @@ impl BuilderVm for Qemu {
             cpus: boot.cpus,
             memory_mib: boot.memory_mib.into(),
         };
-        machine.run(line).map_err(|error| format!("{error:#}"))
+        machine.run(line).map_err(|error| VmError::Other(format!("{error:#}")))
     }
 }

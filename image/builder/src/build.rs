@@ -12,7 +12,7 @@ use fetch::{Meter, Progress, Unit};
 
 use crate::kernel::{self, Kernel};
 use crate::steps::Steps;
-use crate::vm::{Boot, BuilderVm, Disk, serial};
+use crate::vm::{Boot, BuilderVm, Disk, VmError, serial};
 use crate::{BuildError, io_error, npm, packages};
 
 /// The time that files made during the build have in the image: a fixed one, so that it does not depend on the day.
@@ -164,11 +164,15 @@ fn run(
         }
         last.push_back(line.trim_end().to_owned());
     });
+    // What the host lacks is the cause of what the guest says.
+    if result == Err(VmError::NoRoom) {
+        return Err(BuildError::NoRoom);
+    }
     let log = || last.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
     if let Some(what) = failed {
         return Err(BuildError::Guest { what, log: log() });
     }
-    result.map_err(BuildError::Machine)?;
+    result?;
     if !complete {
         return Err(BuildError::Guest { what: "the machine stopped early".to_owned(), log: log() });
     }

@@ -23,7 +23,7 @@ pub use build::{Inputs, Output, Package, build};
 pub use contents::make_lock;
 pub use kernel::Kernel;
 pub use npm::npm_registry;
-pub use vm::{Boot, BuilderVm, Disk, serial};
+pub use vm::{Boot, BuilderVm, Disk, VmError, serial};
 
 /// Counted up whenever the same lock file would give a different image.
 pub const VERSION: u32 = 1;
@@ -40,11 +40,14 @@ pub enum BuildError {
     /// The kernel's package is not as expected.
     #[error("the kernel cannot be used: {0}")]
     Kernel(&'static str),
+    /// The host's disk became full.
+    #[error("the host's disk is full: there is no room to make the base image")]
+    NoRoom,
     /// The machine could not be run.
     #[error("the machine that makes the base image did not run: {0}")]
     Machine(String),
     /// The build inside it failed.
-    #[error("making the base image failed ({what}); its last words:\n{log}")]
+    #[error("making the base image failed ({what}): {}", last_words(log))]
     Guest {
         /// What it was doing.
         what: String,
@@ -64,6 +67,15 @@ pub enum BuildError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+/// The last line that says something, bounded.
+fn last_words(log: &str) -> String {
+    const MOST: usize = 200;
+    let line =
+        log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("VIV-EXIT"));
+    let words: String = line.unwrap_or("it said nothing").chars().filter(|char| !char.is_control()).collect();
+    words.chars().take(MOST).collect()
 }
 
 pub(crate) fn io_error(

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::Kernel;
+use crate::{BuildError, Kernel};
 
 /// Serial numbers of the disks, as the guest's agent knows them (`agent_proto::abi::serial`).
 pub mod serial {
@@ -44,11 +44,29 @@ pub struct Boot<'a> {
     pub cpus: u32,
 }
 
+/// Why a machine did not run to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmError {
+    /// The host's disk became full.
+    NoRoom,
+    /// Anything else, as a sentence for the user.
+    Other(String),
+}
+
+impl From<VmError> for BuildError {
+    fn from(error: VmError) -> Self {
+        match error {
+            VmError::NoRoom => Self::NoRoom,
+            VmError::Other(why) => Self::Machine(why),
+        }
+    }
+}
+
 /// Somebody who can run a guest.
 pub trait BuilderVm {
     /// Boots, hands over every line the guest writes to its first serial port, and returns when the guest has powered itself off.
     ///
     /// # Errors
-    /// A sentence for the user if the machine could not be started or died.
-    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), String>;
+    /// The machine could not be started or died.
+    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), VmError>;
 }

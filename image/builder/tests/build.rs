@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use debian::Role;
 use erofs::Image;
 use fetch::Silent;
-use image_builder::{Boot, BuildError, BuilderVm, Inputs, Package, build, serial};
+use image_builder::{Boot, BuildError, BuilderVm, Inputs, Package, VmError, build, serial};
 
 fn xz(bytes: &[u8]) -> Vec<u8> {
     let mut writer = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(0)).unwrap();
@@ -105,6 +105,8 @@ fn inputs(folder: &Path) -> Inputs {
 struct Guest {
     lines: Vec<&'static str>,
     files: Vec<(&'static str, &'static [u8])>,
+    /// Whether the host had no room for all that it wrote.
+    full: bool,
 }
 
 fn disk(boot: &Boot<'_>, serial: &str) -> PathBuf {
@@ -119,7 +121,7 @@ fn read(image: &mut Image<File>, path: &str) -> Vec<u8> {
 }
 
 impl BuilderVm for Guest {
-    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), String> {
+    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> Result<(), VmError> {
         assert_eq!(boot.kernel.release, "6.1-test");
         assert_eq!(std::fs::read(&boot.kernel.elf).unwrap(), b"\x7fELF kernel");
         assert!(boot.kernel.modules.join("kernel/fs/erofs.ko.xz").is_file());
@@ -146,7 +148,7 @@ impl BuilderVm for Guest {
         let mut output = File::options().write(true).open(disk(boot, serial::OUTPUT)).unwrap();
         output.write_all(&tar(&self.files)).unwrap();
         self.lines.iter().for_each(|text| line(text));
-        Ok(())
+        if self.full { Err(VmError::NoRoom) } else { Ok(()) }
     }
 }
 
@@ -177,6 +179,7 @@ fn packages_become_a_base_image() {
             "VIV-EXIT 0",
         ],
         files: WHOLE.to_vec(),
+        full: false,
     };
     let output = build(&inputs(sources.path()), folder.path(), &guest, &Silent).unwrap();
     assert_eq!(std::fs::metadata(&output.base).unwrap().len() % (2 << 20), 0);
@@ -194,27 +197,43 @@ fn packages_become_a_base_image() {
 fn a_failing_guest_is_quoted() {
     let (sources, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let guest = Guest {
-        lines: vec!["viv-build: configuring tool", "viv-build: failed dpkg", "tool: no such thing"],
+        lines: vec![
+            "viv-build: configuring tool",
+            "viv-build: failed dpkg",
+            "noise",
+            "tool: no such thing\r",
+            "VIV-EXIT 1",
+        ],
         files: WHOLE.to_vec(),
+        full: false,
     };
     match build(&inputs(sources.path()), folder.path(), &guest, &Silent) {
-        Err(BuildError::Guest { what, log }) => {
-            assert_eq!(what, "dpkg");
-            assert!(log.ends_with("tool: no such thing"), "{log}");
+        Err(error @ BuildError::Guest { .. }) => {
+            assert_eq!(error.to_string(), "making the base image failed (dpkg): tool: no such thing")
         }
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
+fn a_host_that_becomes_full_is_the_cause_of_what_the_guest_says() {
+    let (sources, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let lines = vec!["viv-build: failed dpkg", "cannot write: Input/output error"];
+    let guest = Guest { lines, files: WHOLE.to_vec(), full: true };
+    let error = build(&inputs(sources.path()), folder.path(), &guest, &Silent).unwrap_err();
+    assert!(matches!(error, BuildError::NoRoom), "{error:?}");
+    assert!(error.to_string().contains("disk is full"));
+}
+
+#[test]
 fn a_guest_that_stops_early_or_leaves_things_out_gives_no_image() {
     let (sources, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let early = Guest { lines: vec!["viv-build: packing"], files: WHOLE.to_vec() };
+    let early = Guest { lines: vec!["viv-build: packing"], files: WHOLE.to_vec(), full: false };
     assert!(matches!(
         build(&inputs(sources.path()), folder.path(), &early, &Silent),
         Err(BuildError::Guest { .. })
     ));
-    let partial = Guest { lines: vec!["viv-build: complete"], files: WHOLE[1..].to_vec() };
+    let partial = Guest { lines: vec!["viv-build: complete"], files: WHOLE[1..].to_vec(), full: false };
     match build(&inputs(sources.path()), folder.path(), &partial, &Silent) {
         Err(BuildError::Incomplete(what)) => assert_eq!(what, "/usr/bin/bash"),
         other => panic!("{other:?}"),

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use agent_proto::abi::{EXIT_LINE, cmdline, serial};
 use serde::Serialize;
@@ -25,6 +26,10 @@ const MEMORY: u64 = 512 << 20;
 /// Most findings that are kept, and most characters of each: the disk's content may have a part in the words.
 const MOST_FINDINGS: usize = 20;
 const LONGEST_FINDING: usize = 200;
+/// How long the look may take, and how many bytes of the disk make it a second longer: what is on the disk is a guest's work, and may
+/// be made so that looking at it never ends.
+const PATIENCE: Duration = Duration::from_secs(900);
+const BYTES_A_SECOND: u64 = 16 << 20;
 /// How the script's own lines begin.
 const MARK: &str = "VIV-CHECK";
 
@@ -104,7 +109,9 @@ pub fn whole(
     assets: &Assets,
     engine: Engine,
 ) -> Result<Findings> {
-    let file_system = if report.made { Some(file_system(sandbox, assets, engine)?) } else { None };
+    let patience = PATIENCE + Duration::from_secs(report.allocated / BYTES_A_SECOND);
+    let look = || file_system(sandbox, assets, engine, patience);
+    let file_system = if report.made { Some(look()?) } else { None };
     Ok(Findings { disk: report, file_system })
 }
 
@@ -119,7 +126,20 @@ fn damaged(sandbox: &Sandbox, error: &disk::DiskError) -> Error {
     }
 }
 
-fn file_system(sandbox: &Sandbox, assets: &Assets, engine: Engine) -> Result<FileSystem> {
+/// An error that leaves it open how the disk is.
+fn unchecked(error: Error) -> Error {
+    let hint = error.hint().or(Some(NEXT_STEP.into()));
+    let why = match error {
+        Error::NotStarted { why, .. } => why,
+        other => other.to_string(),
+    };
+    Error::Unchecked { why, hint }
+}
+
+/// What can be done when the machine was of no use.
+const NEXT_STEP: &str = "-v says more; viv check --quick looks at the disk's files only";
+
+fn file_system(sandbox: &Sandbox, assets: &Assets, engine: Engine, patience: Duration) -> Result<FileSystem> {
     let folder = assemble::disk_folder(sandbox)?;
     let (description, layer) = assemble::patiently(|| disk::open_to_look(folder.as_fd()))
         .map_err(|error| damaged(sandbox, &error))?;
@@ -145,7 +165,8 @@ fn file_system(sandbox: &Sandbox, assets: &Assets, engine: Engine) -> Result<Fil
         memory: MEMORY,
     };
     let mut heard = Heard::default();
-    build_vm::run_with(&job, descriptors, disks, &mut |line| heard.line(line))?;
+    build_vm::run_with(&job, descriptors, disks, Some(patience), &mut |line| heard.line(line))
+        .map_err(unchecked)?;
     heard.end()
 }
 
@@ -212,9 +233,9 @@ impl Heard {
 
     fn end(self) -> Result<FileSystem> {
         let (Some(code), true) = (self.e2fsck, self.ended) else {
-            return Err(Error::NotStarted {
-                why: "the machine that looks at the disk ended before it had said what it found".into(),
-                hint: Some("run the same again with -v, which says more".into()),
+            return Err(Error::Unchecked {
+                why: "the machine that looks at it ended before it had said what it found".into(),
+                hint: Some(NEXT_STEP.into()),
             });
         };
         let clean = code == 0 && self.findings.is_empty() && self.use_of_it.is_some();

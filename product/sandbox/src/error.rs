@@ -174,6 +174,14 @@ pub enum Error {
         /// The next step.
         hint: String,
     },
+    /// Nobody knows how a sandbox's disk is.
+    #[error("the disk could not be looked at: {why}")]
+    Unchecked {
+        /// What was in the way.
+        why: String,
+        /// The next step.
+        hint: Option<String>,
+    },
     /// The base image could not be made ready.
     #[error("{why}")]
     SetUp {
@@ -209,7 +217,9 @@ impl Error {
                 Some("it may have been stopped with Ctrl-Z: fg lets it go on, jobs and ps find it".into())
             }
             Self::NewerFormat { .. } => Some("use the viv that made it, or a newer one".into()),
-            Self::NotStarted { hint, .. } | Self::SetUp { hint, .. } => hint.clone(),
+            Self::NotStarted { hint, .. } | Self::Unchecked { hint, .. } | Self::SetUp { hint, .. } => {
+                hint.clone()
+            }
             Self::Damaged { path, .. } => Some(match path.parent() {
                 Some(folder) if path.ends_with("spec.json") => {
                     format!("rm -r {} deletes that sandbox with its disk", folder.display())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use image_builder::{Boot, BuilderVm};
+use image_builder::{Boot, BuildError, BuilderVm, VmError};
 use store::{BaseImage, Store};
 
 use crate::assets::{self, Assets};
@@ -176,9 +176,18 @@ impl<'p> Images<'p> {
     }
 }
 
+/// Whether the host's disk is full, whatever it was that could not be written.
+fn is_full(error: &store::StoreError) -> bool {
+    use store::StoreError as E;
+    let sources = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let full =
+        |error: &(dyn std::error::Error + 'static)| error.downcast_ref().is_some_and(crate::error::is_full);
+    matches!(error, E::NoSpace { .. } | E::Build(BuildError::NoRoom)) || sources.into_iter().any(full)
+}
+
 fn set_up(error: &store::StoreError) -> Error {
     let hint = match error {
-        store::StoreError::NoSpace { .. } => "free some space, or point XDG_CACHE_HOME to a larger disk",
+        full if is_full(full) => "free some space, or point XDG_CACHE_HOME to a larger disk",
         store::StoreError::Fetch(fetch::FetchError::Network { .. }) => {
             "check the network (http_proxy and https_proxy are followed) and run the same again: what was downloaded is kept"
         }
@@ -195,9 +204,14 @@ struct OnEngine<'i> {
 }
 
 impl BuilderVm for OnEngine<'_> {
-    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> std::result::Result<(), String> {
+    fn run(&self, boot: &Boot<'_>, line: &mut dyn FnMut(&str)) -> std::result::Result<(), VmError> {
         let kernel = boot.kernel;
-        let in_words = |error: Error| error.to_string();
+        let in_words = |error: Error| match &error {
+            Error::File { source, .. } | Error::Host { source, .. } if crate::error::is_full(source) => {
+                VmError::NoRoom
+            }
+            other => VmError::Other(other.to_string()),
+        };
         let initramfs =
             assets::initramfs(self.images.places, self.images.agent, &kernel.modules, &kernel.release)
                 .map_err(in_words)?;

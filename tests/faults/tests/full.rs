@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use e2e::{Case, Said, Verdict, World, ensure, eventually, say};
-use faults::Session;
+use faults::{Session, kill, processes};
 
 use crate::Named;
 
@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Named] = &[
     ("what_the_guest_writes_waits_for_room", waits),
     ("a_sandbox_that_waits_for_room_can_be_stopped", stopped),
     ("a_start_without_room_says_so_and_ends", start),
+    ("a_check_without_room_calls_nothing_damaged", checked),
 ];
 
 /// Mebibytes of the host's file system: too few for a guest's file system, too few for what the guest writes, then enough.
@@ -147,6 +148,42 @@ fn start(world: &World) -> Case {
     host.grow()?;
     let said = host.session(world, "echo up")?.end()?;
     ensure(said.code == 0 && said.text() == "up", format!("{said:?}"))?;
+    whole(world, &host, "")
+}
+
+/// After a kill the journal is to be replayed, which takes room beside the disk.
+fn checked(world: &World) -> Case {
+    const WORK: &str =
+        "mkdir ~/many && cd ~/many && for i in $(seq 600); do echo $i > $i; done; sync -f ~; echo done";
+    let host = Host::new(SMALL)?;
+    let said = host.session(world, WORK)?.end()?;
+    ensure(said.code == 0 && said.text() == "done", format!("{said:?}"))?;
+    let listed = host.run(world, &["ls", "--json"])?.text();
+    let row: serde_json::Value = serde_json::from_str(&listed)?;
+    let found = processes(row["id"].as_str().unwrap_or_default());
+    kill(found.ok_or_else(|| Verdict::Wrong(format!("no shim of {listed}")))?.shim);
+    eventually("the end of the sandbox", || {
+        host.run(world, &["ls", "--json"]).is_ok_and(|said| said.text().contains("shim killed"))
+    })?;
+    // A few pages are left: enough for the check's script.
+    let filler = host.folder.join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    let page = [1; 4096];
+    while std::io::Write::write_all(&mut file, &page).is_ok() {}
+    let length = file.metadata()?.len();
+    file.set_len(length.saturating_sub(5 * 4096))?;
+    drop(file);
+    let said = host.run(world, &["check", "shell-full"])?;
+    ensure(
+        said.code == 125
+            && said.err.lines().count() == 2
+            && said.err.contains("disk is full")
+            && said.err.contains("free some space"),
+        format!("{said:?}"),
+    )?;
+    std::fs::remove_file(filler)?;
+    let said = host.run(world, &["check", "--json", "shell-full"])?;
+    ensure(said.code == 0, format!("with room: {said:?}"))?;
     whole(world, &host, "")
 }
 

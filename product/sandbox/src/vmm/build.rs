@@ -13,7 +13,7 @@ use machine::pci::PciDevice;
 use machine::{Machine, MachineBuilder, MachineConfig, layout};
 use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost, pci};
 
-use super::patient::{Patient, Waiting};
+use super::patient::{Impatient, Patient, Waiting};
 use crate::engine::{Engine, sentence};
 use crate::plan::{Plan, Received, Slot, Store};
 
@@ -102,7 +102,11 @@ fn block(store: &Store, received: &mut Received, waiting: &Waiting) -> Result<Bo
         Store::Raw { file: at, length, read_only, durable } => {
             let disk =
                 RawFile::new(take(received, *at)?, *length, *read_only).map_err(|error| sentence(&error))?;
-            Ok(if *durable { Box::new(disk) } else { Box::new(Scratch(disk)) })
+            Ok(if *durable {
+                Box::new(disk)
+            } else {
+                Box::new(Impatient::new(Scratch(disk), waiting.clone()))
+            })
         }
         Store::Layers { description, files } => {
             let files = files.iter().map(|at| take(received, *at)).collect::<Result<Vec<_>, _>>()?;
@@ -112,7 +116,7 @@ fn block(store: &Store, received: &mut Received, waiting: &Waiting) -> Result<Bo
         Store::Preview { layer, scratch, size } => {
             let (layer, scratch) = (take(received, *layer)?, take(received, *scratch)?);
             let preview = Preview::new(layer, scratch, *size).map_err(|error| sentence(&error))?;
-            Ok(Box::new(preview))
+            Ok(Box::new(Impatient::new(preview, waiting.clone())))
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -128,9 +128,60 @@ impl<B: BlockBackend> BlockBackend for Patient<B> {
     }
 }
 
+/// A disk whose content is of no use after a failure: what the host has no room for fails, and the shim learns why.
+pub(super) struct Impatient<B> {
+    disk: B,
+    waiting: Waiting,
+    said: AtomicBool,
+}
+
+impl<B: BlockBackend> Impatient<B> {
+    pub(super) fn new(disk: B, waiting: Waiting) -> Self {
+        Self { disk, waiting, said: AtomicBool::new(false) }
+    }
+
+    /// Said once: nobody listens before the machine's end.
+    fn note(&self, outcome: io::Result<()>) -> io::Result<()> {
+        if outcome.as_ref().is_err_and(is_full) && !self.said.swap(true, Ordering::Relaxed) {
+            self.waiting.say();
+        }
+        outcome
+    }
+}
+
+impl<B: BlockBackend> BlockBackend for Impatient<B> {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only()
+    }
+
+    fn read(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+        self.disk.read(offset, buffers)
+    }
+
+    fn write(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        self.note(self.disk.write(offset, buffers))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.note(self.disk.flush())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.note(self.disk.discard(offset, len))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.note(self.disk.write_zeroes(offset, len))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 
@@ -193,6 +244,19 @@ mod tests {
         disk.flush().unwrap();
         assert_eq!(waiting.work(), DiskWork { done: 2, busy: false });
         waiting.counted(|| assert!(waiting.work().busy, "while it is at it"));
+    }
+
+    #[test]
+    fn who_does_not_wait_says_once_that_there_is_no_room() {
+        let (near, far) = packet::pair().unwrap();
+        let disk = Impatient::new(Full(AtomicU32::new(3), NO_SPACE), Waiting::new(near));
+        for _ in 0..3 {
+            assert!(disk.write(0, &[]).is_err());
+        }
+        disk.write(0, &[]).unwrap();
+        drop(disk);
+        assert_eq!(packet::receive::<FromVmm>(&far).unwrap().unwrap().0, FromVmm::HostFull);
+        assert!(packet::receive::<FromVmm>(&far).unwrap().is_none());
     }
 
     #[test]
