@@ -135,6 +135,8 @@ pub fn create(folder: BorrowedFd<'_>, size: u64) -> Result<(), DiskError> {
     }
     remove_if_there(folder, UNMADE)?;
     make(folder, UNMADE)?;
+    // Not every file system keeps two changes of a folder in order: a description without the mark would be of a damaged disk.
+    sync_folder(folder)?;
     remove_if_there(folder, NEW_DESCRIPTION)?;
     let mut file = File::from(make(folder, NEW_DESCRIPTION)?);
     file.write_all(&description.to_json()?)

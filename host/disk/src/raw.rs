@@ -18,6 +18,8 @@ const ROUNDING: u64 = 4096;
 pub struct RawFile {
     file: OwnedFd,
     len: u64,
+    /// Bytes that the file had when it was opened; what the device has beyond reads as zeros.
+    file_len: u64,
     read_only: bool,
     /// The file's file system has said that it knows no holes.
     without_holes: AtomicBool,
@@ -69,7 +71,7 @@ impl RawFile {
             _ if read_only => return Err(RawFileError::Access("reading")),
             _ => return Err(RawFileError::Access("reading and writing")),
         }
-        Ok(RawFile { file, len, read_only, without_holes: AtomicBool::new(false) })
+        Ok(RawFile { file, len, file_len: found, read_only, without_holes: AtomicBool::new(false) })
     }
 
     /// The descriptor, for whoever maps the file or hands it on.
@@ -136,6 +138,10 @@ impl BlockBackend for RawFile {
                 other => other?,
             };
             if count == 0 {
+                if offset < self.file_len {
+                    // It was cut since: zeros would be a lie that the guest writes back.
+                    return Err(Errno::IO.into());
+                }
                 // The file ends here, the device a little later.
                 for buffer in buffers {
                     buffer.fill(0);

@@ -339,3 +339,18 @@ fn looking_and_using_exclude_each_other() {
     disk::made(folder.fd()).unwrap();
     assert!(disk::check(folder.fd()).unwrap().made);
 }
+
+#[test]
+fn a_layer_that_was_cut_while_in_use_is_an_error_and_no_zeros() {
+    let folder = Folder::new();
+    disk::create(folder.fd(), 1 << 20).unwrap();
+    let disk = disk::open(folder.fd()).unwrap();
+    disk.write(0, &[IoSlice::new(&vec![7; 1 << 20])]).unwrap();
+    let layer = File::options().write(true).open(folder.0.path().join("layer-0.raw")).unwrap();
+    layer.set_len(8192).unwrap();
+    assert_eq!(read(&disk, 0, 8192), [7; 8192]);
+    for (offset, len) in [(4096, 8192), (8192, 512), ((1 << 20) - 512, 512)] {
+        let mut bytes = vec![0; len];
+        assert!(disk.read(offset, &mut [IoSliceMut::new(&mut bytes)]).is_err(), "{offset} {len}");
+    }
+}
