@@ -1,6 +1,7 @@
 //! What the fault cases share: a sandbox's processes and the journal of what a guest had
 //! made durable.
 
+pub mod clock;
 mod journal;
 mod power;
 mod session;
