@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Named] = &[
     ("a_sandbox_that_waits_for_room_can_be_stopped", stopped),
     ("a_start_without_room_says_so_and_ends", start),
     ("a_check_without_room_calls_nothing_damaged", checked),
+    ("a_full_workspace_is_the_guests_to_handle", workspace),
 ];
 
 /// Mebibytes of the host's file system: too few for a guest's file system, too few for what the guest writes, then enough.
@@ -149,6 +150,28 @@ fn start(world: &World) -> Case {
     let said = host.session(world, "echo up")?.end()?;
     ensure(said.code == 0 && said.text() == "up", format!("{said:?}"))?;
     whole(world, &host, "")
+}
+
+/// The workspace lies on the full file system, the sandbox's own disk elsewhere: the guest's programs are told, and nobody else.
+fn workspace(world: &World) -> Case {
+    const WRITE: &str = "echo before > kept; dd if=/dev/zero of=big bs=1M count=200 conv=fsync status=none";
+    let host = Host::new(SMALL)?;
+    let project = host.folder.join("short");
+    std::fs::create_dir(&project)?;
+    let said = world.shell(&project, WRITE, b"")?;
+    ensure(
+        said.code == 1 && said.err.contains("No space left on device") && !said.err.contains("viv:"),
+        format!("{said:?}"),
+    )?;
+    ensure(std::fs::read(project.join("kept"))? == b"before\n", "what was there before is whole")?;
+    host.grow()?;
+    let said = world.shell_ok(
+        &project,
+        "rm big && dd if=/dev/zero of=big bs=1M count=200 conv=fsync status=none; cat kept",
+    )?;
+    ensure(said == "before", said)?;
+    ensure(std::fs::metadata(project.join("big"))?.len() == 200 << 20, "with room it is written")?;
+    world.run(&["rm", "-f", "shell-short"]).map(|_| ())
 }
 
 /// After a kill the journal is to be replayed, which takes room beside the disk.
