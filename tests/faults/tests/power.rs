@@ -26,15 +26,16 @@ fn cuts() -> u64 {
     if e2e::long_cases() { 1000 } else { 60 }
 }
 
+const CASE: &str = "what_was_durable_is_there_after_a_loss_of_power";
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let trial =
-        Trial::ignorable_test("power::what_was_durable_is_there_after_a_loss_of_power", || match lost() {
-            Ok(()) => Ok(Completion::Completed),
-            Err(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
-            Err(Verdict::Wrong(what)) => Err(what.into()),
-        });
+    let trial = Trial::ignorable_test(format!("power::{CASE}"), || match lost() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
+        Err(Verdict::Wrong(what)) => Err(what.into()),
+    });
     libtest_mimic::run(&arguments, vec![trial]).exit_code()
 }
 
