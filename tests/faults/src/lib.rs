@@ -7,7 +7,7 @@ mod power;
 mod session;
 
 use e2e::{Case, Verdict, World};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 pub use journal::{Journal, PROGRAM, Writer};
 pub use power::{Ledger, Recording};
@@ -24,31 +24,47 @@ pub struct Processes {
 
 /// The processes of a sandbox by its folder's name, which its shim has on its command line; `None` when it does not run.
 pub fn processes(id: &str) -> Option<Processes> {
-    let entries = std::fs::read_dir("/proc").ok()?.flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let (mut shim, mut parents) = (None, Vec::new());
-    for pid in pids {
+    let is_shim = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if words.get(1..3) == Some(&[b"shim", id.as_bytes()]) {
-            shim = Pid::from_raw(pid);
-        }
-        // The name, in parentheses, may have any characters; then state and parent.
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent =
-            stat.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(1)?.parse().ok());
-        if let Some(parent) = parent.and_then(Pid::from_raw) {
-            parents.push((parent, pid));
-        }
-    }
-    let shim = shim?;
-    let vmm = parents.iter().find(|(parent, _)| *parent == shim).and_then(|(_, pid)| Pid::from_raw(*pid));
-    Some(Processes { shim, vmm })
+        words.get(1..3) == Some(&[b"shim", id.as_bytes()])
+    };
+    let shim = parents().into_iter().map(|(_, pid)| pid).find(is_shim).and_then(Pid::from_raw)?;
+    Some(Processes { shim, vmm: children(shim).first().copied() })
 }
 
 /// Kills a process that may have ended just now.
 pub fn kill(pid: Pid) {
     let _ = kill_process(pid, Signal::KILL);
+}
+
+/// Sets how long the files may become that another process of this user writes. The hard limit stays, so that it can be raised again.
+///
+/// # Errors
+/// The process is gone.
+pub fn limit_files(pid: Pid, bytes: Option<u64>) -> Case {
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    prlimit(Some(pid), Resource::Fsize, Rlimit { current: bytes, maximum })?;
+    Ok(())
+}
+
+/// The children of a process.
+pub fn children(parent: Pid) -> Vec<Pid> {
+    let all = parents().into_iter();
+    all.filter(|(of, _)| *of == parent).filter_map(|(_, pid)| Pid::from_raw(pid)).collect()
+}
+
+/// Every process with its parent before it.
+fn parents() -> Vec<(Pid, i32)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let parent = |pid: i32| {
+        // The name, in parentheses, may have any characters; then state and parent.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent = stat.rsplit(')').next()?.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        Some((Pid::from_raw(parent)?, pid))
+    };
+    pids.filter_map(parent).collect()
 }
 
 /// `viv check --json` must find nothing wrong.

@@ -4,20 +4,12 @@
 use std::process::Command;
 
 use e2e::{Case, Verdict, World, ensure, eventually, say};
-use faults::{Session, processes};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use faults::{Session, limit_files, processes};
 
 use crate::Named;
 
 pub(crate) const CASES: &[Named] =
     &[("a_guest_waits_where_a_file_may_not_grow", waits), ("a_disk_that_may_not_be_made_is_said", refused)];
-
-/// Sets the limit of another process of this user; the hard limit stays, so that it can be raised again.
-fn limit(pid: Pid, bytes: Option<u64>) -> Case {
-    let hard = rustix::process::getrlimit(Resource::Fsize).maximum;
-    prlimit(Some(pid), Resource::Fsize, Rlimit { current: bytes, maximum: hard })?;
-    Ok(())
-}
 
 /// The vmm of a running sandbox may write nothing behind the first 4096 bytes of any file; then it may.
 fn waits(world: &World) -> Case {
@@ -29,10 +21,10 @@ fn waits(world: &World) -> Case {
     let script =
         "echo ready; while [ ! -e limited ]; do sleep 0.1; done; echo kept > ~/kept; sync -f ~; cat ~/kept";
     let session = Session::start(world.viv(&project, ["exec", "shell-limit", "sh", "-c", script]))?;
-    limit(vmm, Some(4096))?;
+    limit_files(vmm, Some(4096))?;
     std::fs::write(project.join("limited"), "")?;
     let told = eventually("the notice", || session.errors().contains("disk is full"));
-    limit(vmm, None)?;
+    limit_files(vmm, None)?;
     told?;
     let said = session.end()?;
     ensure(said.code == 0 && said.text() == "ready\nkept", format!("{said:?}"))?;

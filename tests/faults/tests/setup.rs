@@ -5,11 +5,15 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use e2e::{Case, Dice, Verdict, World, ensure, say};
+use faults::{children, limit_files};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::Named;
 
-pub(crate) const CASES: &[Named] = &[("a_killed_set_up_completes_when_run_again", killed)];
+pub(crate) const CASES: &[Named] = &[
+    ("a_killed_set_up_completes_when_run_again", killed),
+    ("a_set_up_that_meets_a_full_disk_says_so", full),
+];
 
 /// How many kills; `VIV_FAULTS_SETUPS` sets another number.
 fn count() -> Option<u64> {
@@ -17,10 +21,8 @@ fn count() -> Option<u64> {
     asked.or(e2e::long_cases().then_some(20))
 }
 
-/// With a cache of its own, in which only the downloads of the real one are: every set-up does all that follows them.
-fn killed(world: &World) -> Case {
-    let Some(kills) = count() else { return Err(Verdict::Skipped(e2e::LONG.into())) };
-    let mut dice = Dice::new();
+/// A home with a cache in which only the downloads of the real one are.
+fn own_home(world: &World) -> Result<tempfile::TempDir, Verdict> {
     let home = tempfile::Builder::new().prefix("viv-setup-").tempdir_in("/var/tmp")?;
     let cache = home.path().join("vivarium");
     std::fs::create_dir(&cache)?;
@@ -32,6 +34,55 @@ fn killed(world: &World) -> Case {
             break;
         }
     }
+    Ok(home)
+}
+
+/// The host has no room any more once the guest that makes the image runs: its vmm may write nothing behind the first 4096 bytes of a
+/// file. One sentence says that, and not the guest's console.
+fn full(world: &World) -> Case {
+    if !e2e::long_cases() {
+        return Err(Verdict::Skipped(e2e::LONG.into()));
+    }
+    let home = own_home(world)?;
+    let mut words = world.interactive();
+    words.extend(["--", "-c", "true"].map(str::to_owned));
+    let mut command = world.viv(&world.project("no-room"), words);
+    command.env("XDG_CACHE_HOME", home.path()).env("XDG_STATE_HOME", home.path().join("state"));
+    let mut client = command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let pid = i32::try_from(client.id()).ok().and_then(Pid::from_raw);
+    // One with many threads has its devices and its memory, which is a file, too.
+    let running = |vmm: &Pid| {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", vmm.as_raw_nonzero()));
+        tasks.is_ok_and(|tasks| tasks.count() > 4)
+    };
+    let mut vmm = None;
+    while vmm.is_none() && matches!(client.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(50));
+        vmm = pid.and_then(|pid| children(pid).into_iter().find(running));
+    }
+    let limited = vmm.map(|vmm| limit_files(vmm, Some(4096)));
+    let said = e2e::Said::from(client.wait_with_output()?);
+    ensure(limited.is_some_and(|done| done.is_ok()), format!("there was no machine to limit: {said:?}"))?;
+    // Behind what was said of the progress.
+    let last: Vec<&str> = said.err.lines().rev().take(2).collect();
+    ensure(
+        said.code == 125
+            && last.len() == 2
+            && last[1] == "error: the host's disk is full: there is no room to make the base image"
+            && last[0].contains("free some space"),
+        format!("{said:?}"),
+    )?;
+    let images = std::fs::read_dir(home.path().join("vivarium/images"))?.flatten();
+    let whole = images.filter(|entry| entry.path().join("image.json").exists()).count();
+    ensure(whole == 0, "there is no image")
+}
+
+/// With a cache of its own, in which only the downloads of the real one are: every set-up does all that follows them.
+fn killed(world: &World) -> Case {
+    let Some(kills) = count() else { return Err(Verdict::Skipped(e2e::LONG.into())) };
+    let mut dice = Dice::new();
+    let home = own_home(world)?;
+    let cache = home.path().join("vivarium");
     let project = world.project("setup");
     let command = |script: &str| {
         let mut arguments = world.interactive();
