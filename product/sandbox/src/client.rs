@@ -88,30 +88,37 @@ impl Held {
 
 /// Connects to the sandbox and starts it when it does not run. Waits until the guest is ready. `starting` is told, once,
 /// that there is something to wait for.
-pub fn hold(sandbox: &Sandbox, mut starting: impl FnMut()) -> Result<Held> {
+pub fn hold(sandbox: &Sandbox, starting: impl FnMut()) -> Result<Held> {
+    hold_within(sandbox, PATIENCE, starting)
+}
+
+fn hold_within(sandbox: &Sandbox, patience: Duration, mut starting: impl FnMut()) -> Result<Held> {
     let mut started = false;
     let mut told = false;
-    let mut deadline = Instant::now() + PATIENCE;
+    let mut deadline = Instant::now() + patience;
     loop {
         if let Some(connection) = sandbox.connect()? {
             if !told && sandbox.state() == State::Starting {
                 starting();
                 told = true;
             }
-            match connection.hold()? {
+            // A guest may take minutes to be ready, but its shim answers meanwhile.
+            match connection.hold(patience, || status(sandbox).is_ok())? {
                 Hold::Held => {
                     tracing::info!(sandbox = sandbox.spec.name, started, "The guest is ready");
                     return Ok(Held { connection, started });
                 }
                 Hold::Failed(why) => return Err(not_started(sandbox, why)),
+                Hold::Silent => return Err(silent(sandbox)),
                 Hold::Ending => {
                     // Its disk may have much to write yet.
                     if !told {
                         starting();
                         told = true;
                     }
+                    connection.set_patience(patience)?;
                     connection.wait_for_end();
-                    deadline = Instant::now() + PATIENCE;
+                    deadline = Instant::now() + patience;
                 }
             }
         }
@@ -262,4 +269,25 @@ pub fn stop(sandbox: &Sandbox, urgent: bool) -> Result<Stopped> {
 fn silent(sandbox: &Sandbox) -> Error {
     let pid = sandbox.runtime().filter(|runtime| !runtime.state.is_over()).map(|runtime| runtime.pid);
     Error::Silent { name: sandbox.spec.name.clone(), pid }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::tests::{running, sandboxes, wish};
+    use crate::spec::Runtime;
+
+    #[test]
+    fn a_shim_that_does_not_answer_is_named_and_not_waited_for() {
+        let (_root, all) = sandboxes();
+        let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
+        let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
+        sandbox.note(&Runtime { pid: 4242, ..running() }).unwrap();
+        // It listens, as one that was stopped does, and says nothing.
+        let listener = crate::control::listen(sandbox.folder()).unwrap();
+        let silent = hold_within(&sandbox, Duration::from_millis(20), || {}).unwrap_err();
+        assert!(matches!(silent, Error::Silent { pid: Some(4242), .. }), "{silent}");
+        assert!(silent.hint().unwrap().contains("kill -9 4242"));
+        drop((listener, lock));
+    }
 }

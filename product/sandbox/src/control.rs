@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +116,8 @@ pub enum Hold {
     Ending,
     /// The sandbox could not start; one sentence says why.
     Failed(String),
+    /// Its shim does not answer.
+    Silent,
 }
 
 /// A client's connection to a shim.
@@ -142,14 +145,20 @@ impl Connection {
     }
 
     fn ask_raw(&self, request: &Request) -> Result<Option<(Reply, Vec<OwnedFd>)>> {
-        let lost = |error: io::Error| Error::Lost { why: crate::error::in_words(&error) };
+        self.say(request).and_then(|()| self.hear()).map_err(|error| lost(&error))
+    }
+
+    fn say(&self, request: &Request) -> io::Result<()> {
         match packet::send(&self.socket, request, &[]) {
             // What it said before it went is still to be read.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other.map_err(lost)?,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
         }
+    }
+
+    fn hear(&self) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
         loop {
-            match packet::receive(&self.socket).map_err(lost)? {
+            match packet::receive(&self.socket)? {
                 Some((Reply::Notice(notice), _)) => self.notices().push_back(notice),
                 other => return Ok(other),
             }
@@ -173,9 +182,23 @@ impl Connection {
         }
     }
 
-    /// Makes this connection a session. Waits until the guest is ready.
-    pub fn hold(&self) -> Result<Hold> {
-        match self.ask_raw(&Request::Hold)? {
+    /// Makes this connection a session. Waits until the guest is ready, as long as `is_alive` says so of the shim, which is asked
+    /// each time that `patience` has ended.
+    pub fn hold(&self, patience: Duration, is_alive: impl Fn() -> bool) -> Result<Hold> {
+        self.set_timeout(Some(patience))?;
+        self.say(&Request::Hold).map_err(|error| lost(&error))?;
+        let answer = loop {
+            match self.hear() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !is_alive() {
+                        return Ok(Hold::Silent);
+                    }
+                }
+                other => break other.map_err(|error| lost(&error))?,
+            }
+        };
+        self.set_timeout(None)?;
+        match answer {
             Some((Reply::Held, _)) => Ok(Hold::Held),
             Some((Reply::Refused { why, stopping: false }, _)) => Ok(Hold::Failed(why)),
             Some((Reply::Refused { .. }, _)) | None => Ok(Hold::Ending),
@@ -195,10 +218,14 @@ impl Connection {
     }
 
     /// From here on an answer is waited for no longer than this.
-    pub fn set_patience(&self, patience: std::time::Duration) -> Result<()> {
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
+        self.set_timeout(Some(patience))
+    }
+
+    fn set_timeout(&self, patience: Option<Duration>) -> Result<()> {
         use rustix::net::sockopt::{Timeout, set_socket_timeout};
         for which in [Timeout::Recv, Timeout::Send] {
-            set_socket_timeout(&self.socket, which, Some(patience))
+            set_socket_timeout(&self.socket, which, patience)
                 .map_err(|error| Error::host("cannot reach the sandbox", error))?;
         }
         Ok(())
@@ -221,6 +248,10 @@ impl AsFd for Connection {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+fn lost(error: &io::Error) -> Error {
+    Error::Lost { why: crate::error::in_words(error) }
 }
 
 /// Binds and listens in `folder`. The caller holds the folder's lock, so a socket that is there belongs to nobody.

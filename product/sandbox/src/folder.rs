@@ -588,4 +588,4 @@ fn random_id() -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

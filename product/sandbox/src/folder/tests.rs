@@ -1,6 +1,6 @@
 use super::*;
 
-fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
+pub(crate) fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
     let root = tempfile::tempdir().unwrap();
     let places =
         Places { state: root.path().join("s"), cache: root.path().join("c"), home: root.path().into() };
@@ -8,7 +8,7 @@ fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
     (root, all)
 }
 
-fn wish(path: &str, name: Option<&str>) -> Wish {
+pub(crate) fn wish(path: &str, name: Option<&str>) -> Wish {
     Wish {
         name: name.map(str::to_owned),
         agent: "shell".into(),
@@ -21,7 +21,7 @@ fn wish(path: &str, name: Option<&str>) -> Wish {
     }
 }
 
-fn running() -> Runtime {
+pub(crate) fn running() -> Runtime {
     Runtime {
         schema: SCHEMA,
         pid: 1,
