@@ -23,7 +23,7 @@ const JOURNAL: u32 = 4;
 
 /// Disks that are looked at.
 fn cuts() -> u64 {
-    if e2e::long_cases() { 1000 } else { 60 }
+    if e2e::long_cases() { 300 } else { 60 }
 }
 
 const CASE: &str = "what_was_durable_is_there_after_a_loss_of_power";
