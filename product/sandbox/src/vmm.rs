@@ -40,7 +40,7 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     let waiting = patient::Waiting::new(control.try_clone().map_err(|error| sentence(&error))?);
     let built = build::build(&plan, received, &waiting)?;
     #[cfg(feature = "hostile-hook")]
-    crate::hostile::prepare();
+    crate::hostile::prepare()?;
     let layers = confine(&built.shares, descriptors)?;
     #[cfg(feature = "hostile-hook")]
     crate::hostile::attempt()?;

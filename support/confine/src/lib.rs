@@ -20,6 +20,8 @@
 #[cfg(all(feature = "hostile-hook", not(debug_assertions)))]
 compile_error!("the feature hostile-hook is for tests and is not built into a release");
 
+#[cfg(target_os = "linux")]
+mod attempts;
 #[cfg(feature = "hostile-hook")]
 pub mod hostile;
 mod sys;
@@ -27,6 +29,8 @@ mod table;
 
 use std::os::fd::{BorrowedFd, RawFd};
 
+#[cfg(target_os = "linux")]
+pub use attempts::{ATTEMPTS, Attempt, End};
 pub use table::{Call, Shown, When};
 
 /// What a process is for; each has its own table of what it may do.

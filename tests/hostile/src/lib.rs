@@ -11,33 +11,7 @@ pub mod workload;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The attempts, by the names that `confine::hostile` gives them. (That module is not linked here: its feature would
-/// reach every other crate that is built together with this one.)
-pub const ATTEMPTS: &[&str] = &[
-    "open-passwd",
-    "open-ssh-folder",
-    "open-own-memory",
-    "create-in-tmp",
-    "list-root",
-    "socket-inet",
-    "socket-unix",
-    "socket-netlink",
-    "socket-vsock",
-    "execve",
-    "fork",
-    "ptrace",
-    "read-parents-memory",
-    "kill-parent",
-    "tgkill-parent",
-    "unshare",
-    "map-writable-and-executable",
-    "map-executable",
-    "make-executable",
-    "io-uring",
-    "terminal-ioctl",
-    "kvm-create-vm",
-    "device-node",
-];
+use confine::{Attempt, End, Role};
 
 /// Runs `confine`'s own test of the same attempts: that they succeed in a free process, that what is granted works, and
 /// that each part of the confinement stops what it is there for. It needs the feature, so it is built in this folder.
@@ -103,15 +77,16 @@ impl Hostile {
         }
     }
 
-    /// Lets a vmm make one attempt; gives the sentence that says how it failed.
+    /// Lets a vmm make one attempt; gives the line of a log that says how it ended.
     ///
     /// # Errors
-    /// The attempt succeeded, or was not made; with everything that was logged.
-    pub fn attempt(&self, name: &str) -> Result<String, String> {
+    /// The attempt did not end as it must, or was not made; with everything that was logged.
+    pub fn attempt(&self, attempt: &Attempt) -> Result<String, String> {
         let text = |error: std::io::Error| error.to_string();
         let home = tempfile::Builder::new().prefix("viv-hostile-").tempdir_in("/var/tmp").map_err(text)?;
         let project = home.path().join("project");
         std::fs::create_dir(&project).map_err(text)?;
+        let asked = format!("{} {}", attempt.name, home.path().join("ground").display());
         let run = |arguments: &[&str]| {
             Command::new(&self.viv)
                 .args(arguments)
@@ -119,7 +94,7 @@ impl Hostile {
                 .env("HOME", home.path())
                 .env("XDG_CACHE_HOME", &self.cache)
                 .env("PATH", "/usr/bin:/bin")
-                .env("VIV_HOSTILE", name)
+                .env("VIV_HOSTILE", &asked)
                 .current_dir(&project)
                 .stdin(Stdio::null())
                 .output()
@@ -130,7 +105,7 @@ impl Hostile {
         collect_logs(&home.path().join(".local/state"), &mut said);
         // The folder is deleted with everything in it; what may still run must not be in it.
         let _ = run(&["rm", "--force", "shell-project"]);
-        judge(name, output.status.success(), &said)
+        judge(attempt.name, attempt.end(Role::Vmm), output.status.success(), &said)
     }
 }
 
@@ -146,14 +121,18 @@ fn collect_logs(folder: &Path, said: &mut String) {
     }
 }
 
-/// Finds in the logs how the attempt ended.
-fn judge(name: &str, ran: bool, said: &str) -> Result<String, String> {
-    let tried = said.contains(&format!("hostile: confined, trying {name}"));
-    let refused = said.lines().find(|line| line.contains(&format!("hostile: {name} was refused")));
-    let killed = said.lines().find(|line| line.contains("SIGSYS"));
-    match refused.or(killed) {
+/// Finds in the logs how the attempt ended, which must be this end.
+fn judge(name: &str, end: End, ran: bool, said: &str) -> Result<String, String> {
+    let tried = said.contains(&format!("hostile: confined, trying {name}\n"));
+    let line = |wanted: &str| said.lines().find(|line| line.contains(wanted));
+    let refused = line(&format!("hostile: {name} was refused"));
+    let how = match end {
+        End::Killed => line("SIGSYS").filter(|_| refused.is_none()),
+        End::Refused(errno) => line(&format!("hostile: {name} was refused with Some({errno})")),
+    };
+    match how {
         Some(how) if tried && !ran && !said.contains("BROKE OUT") => Ok(how.to_owned()),
-        _ => Err(format!("{name} was not stopped, or not tried:\n{said}")),
+        _ => Err(format!("{name} did not end with {end:?}, or was not tried:\n{said}")),
     }
 }
 
@@ -161,14 +140,27 @@ fn judge(name: &str, ran: bool, said: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    const TRIED: &str = "hostile: confined, trying fork\n";
+
     #[test]
-    fn only_a_stopped_attempt_that_was_made_counts() {
-        let tried = "hostile: confined, trying fork\n";
-        assert!(judge("fork", false, &format!("{tried}ended with signal: 31 (SIGSYS)")).is_ok());
-        assert!(judge("fork", false, &format!("{tried}hostile: fork was refused: no")).is_ok());
-        assert!(judge("fork", false, "ended with signal: 31 (SIGSYS)").is_err());
-        assert!(judge("fork", false, &format!("{tried}hostile: fork BROKE OUT")).is_err());
-        assert!(judge("fork", true, &format!("{tried}hostile: fork was refused: no")).is_err());
-        assert!(judge("fork", false, tried).is_err());
+    fn only_an_attempt_that_was_made_and_ended_as_it_must_counts() {
+        let killed = format!("{TRIED}ended with signal: 31 (SIGSYS)");
+        let refused = format!("{TRIED}hostile: fork was refused with Some(13)");
+        let access = End::Refused(13);
+        assert!(judge("fork", End::Killed, false, &killed).is_ok());
+        assert!(judge("fork", access, false, &refused).is_ok());
+        for (end, ran, said) in [
+            (End::Killed, false, "ended with signal: 31 (SIGSYS)"),
+            (End::Killed, false, &*format!("{TRIED}hostile: fork BROKE OUT")),
+            (End::Killed, true, &killed),
+            (access, true, &refused),
+            (End::Killed, false, TRIED),
+            // The wrong end is none.
+            (End::Killed, false, &refused),
+            (End::Refused(1), false, &refused),
+            (access, false, &killed),
+        ] {
+            assert!(judge("fork", end, ran, said).is_err(), "{end:?} {ran} {said}");
+        }
     }
 }

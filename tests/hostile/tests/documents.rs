@@ -82,7 +82,9 @@ fn every_test_that_the_documents_name_exists() {
                 sources(folder, &mut text);
                 text
             });
-            if !has_test(sources, test) {
+            // Their names come from another crate's list.
+            let attempt = of == "hostile" && confine::ATTEMPTS.iter().any(|attempt| attempt.name == test);
+            if !attempt && !has_test(sources, test) {
                 absent.push(format!("{document}: {of}:{test}"));
             }
         }

@@ -1,11 +1,12 @@
-//! A vmm that was taken over cannot break out: each attempt in a real sandbox's vmm fails or kills it. Without an image
+//! A vmm that was taken over cannot break out: each attempt in a real sandbox's vmm ends as `confine::ATTEMPTS` has it. Without an image
 //! on this machine every case is skipped, with the reason, and counted.
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
-use hostile::{ATTEMPTS, Hostile, confined};
+use confine::ATTEMPTS;
+use hostile::{Hostile, confined};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() -> ExitCode {
@@ -18,11 +19,11 @@ fn main() -> ExitCode {
     // Built when the first case runs, which takes as long as all of viv.
     let hostile: Arc<LazyLock<Result<Hostile, String>, _>> =
         Arc::new(LazyLock::new(move || Hostile::prepare(target)));
-    let trials = ATTEMPTS.iter().map(|name| {
+    let trials = ATTEMPTS.iter().map(|attempt| {
         let hostile = hostile.clone();
-        Trial::ignorable_test(*name, move || match hostile.as_ref().as_ref() {
+        Trial::ignorable_test(attempt.name, move || match hostile.as_ref().as_ref() {
             Ok(hostile) => {
-                let how = hostile.attempt(name)?;
+                let how = hostile.attempt(attempt)?;
                 println!("{how}");
                 Ok(Completion::Completed)
             }
