@@ -29,6 +29,9 @@ impl Call {
 pub enum When {
     /// Any.
     Always,
+    /// None: it is answered with ENOSYS, as by a kernel that does not have it, because code that is not ours makes it and can
+    /// do without. Everything else that is not in a table kills.
+    Refused,
     /// The argument has one of these values.
     OneOf(u8, &'static [u64]),
     /// None of these bits is set in the argument.

@@ -2,7 +2,8 @@
 //!
 //! The program is traced from its first instruction, as it is: no hook in it, no other build. A tracer that was there before
 //! the process made itself untraceable stays. What a process does before it is confined is not recorded; from its second
-//! filter on everything is (`confine` installs two).
+//! filter on everything is (`confine` installs two). A call is written down when it is made, and once more when it was
+//! answered with something else than a refusal: only that shows that it is needed.
 #![expect(unsafe_code, reason = "nix has no names for real-time signals, which KVM's kick is")]
 
 use std::collections::{BTreeSet, HashMap};
@@ -31,6 +32,15 @@ pub struct Made {
     pub value: u64,
 }
 
+/// What a recording shows.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// Every call that was made, also the one that killed its process.
+    pub made: BTreeSet<Made>,
+    /// Those that were not refused at least once (EACCES, EPERM, ENOSYS), and those that never return.
+    pub served: BTreeSet<Made>,
+}
+
 /// The letter of a role in a [`Made`].
 #[must_use]
 pub fn letter(role: Role) -> char {
@@ -53,8 +63,16 @@ struct Process {
     filters: u32,
 }
 
-/// Runs a program with its arguments to its end, and everything that it starts, and writes each call that is seen for the
-/// first time to `out` at once. Gives the program's own exit code. Everything traced ends with this process.
+/// The calls that have no answer.
+const WITHOUT_END: [i64; 2] = [libc::SYS_exit, libc::SYS_exit_group];
+
+/// Whether a call's answer is a refusal.
+fn refusal(answer: i64) -> bool {
+    [Errno::EACCES, Errno::EPERM, Errno::ENOSYS].iter().any(|errno| answer == -i64::from(*errno as i32))
+}
+
+/// Runs a program with its arguments to its end, and everything that it starts, and writes each call that is seen, and
+/// served, for the first time to `out` at once. Gives the program's own exit code. Everything traced ends with this process.
 ///
 /// # Errors
 /// This machine does not let processes be traced, or the file cannot be written.
@@ -79,7 +97,14 @@ pub fn record(out: &Path, program: &[OsString]) -> Result<i32, String> {
     }
     kill(first, Signal::SIGCONT).map_err(|error| error.to_string())?;
     let file = std::fs::File::create(out).map_err(|error| format!("{}: {error}", out.display()))?;
-    Recorder { file, processes: HashMap::new(), of_thread: HashMap::new(), seen: BTreeSet::new() }.run(first)
+    Recorder {
+        file,
+        processes: HashMap::new(),
+        of_thread: HashMap::new(),
+        under_way: HashMap::new(),
+        known: Recorded::default(),
+    }
+    .run(first)
 }
 
 #[derive(Debug)]
@@ -87,7 +112,9 @@ struct Recorder {
     file: std::fs::File,
     processes: HashMap<i32, Process>,
     of_thread: HashMap<i32, i32>,
-    seen: BTreeSet<Made>,
+    /// What each thread has asked for.
+    under_way: HashMap<i32, Made>,
+    known: Recorded,
 }
 
 impl Recorder {
@@ -102,6 +129,7 @@ impl Recorder {
             };
             if !libc::WIFSTOPPED(status) {
                 self.of_thread.remove(&thread.as_raw());
+                self.under_way.remove(&thread.as_raw());
                 if thread == first {
                     code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 };
                 }
@@ -149,10 +177,14 @@ impl Recorder {
     }
 
     fn system_call(&mut self, thread: Pid) -> Result<(), String> {
-        let Ok(registers) = ptrace::getregs(thread) else { return Ok(()) };
-        // At the entry the kernel has put ENOSYS where the answer will be. A call that is answered so is met twice.
-        if registers.rax.cast_signed() != -i64::from(Errno::ENOSYS as i32) {
+        let (Ok(registers), Ok(stop)) = (ptrace::getregs(thread), ptrace::syscall_info(thread)) else {
             return Ok(());
+        };
+        if stop.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+            return match self.under_way.remove(&thread.as_raw()) {
+                Some(made) if !refusal(registers.rax.cast_signed()) => self.served(made),
+                _ => Ok(()),
+            };
         }
         let process = self.process(thread);
         let Some(known) = self.processes.get_mut(&process) else { return Ok(()) };
@@ -162,21 +194,34 @@ impl Recorder {
             known.filters += u32::from(number == nix::libc::SYS_seccomp && registers.rdi == SET_MODE_FILTER);
             return Ok(());
         }
-        let call = confine::table(role).iter().find(|call| call.number == number);
-        let argument = match call.map(|call| call.when) {
-            Some(When::OneOf(argument, _)) => Some(argument),
-            _ => None,
-        };
         let arguments =
             [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
-        let value =
-            argument.and_then(|at| arguments.get(usize::from(at))).map_or(0, |word| word & 0xffff_ffff);
-        let made = Made { role: letter(role), number, value };
-        if self.seen.insert(made) {
-            writeln!(self.file, "{} {number} {value}", made.role).map_err(|error| error.to_string())?;
+        let made = Made { role: letter(role), number, value: value(role, number, arguments) };
+        if self.known.made.insert(made) {
+            self.write(made, "made")?;
         }
+        if WITHOUT_END.contains(&number) {
+            return self.served(made);
+        }
+        self.under_way.insert(thread.as_raw(), made);
         Ok(())
     }
+
+    fn served(&mut self, made: Made) -> Result<(), String> {
+        if self.known.served.insert(made) { self.write(made, "served") } else { Ok(()) }
+    }
+
+    fn write(&mut self, made: Made, how: &str) -> Result<(), String> {
+        let Made { role, number, value } = made;
+        writeln!(self.file, "{how} {role} {number} {value}").map_err(|error| error.to_string())
+    }
+}
+
+/// The value of the argument that the table looks at, 32 bits of it.
+fn value(role: Role, number: i64, arguments: [u64; 6]) -> u64 {
+    let call = confine::table(role).iter().find(|call| call.number == number);
+    let Some(When::OneOf(argument, _)) = call.map(|call| call.when) else { return 0 };
+    arguments.get(usize::from(argument)).map_or(0, |word| word & 0xffff_ffff)
 }
 
 /// Waits until any traced thread stops or ends.
@@ -199,14 +244,23 @@ fn go_on(thread: Pid, signal: i32) -> Result<(), Errno> {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read(path: &Path) -> Result<BTreeSet<Made>, String> {
+pub fn read(path: &Path) -> Result<Recorded, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let made = |line: &str| {
+    let mut recorded = Recorded::default();
+    for line in text.lines() {
         let mut words = line.split(' ');
-        let role = words.next()?.chars().next()?;
-        Some(Made { role, number: words.next()?.parse().ok()?, value: words.next()?.parse().ok()? })
-    };
-    Ok(text.lines().filter_map(made).collect())
+        let how = words.next();
+        let mut made = || {
+            let role = words.next()?.chars().next()?;
+            Some(Made { role, number: words.next()?.parse().ok()?, value: words.next()?.parse().ok()? })
+        };
+        match how {
+            Some("made") => recorded.made.extend(made()),
+            Some("served") => recorded.served.extend(made()),
+            _ => return Err(format!("a line that nobody wrote: {line:?}")),
+        }
+    }
+    Ok(recorded)
 }
 
 /// The arguments with which a test's own program calls [`record`] in a process of its own: the tracer waits for whatever

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use e2e::{Case, Terminal, Verdict, World, ensure, say};
 
-use crate::recorder::{Made, UNTRACEABLE, read, recorded};
+use crate::recorder::{Recorded, UNTRACEABLE, read, recorded};
 
 /// What is done in the workspace: every request of a file system that a guest's kernel can be made to send.
 const FILES: &str = r"
@@ -34,7 +34,7 @@ const DISK: &str = "dd if=/dev/urandom of=$HOME/big bs=1M count=16 status=none &
 ///
 /// # Errors
 /// A part of it did not work, or processes cannot be traced here.
-pub fn used(world: &World, flags: &[&str]) -> Result<std::collections::BTreeSet<Made>, Verdict> {
+pub fn used(world: &World, flags: &[&str]) -> Result<Recorded, Verdict> {
     let folder = world.project("recorded");
     let out = world.project("records").join("calls");
     let mut arguments = vec!["run", "shell", "."];

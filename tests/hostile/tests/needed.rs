@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use confine::{Call, Role, Shown, When};
 use e2e::{LONG, Verdict, World, long_cases};
-use hostile::recorder::{Made, asked_for, letter};
+use hostile::recorder::{Made, Recorded, asked_for, letter};
 use hostile::workload::used;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -40,23 +40,23 @@ fn case(engine: &str) -> Result<Completion, Failed> {
     let world = World::new(target)?;
     let outcome = used(&world, &["--engine", engine]);
     world.clean_up();
-    let made = match outcome {
-        Ok(made) => made,
+    let recorded = match outcome {
+        Ok(recorded) => recorded,
         Err(Verdict::Skipped(why)) => return Ok(Completion::ignored_with(why)),
         Err(Verdict::Wrong(what)) => return Err(what.into()),
     };
     let roles = [Role::Vmm, Role::Shim];
     let superfluous: Vec<String> = roles
         .into_iter()
-        .flat_map(|role| superfluous(confine::table(role), letter(role), engine, &made))
+        .flat_map(|role| superfluous(confine::table(role), letter(role), engine, &recorded))
         .collect();
     let missing: Vec<String> =
-        roles.into_iter().flat_map(|role| missing(confine::table(role), letter(role), &made)).collect();
+        roles.into_iter().flat_map(|role| missing(confine::table(role), letter(role), &recorded.made)).collect();
     if superfluous.is_empty() && missing.is_empty() {
         return Ok(Completion::Completed);
     }
     let (superfluous, missing) = (superfluous.join(", "), missing.join(", "));
-    Err(format!("allowed, but never seen: {superfluous}\nmade, but not allowed: {missing}").into())
+    Err(format!("allowed, but never served: {superfluous}\nmade, but not allowed: {missing}").into())
 }
 
 /// What was made and is not in the table: it has killed its process, and this says by which number.
@@ -74,8 +74,9 @@ fn missing(table: &[Call], role: char, made: &BTreeSet<Made>) -> Vec<String> {
         .collect()
 }
 
-/// The lines of a table that say they would be seen and were not.
-fn superfluous(table: &[Call], role: char, engine: &str, made: &BTreeSet<Made>) -> Vec<String> {
+/// The lines of a table that say they would be seen and were not. What was always refused is not needed; a line that refuses is
+/// needed where the call is made.
+fn superfluous(table: &[Call], role: char, engine: &str, recorded: &Recorded) -> Vec<String> {
     let mut unseen = Vec::new();
     for call in table {
         let expected = match call.shown {
@@ -87,7 +88,8 @@ fn superfluous(table: &[Call], role: char, engine: &str, made: &BTreeSet<Made>) 
             When::OneOf(_, values) => values,
             _ => &[0],
         };
-        let missing = |value: &&u64| !made.contains(&Made { role, number: call.number, value: **value });
+        let seen = if matches!(call.when, When::Refused) { &recorded.made } else { &recorded.served };
+        let missing = |value: &&u64| !seen.contains(&Made { role, number: call.number, value: **value });
         if expected {
             unseen.extend(
                 values.iter().filter(missing).map(|value| format!("{role}:{}({value:#x})", call.name())),
@@ -97,25 +99,43 @@ fn superfluous(table: &[Call], role: char, engine: &str, made: &BTreeSet<Made>) 
     unseen
 }
 
-/// The check itself: with nothing recorded everything that should have been is missed, and one value of a call does not
-/// stand for another.
+/// The check itself: with nothing recorded everything that should have been is missed, one value of a call does not stand for
+/// another, and a call that was refused whenever it was made counts for nothing.
 fn finds_superfluous() -> Result<(), Failed> {
     for role in [Role::Vmm, Role::Shim] {
         let table = confine::table(role);
-        let recorded = table.iter().filter(|call| call.shown == Shown::Recorded).count();
-        let missed = superfluous(table, letter(role), "soft", &BTreeSet::new());
-        if recorded == 0 || missed.len() < recorded {
-            return Err(format!("{} of {recorded} lines were missed", missed.len()).into());
+        let lines = table.iter().filter(|call| call.shown == Shown::Recorded).count();
+        let missed = superfluous(table, letter(role), "soft", &Recorded::default());
+        if lines == 0 || missed.len() < lines {
+            return Err(format!("{} of {lines} lines were missed", missed.len()).into());
         }
-        let first = table.iter().find(|call| matches!(call.when, When::OneOf(_, [_, _, ..])));
-        let Some((call, When::OneOf(_, [value, ..]))) = first.map(|call| (call, call.when)) else { continue };
-        let one = BTreeSet::from([Made { role: letter(role), number: call.number, value: *value }]);
-        let name = format!("{}:{}(", letter(role), call.name());
-        if call.shown == Shown::Recorded
-            && !superfluous(table, letter(role), "soft", &one).iter().any(|line| line.starts_with(&name))
-        {
-            return Err(format!("{} counts as needed by one of its values", call.name()).into());
+        for call in table.iter().filter(|call| call.shown == Shown::Recorded) {
+            counts_rightly(table, role, call)?;
         }
+    }
+    Ok(())
+}
+
+/// One line's call, seen with its first value only.
+fn counts_rightly(table: &[Call], role: Role, call: &Call) -> Result<(), Failed> {
+    let values = match call.when {
+        When::OneOf(_, values) => values,
+        _ => &[0],
+    };
+    let name = format!("{}:{}(", letter(role), call.name());
+    let counted = |recorded: &Recorded| {
+        let missed = superfluous(table, letter(role), "soft", recorded);
+        values.len() - missed.iter().filter(|line| line.starts_with(&name)).count()
+    };
+    let first = BTreeSet::from([Made { role: letter(role), number: call.number, value: values[0] }]);
+    let refused = Recorded { made: first.clone(), served: BTreeSet::new() };
+    let served = Recorded { made: first.clone(), served: first };
+    // A line that refuses is needed by what is only made.
+    let by_refusals = usize::from(matches!(call.when, When::Refused));
+    if table.iter().filter(|other| other.number == call.number).count() == 1
+        && (counted(&refused), counted(&served)) != (by_refusals, 1)
+    {
+        return Err(format!("{} is counted wrongly", call.name()).into());
     }
     Ok(())
 }

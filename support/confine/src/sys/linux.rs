@@ -216,6 +216,14 @@ mod tests {
         }
     }
 
+    /// The vmm opens by `openat2` alone, which its file server makes; a kernel without Landlock would leave it this one.
+    #[test]
+    fn a_vmm_opens_nothing_by_openat() {
+        let opens = [c::SYS_open, c::SYS_openat, c::SYS_creat];
+        let lines = table(Role::Vmm).iter().filter(|call| opens.contains(&call.number));
+        assert!(lines.into_iter().all(|call| matches!(call.when, When::Refused)));
+    }
+
     #[test]
     fn every_request_is_kvms_or_a_descriptors() {
         for call in ROLES.into_iter().flat_map(table).filter(|call| call.number == c::SYS_ioctl) {

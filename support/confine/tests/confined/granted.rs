@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use confine::{Access, Grants, Role, confine};
 use libtest_mimic::{Failed, Trial};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use crate::{CONFINED, FINE, child, confine_as, for_roles};
 
@@ -133,6 +134,12 @@ fn uses_grants() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Opens as the file server does, by `openat2`; the standard library's way is refused.
+fn open(path: &Path, flags: OFlags) -> std::io::Result<File> {
+    let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+    Ok(rustix::fs::openat2(CWD, path, flags | OFlags::CLOEXEC, mode, ResolveFlags::empty())?.into())
+}
+
 /// The child: confines itself with two grants and uses them, threads and memory.
 pub(crate) fn use_grants(folder: &Path) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
@@ -155,23 +162,23 @@ pub(crate) fn use_grants(folder: &Path) -> Result<(), String> {
     check(worker.join().is_ok_and(|len| len == 1 << 22), "a thread did not run")?;
 
     let mut content = String::new();
-    File::open(folder.join("ro/file"))
-        .and_then(|mut file| file.read_to_string(&mut content))
-        .map_err(text)?;
+    let mut file = open(&folder.join("ro/file"), OFlags::RDONLY).map_err(text)?;
+    file.read_to_string(&mut content).map_err(text)?;
     check(content == "content", "a read-only file reads wrong")?;
-    let mut new = File::create(folder.join("rw/new")).map_err(text)?;
+    let create = OFlags::WRONLY | OFlags::CREATE;
+    let mut new = open(&folder.join("rw/new"), create).map_err(text)?;
     new.write_all(b"written").and_then(|()| new.sync_all()).map_err(text)?;
     let day = rustix::fs::Timespec { tv_sec: 86_400, tv_nsec: 0 };
     let times = rustix::fs::Timestamps { last_access: day, last_modification: day };
     rustix::fs::futimens(&new, &times).map_err(|errno| text(errno.into()))?;
     if report.landlock.is_some() {
-        check(File::create(folder.join("ro/new")).is_err(), "a file was made in a read-only directory")?;
+        check(open(&folder.join("ro/new"), create).is_err(), "a file was made in a read-only directory")?;
         let removed =
             rustix::fs::unlinkat(rustix::fs::CWD, folder.join("ro/file"), rustix::fs::AtFlags::empty());
         check(removed.is_err(), "a read-only file was removed")?;
-        check(File::open(folder.join("outside/file")).is_err(), "a file outside was opened")?;
+        check(open(&folder.join("outside/file"), OFlags::RDONLY).is_err(), "a file outside was opened")?;
         let escaped = folder.join("rw/../outside/file");
-        check(File::open(escaped).is_err(), "a file outside was opened through the granted directory")?;
+        check(open(&escaped, OFlags::RDONLY).is_err(), "a file outside was opened through the granted directory")?;
     }
     println!("{FINE}");
     Ok(())

@@ -22,10 +22,14 @@ pub(super) struct Processes {
 /// Installs the filter for good; gives the number of system calls that it lets through.
 pub(super) fn install(calls: &[Call], child: Option<u32>) -> Result<usize, ConfineError> {
     let rules = rules(calls, Processes { own: std::process::id(), child }).map_err(failed)?;
-    let count = rules.len();
+    let refused: BTreeMap<_, _> = calls
+        .iter()
+        .filter(|call| matches!(call.when, When::Refused))
+        .map(|call| (call.number, Vec::new()))
+        .collect();
+    let count = rules.len().saturating_sub(refused.len());
     let allowed = compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)?;
-    // The stricter answer of two filters wins: what the first one allows, this one still refuses politely.
-    let refused = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    // The stricter answer of two filters wins: what that one does not kill, this one still refuses politely.
     let polite = compile(refused, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?;
     apply_filter_all_threads(&polite).map_err(failed)?;
     apply_filter_all_threads(&allowed).map_err(failed)?;
@@ -69,7 +73,8 @@ fn conditions(
     };
     let equal = |argument, value| compare(argument, SeccompCmpOp::Eq, value);
     let alternatives = match when {
-        When::Always => Vec::new(),
+        // The other filter has the last word on what is refused.
+        When::Always | When::Refused => Vec::new(),
         When::OneOf(argument, values) => {
             values.iter().map(|value| Ok(vec![equal(argument, *value)?])).collect::<Result<_, _>>()?
         }

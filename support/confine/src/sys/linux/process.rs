@@ -5,7 +5,7 @@ use libc as c;
 
 use super::rare;
 use crate::table::Shown::{Rare, Recorded};
-use crate::table::When::{Always, OneOf, Without};
+use crate::table::When::{Always, OneOf, Refused, Without};
 use crate::table::{Call, call};
 
 /// Flags that every new thread has and no new process; each role's `clone` wants them.
@@ -29,14 +29,8 @@ pub(super) const TABLE: &[Call] = &[
     call!(SYS_munmap, Always, Recorded, "allocator, stacks of threads"),
     call!(SYS_madvise, Always, Recorded, "the stack of a thread that ends is given back"),
     call!(SYS_brk, Always, Rare(rare::BRK), "allocator"),
-    // Threads of this process. `clone3` hides its flags in memory: it is answered with ENOSYS (see `filter`), so that
-    // the C library falls back to `clone`.
-    call!(
-        SYS_clone3,
-        Always,
-        Recorded,
-        "pthread_create's first attempt, which the filter answers with ENOSYS"
-    ),
+    // Threads of this process. `clone3` hides its flags in memory: without it the C library falls back to `clone`.
+    call!(SYS_clone3, Refused, Recorded, "pthread_create's first attempt"),
     call!(SYS_set_robust_list, Always, Recorded, "a thread's start"),
     call!(SYS_rseq, Always, Recorded, "a thread's start"),
     call!(SYS_sigaltstack, Always, Recorded, "a thread's start and end: the stack for reporting an overflow"),

@@ -8,7 +8,7 @@ use libc as c;
 use super::process::THREAD;
 use super::rare;
 use crate::table::Shown::{Rare, Recorded, RecordedOn};
-use crate::table::When::{Always, BothZero, OneOf, OwnProcess, With};
+use crate::table::When::{Always, BothZero, OneOf, OwnProcess, Refused, With};
 use crate::table::{Call, call};
 
 /// The role's own lines.
@@ -78,9 +78,9 @@ pub(super) const TABLE: &[Call] = &[
     call!(SYS_copy_file_range, Always, Recorded, "file server: COPY_FILE_RANGE"),
     call!(
         SYS_openat,
-        Always,
+        Refused,
         Recorded,
-        "the C library's allocator looks for the list of CPUs; Landlock refuses it"
+        "the C library's allocator looks for the list of CPUs, and goes by the affinity without it"
     ),
     // Waiting and waking.
     call!(SYS_epoll_ctl, Always, Recorded, "vsock: a new connection"),
