@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use libc as c;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::table::{Call, Shown};
+
 /// What an attempt needs to be one: everything is there and open before the process is confined, so that nothing but the
 /// confinement makes it fail.
 #[derive(Debug)]
@@ -127,6 +129,30 @@ pub fn prepared() -> Option<&'static str> {
 pub fn attempt() -> io::Result<()> {
     let nothing = || io::Error::other("nothing was prepared");
     PREPARED.get().ok_or_else(nothing).and_then(|(name, ground)| ground.attempt(name))
+}
+
+/// Looks at a clock that no vDSO has, so that it takes a system call on every host.
+///
+/// # Errors
+/// There is no such clock.
+pub fn look_at_the_clock() -> io::Result<()> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is this function's own.
+    checked(unsafe { libc::clock_gettime(c::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) }.into())
+}
+
+static REMOVED: OnceLock<String> = OnceLock::new();
+
+/// Takes a system call's lines that name a case out of the table that this process will be confined by.
+pub fn remove_line(system_call: &str) {
+    let _ = REMOVED.set(system_call.to_owned());
+}
+
+/// A table without the line that was removed.
+pub(crate) fn remaining(table: &[Call]) -> Vec<Call> {
+    let name = REMOVED.get().map(String::as_str);
+    let removed = |call: &Call| matches!(call.shown, Shown::Case(..)) && Some(call.name()) == name;
+    table.iter().filter(|call| !removed(call)).copied().collect()
 }
 
 fn terminal() -> io::Result<OwnedFd> {

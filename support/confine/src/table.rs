@@ -53,8 +53,11 @@ pub enum Shown {
     Recorded,
     /// The same on this engine only (its name on the command line).
     RecordedOn(&'static str),
-    /// It is made, but not in every run; the text says when, and what would break without it.
-    Rare(&'static str),
+    /// It is made, but not in every run; the text says when, and what would break without it. `confined`'s case of this name
+    /// makes it, and is killed when the line is taken away.
+    Case(&'static str, &'static str),
+    /// The same, but no test of ours can bring about what needs it: the text is all that there is to show.
+    Argued(&'static str),
 }
 
 /// A line of a table: the constant's name gives the call's.

@@ -82,7 +82,7 @@ fn superfluous(table: &[Call], role: char, engine: &str, recorded: &Recorded) ->
         let expected = match call.shown {
             Shown::Recorded => true,
             Shown::RecordedOn(only) => only == engine,
-            Shown::Rare(_) => false,
+            Shown::Case(..) | Shown::Argued(_) => false,
         };
         let values = match call.when {
             When::OneOf(_, values) => values,

@@ -5,70 +5,19 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use confine::{Access, Grants, Role, confine};
 use libtest_mimic::{Failed, Trial};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use crate::{CONFINED, FINE, child, confine_as, for_roles};
+use crate::{FINE, child};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let mut trials = for_roles(|name, _| {
-        vec![
-            Trial::test(format!("{name}_can::abort"), move || aborts(name)),
-            Trial::test(format!("{name}_can::go_on_after_a_stop"), move || goes_on(name)),
-        ]
-    });
-    trials.push(Trial::test("vmm_can::use_what_was_granted", uses_grants));
-    trials.push(Trial::test("shim_can::kill_its_vmm_and_nothing_else", kills_its_child));
-    trials
-}
-
-/// The child: confines itself, says so, and then aborts or sleeps twice.
-pub(crate) fn go_on(role: &str, doing: &str) -> Result<(), String> {
-    confine_as(role)?;
-    if doing == "abort" {
-        std::process::abort();
-    }
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    println!("{FINE}");
-    Ok(())
-}
-
-/// A process that gives up must be seen to have done so, and not to have been stopped by its own filter.
-fn aborts(role: &str) -> Result<(), Failed> {
-    let output = child(&["--go-on", role, "abort"])?;
-    if output.status.signal() != Some(libc::SIGABRT) || output.stdout != CONFINED.as_bytes() {
-        return Err(format!("ended with {:?}", output.status).into());
-    }
-    Ok(())
-}
-
-/// The kernel makes `restart_syscall` for a sleep that a stop of the process interrupted.
-fn goes_on(role: &str) -> Result<(), Failed> {
-    use rustix::process::{Pid, Signal, kill_process};
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["--go-on", role, "sleep"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut out = child.stdout.take().ok_or("there is no output")?;
-    let mut said = vec![0; CONFINED.len()];
-    out.read_exact(&mut said)?;
-    let process = Pid::from_child(&child);
-    for _ in 0..20 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        kill_process(process, Signal::STOP)?;
-        std::thread::sleep(std::time::Duration::from_millis(5));
-        kill_process(process, Signal::CONT)?;
-    }
-    let mut rest = String::new();
-    out.read_to_string(&mut rest)?;
-    let status = child.wait()?;
-    if !status.success() || rest != format!("{FINE}\n") {
-        return Err(format!("ended with {status:?} and said {rest:?}").into());
-    }
-    Ok(())
+    vec![
+        Trial::test("vmm_can::use_what_was_granted", uses_grants),
+        Trial::test("shim_can::kill_its_vmm_and_nothing_else", kills_its_child),
+    ]
 }
 
 /// What stands for a vmm and for another process of the user. The second one makes sure that the first was not luck.

@@ -3,6 +3,7 @@
 
 mod attempts;
 mod granted;
+mod rare;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     }
     let mut trials = attempts::trials();
     trials.extend(granted::trials());
+    trials.extend(rare::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -41,7 +43,7 @@ fn as_child(words: &[&str]) -> Option<Result<(), String>> {
     Some(match words {
         ["--attempt", role, name, folder] => attempts::attempt(role, name, Path::new(folder)),
         ["--use", folder] => granted::use_grants(Path::new(folder)),
-        ["--go-on", role, doing] => granted::go_on(role, doing),
+        ["--act", role, case, lacking] => rare::act(role, case, lacking),
         ["--kill", vmm, victim] => granted::kill_as_shim(vmm, victim),
         _ => return None,
     })

@@ -4,7 +4,7 @@
 use libc as c;
 
 use super::rare;
-use crate::table::Shown::{Rare, Recorded};
+use crate::table::Shown::Recorded;
 use crate::table::When::{Always, OneOf, Refused, Without};
 use crate::table::{Call, call};
 
@@ -17,18 +17,18 @@ pub(super) const TABLE: &[Call] = &[
     call!(
         SYS_fcntl,
         OneOf(1, &[c::F_GETFD as u64]),
-        Rare(rare::DEBUG),
+        rare::DEBUG,
         "standard library, in builds for tests"
     ),
     // Time.
-    call!(SYS_clock_gettime, Always, Rare(rare::CLOCK), "the clock"),
-    call!(SYS_restart_syscall, Always, Rare(rare::RESTART), "the kernel, on a thread's behalf"),
+    call!(SYS_clock_gettime, Always, rare::CLOCK, "the clock"),
+    call!(SYS_restart_syscall, Always, rare::RESTART, "the kernel, on a thread's behalf"),
     // Memory, none of it executable.
     call!(SYS_mmap, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, stacks of threads"),
     call!(SYS_mprotect, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, guard pages of stacks"),
     call!(SYS_munmap, Always, Recorded, "allocator, stacks of threads"),
     call!(SYS_madvise, Always, Recorded, "the stack of a thread that ends is given back"),
-    call!(SYS_brk, Always, Rare(rare::BRK), "allocator"),
+    call!(SYS_brk, Always, rare::BRK, "allocator"),
     // Threads of this process. `clone3` hides its flags in memory: without it the C library falls back to `clone`.
     call!(SYS_clone3, Refused, Recorded, "pthread_create's first attempt"),
     call!(SYS_set_robust_list, Always, Recorded, "a thread's start"),

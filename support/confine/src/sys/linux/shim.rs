@@ -8,7 +8,7 @@ use libc as c;
 
 use super::process::THREAD;
 use super::rare;
-use crate::table::Shown::{Rare, Recorded};
+use crate::table::Shown::Recorded;
 use crate::table::When::{Always, KillsChild, OneOf, OwnProcess, With};
 use crate::table::{Call, call};
 
@@ -69,10 +69,10 @@ pub(super) const TABLE: &[Call] = &[
         "steward: between two attempts to reach an agent that does not listen yet"
     ),
     call!(SYS_getrandom, Always, Recorded, "steward: entropy for the guest; seeds of hash tables"),
-    call!(SYS_mremap, Always, Rare(rare::MREMAP), "allocator"),
+    call!(SYS_mremap, Always, rare::MREMAP, "allocator"),
     call!(SYS_clone, With(0, THREAD), Recorded, "pthread_create: the steward"),
     call!(SYS_rt_sigaction, Always, Recorded, "a thread's end; abort"),
     call!(SYS_rt_sigreturn, Always, Recorded, "the end of SIGTERM's handler"),
     call!(SYS_getpid, Always, Recorded, "the name of a new file; abort"),
-    call!(SYS_tgkill, OwnProcess(0), Rare(rare::ABORT), "abort: only its own threads"),
+    call!(SYS_tgkill, OwnProcess(0), rare::ABORT, "abort: only its own threads"),
 ];

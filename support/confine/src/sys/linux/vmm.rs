@@ -7,7 +7,7 @@ use libc as c;
 
 use super::process::THREAD;
 use super::rare;
-use crate::table::Shown::{Rare, Recorded, RecordedOn};
+use crate::table::Shown::{Recorded, RecordedOn};
 use crate::table::When::{Always, BothZero, OneOf, OwnProcess, Refused, With};
 use crate::table::{Call, call};
 
@@ -89,7 +89,7 @@ pub(super) const TABLE: &[Call] = &[
     call!(
         SYS_clock_nanosleep,
         Always,
-        Rare(rare::SLEEP),
+        rare::SLEEP,
         "machine: vCPUs that are to end are kicked once more; a disk that waits for room on the host"
     ),
     // Sockets that exist already: the shim's, and those that it passes on.
@@ -106,10 +106,10 @@ pub(super) const TABLE: &[Call] = &[
     call!(SYS_mremap, Always, Recorded, "allocator: a long buffer that grows"),
     call!(SYS_clone, With(0, THREAD), Recorded, "pthread_create: vCPUs, devices, the ear for the shim"),
     call!(SYS_rt_sigaction, Always, Recorded, "engines: the handler of guest faults and of kicks; abort"),
-    call!(SYS_rt_sigreturn, Always, Rare(rare::HANDLER), "engines"),
-    call!(SYS_sched_yield, Always, Rare(rare::YIELD), "soft engine; locks of the standard library"),
-    call!(SYS_getpid, Always, Rare(rare::ABORT), "abort, and KVM's kick"),
-    call!(SYS_tgkill, OwnProcess(0), Rare(rare::ABORT), "abort, and KVM's kick: only its own threads"),
+    call!(SYS_rt_sigreturn, Always, rare::HANDLER, "engines"),
+    call!(SYS_sched_yield, Always, rare::YIELD, "soft engine; locks of the standard library"),
+    call!(SYS_getpid, Always, rare::ABORT, "abort, and KVM's kick"),
+    call!(SYS_tgkill, OwnProcess(0), rare::ABORT, "abort, and KVM's kick: only its own threads"),
     call!(
         SYS_arch_prctl,
         OneOf(0, &[ARCH_SET_GS]),
@@ -118,7 +118,7 @@ pub(super) const TABLE: &[Call] = &[
     ),
     call!(SYS_getrandom, Always, Recorded, "virtio-rng"),
     call!(SYS_ioctl, OneOf(1, KVM), RecordedOn("kvm"), "KVM engine: a VM and vCPUs that exist"),
-    call!(SYS_ioctl, OneOf(1, &[KVM_GET_REGS]), Rare(rare::INTERNAL_ERROR), "KVM engine"),
+    call!(SYS_ioctl, OneOf(1, &[KVM_GET_REGS]), rare::INTERNAL_ERROR, "KVM engine"),
 ];
 
 /// `arch_prctl(2)`'s request that sets the base of GS.
