@@ -207,7 +207,8 @@ impl HostFs {
     ) -> Result<()> {
         for fd in files {
             let stat = sys::stat_of(*fd)?;
-            if stat.uid == self.caller.0 && stat.mode & bits != bits {
+            // A set-user-id file stays as it is: its bit could not be given back (`confine`'s filter has none of it).
+            if stat.uid == self.caller.0 && stat.mode & bits != bits && stat.mode & 0o4000 == 0 {
                 sys::set_mode(*fd, stat.mode | bits)?;
                 lifted.push((*fd, stat.mode));
             }

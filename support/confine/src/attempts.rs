@@ -73,6 +73,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     killed("touch-by-path"),
     killed("touch-by-empty-path"),
     killed("chmod-by-path"),
+    killed("set-user-id"),
     killed("pipe-node"),
     killed_unless("device-node", &[c::EPERM]),
     killed_unless("chroot", &[c::EPERM]),

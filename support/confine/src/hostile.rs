@@ -73,6 +73,7 @@ impl Ground {
             "touch-by-path" => touch(c::AT_FDCWD, &text(&self.folder)?, 0),
             "touch-by-empty-path" => touch(self.file.as_raw_fd(), c"", c::AT_EMPTY_PATH),
             "chmod-by-path" => by_path(c::SYS_fchmodat, &text(&self.folder.join("file"))?, 0o600),
+            "set-user-id" => call(c::SYS_fchmod, [self.file.as_raw_fd().into(), 0o4700, 0, 0, 0, 0]),
             "pipe-node" => node(&self.folder.join("pipe"), c::S_IFIFO, 0),
             "device-node" => node(&self.folder.join("null"), c::S_IFCHR, c::makedev(1, 3)),
             "chroot" => chroot(&text(&self.folder)?),

@@ -8,7 +8,7 @@ use libc as c;
 use super::process::THREAD;
 use super::rare;
 use crate::table::Shown::{Recorded, RecordedOn};
-use crate::table::When::{Always, BothZero, OneOf, OwnProcess, Refused, With};
+use crate::table::When::{Always, BothZero, OneOf, OwnProcess, Refused, With, Without};
 use crate::table::{Call, call};
 
 /// The role's own lines.
@@ -57,7 +57,12 @@ pub(super) const TABLE: &[Call] = &[
     call!(SYS_mkdirat, Always, Recorded, "file server: MKDIR"),
     call!(SYS_unlinkat, Always, Recorded, "file server: UNLINK and RMDIR"),
     call!(SYS_renameat2, Always, Recorded, "file server: RENAME, also without replacing and as an exchange"),
-    call!(SYS_fchmod, Always, Recorded, "file server: SETATTR of a mode, of a descriptor only"),
+    call!(
+        SYS_fchmod,
+        Without(1, c::S_ISUID as u64),
+        Recorded,
+        "file server: SETATTR of a mode, of a descriptor only; never set-user-id, with which a root's vmm could arm a file"
+    ),
     call!(
         SYS_utimensat,
         BothZero(3, 1),
