@@ -43,10 +43,7 @@ pub(crate) fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, Confine
     }
     close_on_exec(&grants.inherited).map_err(refused_io("close-on-exec"))?;
     let landlock = files::restrict(role, &grants.directories, threads)?;
-    let files = match landlock {
-        Some(version) => format!("Landlock version {version} on {} directories", grants.directories.len()),
-        None => "no Landlock: this kernel has none".to_owned(),
-    };
+    let files = files::sentence(landlock, grants.directories.len());
     let table = table(role);
     #[cfg(feature = "hostile-hook")]
     let table = &*crate::hostile::remaining(table);

@@ -73,6 +73,9 @@ fn uses_grants() -> Result<(), Failed> {
     if !output.status.success() || !said.ends_with(&format!("{FINE}\n")) {
         return Err(format!("ended with {:?} and said {said:?}", output.status).into());
     }
+    if std::fs::read(folder.path().join("ro/file"))? != b"content" {
+        return Err("a read-only file was changed".into());
+    }
     if std::fs::read(folder.path().join("rw/new"))? != b"written" {
         return Err("what was written did not arrive".into());
     }
@@ -122,6 +125,13 @@ pub(crate) fn use_grants(folder: &Path) -> Result<(), String> {
     rustix::fs::futimens(&new, &times).map_err(|errno| text(errno.into()))?;
     if report.landlock.is_some() {
         check(open(&folder.join("ro/new"), create).is_err(), "a file was made in a read-only directory")?;
+        // Older versions have no right for it, and the report says so.
+        if report.landlock >= Some(3) {
+            let emptied = open(&folder.join("ro/file"), OFlags::RDONLY | OFlags::TRUNC);
+            check(emptied.is_err(), "a read-only file was truncated")?;
+        } else {
+            check(report.layers.iter().any(|layer| layer.contains("truncated")), "the gap is not reported")?;
+        }
         let removed =
             rustix::fs::unlinkat(rustix::fs::CWD, folder.join("ro/file"), rustix::fs::AtFlags::empty());
         check(removed.is_err(), "a read-only file was removed")?;

@@ -58,6 +58,18 @@ pub(super) fn restrict(
     Ok(Some(version))
 }
 
+/// What is in force, for `viv diagnose`: also what a version before the required one leaves open that nothing else closes.
+/// (What later versions add, TCP, devices and signals, the filter has already.)
+pub(super) fn sentence(version: Option<u32>, directories: usize) -> String {
+    let Some(version) = version else { return "no Landlock: this kernel has none".to_owned() };
+    let lacks = match version {
+        0..=1 => ", which does not keep read-only files from being truncated and lets no file move between folders of a share",
+        2 => ", which does not keep read-only files from being truncated",
+        _ => "",
+    };
+    format!("Landlock version {version} on {directories} directories{lacks}")
+}
+
 /// A right beneath a granted directory, and who needs it.
 type Right = (AccessFs, &'static str);
 
@@ -143,6 +155,21 @@ mod tests {
         for role in [Role::Vmm, Role::Shim] {
             assert!((rights(role, Access::ReadOnly) & AccessFs::from_write(WANTED)).is_empty());
         }
+    }
+
+    /// The right to truncate came with version 3, the one to move between directories with version 2.
+    #[test]
+    fn what_an_old_version_lacks_is_said() {
+        let lacks = |version| {
+            let said = sentence(Some(version), 2);
+            assert!(said.starts_with(&format!("Landlock version {version} on 2 directories")), "{said}");
+            (said.contains("truncated"), said.contains("move"))
+        };
+        assert_eq!([1, 2, 3, 7].map(lacks), [(true, true), (true, false), (false, false), (false, false)]);
+        assert!(!AccessFs::from_all(ABI::V2).contains(AccessFs::Truncate));
+        assert!(AccessFs::from_all(REQUIRED).contains(AccessFs::Truncate | AccessFs::Refer));
+        assert!(!AccessFs::from_all(ABI::V1).contains(AccessFs::Refer));
+        assert!(sentence(None, 2).contains("no Landlock"));
     }
 
     #[test]
