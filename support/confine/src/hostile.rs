@@ -202,9 +202,7 @@ fn execve() -> io::Result<()> {
     let arguments = [c"/bin/echo".as_ptr(), c"BROKE OUT".as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null()];
     // SAFETY: the pointers are to a C string and to arrays that end with null.
-    checked(
-        unsafe { libc::execve(c"/bin/echo".as_ptr(), arguments.as_ptr(), environment.as_ptr()) }.into(),
-    )
+    checked(unsafe { libc::execve(c"/bin/echo".as_ptr(), arguments.as_ptr(), environment.as_ptr()) }.into())
 }
 
 fn fork() -> io::Result<()> {

@@ -2,7 +2,10 @@
 //! with garbage from a seeded generator. Compiled by the test `evil` with `rustc` alone.
 //!
 //! Much of what it does is nearly right, or nothing beyond the first check would be reached: devices are initialised as
-//! a driver would, requests have sound headers, chains are mostly linked; then one thing or the other is not.
+//! a driver would, requests have sound headers, chains are mostly linked; then one thing or the other is not. It counts what
+//! the devices gave back, so that the test can tell an attack from a guest that never reached anything.
+//!
+//! The command line's words: `seed=NUMBER`; `wake=1` for a second processor, woken by the mailbox, `wake=2` by INIT and SIPI.
 #![no_std]
 #![no_main]
 
@@ -19,10 +22,24 @@ global_asm!(
     ".globl on_nmi",
     "on_nmi:",
     "iretq",
+    // A further processor, in 64-bit mode already.
+    ".globl second_start",
+    "second_start:",
+    "mov ax, 0x18",
+    "mov ds, ax",
+    "mov es, ax",
+    "mov ss, ax",
+    "mov rax, cr4",
+    "or rax, 0x600",
+    "mov cr4, rax",
+    "lea rsp, [rip + second_stack_end]",
+    "call second",
     ".bss",
     ".align 16",
     ".skip 65536",
     "stack_end:",
+    ".skip 65536",
+    "second_stack_end:",
     ".text",
 );
 
@@ -59,6 +76,12 @@ const RINGS: u64 = 32 << 20;
 const BUFFERS: u64 = 48 << 20;
 const BUFFERS_LEN: u64 = 32 << 20;
 const SERIAL: u16 = 0x3f8;
+const MAILBOX: u64 = 0xfed0_0000;
+const LOCAL_APIC: u64 = 0xfee0_0000;
+/// A free page below 1 MiB, for a processor's first instructions in real mode.
+const TRAMPOLINE: u64 = 0x8000;
+/// Where the second processor counts its rounds.
+const ROUNDS: u64 = 30 << 20;
 const DEVICES: u64 = 7;
 const QUEUES: u64 = 4;
 const SIZE: u64 = 64;
@@ -203,6 +226,13 @@ struct Evil {
     available: [[u16; QUEUES as usize]; DEVICES as usize],
     /// The descriptor behind the last one that it used.
     free: [[u64; QUEUES as usize]; DEVICES as usize],
+    /// How far the device was when it was last looked at.
+    seen: [[u16; QUEUES as usize]; DEVICES as usize],
+    /// Where the answer of the chain that begins at a descriptor will be.
+    answers: [[[u64; SIZE as usize]; QUEUES as usize]; DEVICES as usize],
+    /// Chains of each device that came back, and those of them whose answer says that what was asked was done.
+    done: [u64; DEVICES as usize],
+    well: [u64; DEVICES as usize],
 }
 
 impl Evil {
@@ -242,6 +272,7 @@ impl Evil {
         let (bar, rings) = (Self::bar(device), Self::rings(device, queue));
         unsafe { memset(rings as *mut u8, 0, 0x4000) };
         self.available[device as usize][queue as usize] = 0;
+        self.seen[device as usize][queue as usize] = 0;
         write(bar + 0x16, 2, queue);
         let size = if self.chance.one_in(30) { self.chance.number() } else { SIZE };
         write(bar + 0x18, 2, size);
@@ -256,6 +287,34 @@ impl Evil {
         }
     }
 
+    /// Counts what came back. Numbers that no device can have written are this guest's own garbage.
+    fn look(&mut self, device: u64, queue: u64, used: u16) {
+        let rings = Self::rings(device, queue);
+        let seen = &mut self.seen[device as usize][queue as usize];
+        let (from, count) = (*seen, used.wrapping_sub(*seen));
+        *seen = used;
+        if u64::from(count) > SIZE {
+            return;
+        }
+        for at in 0..count {
+            let entry = rings + 0x2004 + 8 * (u64::from(from.wrapping_add(at)) % SIZE);
+            let (head, length) = (read(entry, 4), read(entry + 4, 4));
+            if head >= SIZE {
+                continue;
+            }
+            self.done[device as usize] += 1;
+            let answer = self.answers[device as usize][queue as usize][head as usize];
+            let well = match device {
+                _ if answer == 0 => false,
+                4 => read(answer, 4) == 0,
+                5 => read(answer, 1) == 0,
+                6 => read(answer, 4) >= 16 && read(answer + 4, 4) == 0,
+                _ => length > 0,
+            };
+            self.well[device as usize] += u64::from(well);
+        }
+    }
+
     /// Offers a chain and rings.
     fn chain(&mut self, device: u64) {
         let queue = self.chance.below(if device == 3 { 3 } else { 2 });
@@ -264,6 +323,7 @@ impl Evil {
         let broken = self.chance.one_in(24);
         // Descriptors of a chain in flight are overwritten only to break it.
         let used = read(rings + 0x2002, 2) as u16;
+        self.look(device, queue, used);
         let available = &mut self.available[device as usize][queue as usize];
         if !broken && (8..0x8000).contains(&available.wrapping_sub(used)) {
             return;
@@ -283,6 +343,7 @@ impl Evil {
         let next_free = &mut self.free[device as usize][queue as usize];
         let first = *next_free;
         *next_free = (first + count) % SIZE;
+        let mut answer = 0;
         for at in 0..count {
             let mut address = BUFFERS + (self.chance.below(BUFFERS_LEN - (2 << 20)) & !63);
             let mut length = self.chance.of(&[1, 12, 16, 44, 80, 104, 512, 4096, 4096, 65536]) as u32;
@@ -309,7 +370,15 @@ impl Evil {
                 }
             }
             self.descriptor(rings + 16 * ((first + at) % SIZE), address, length, flags, next as u16);
+            // A disk's answer is its last byte, the others' is their first bytes.
+            let is_answer = flags & 6 == 2 && if device == 5 { at + 1 == count } else { at == readable };
+            if is_answer && !broken {
+                answer = address;
+                // What says that nothing was done: no length of a file's answer, no status of the others'.
+                put32(answer, if device == 6 { 0 } else { !0 });
+            }
         }
+        self.answers[device as usize][queue as usize][first as usize % SIZE as usize] = answer;
         let head = if broken && self.chance.one_in(9) { self.chance.number() } else { first };
         put16(rings + 0x1004 + 2 * (slot % SIZE), head as u16);
         put16(rings + 0x1002, index);
@@ -502,6 +571,73 @@ impl Evil {
     }
 }
 
+/// What a further processor does: it changes what lies in the rings and in requests that are under way, rings bells and reads
+/// registers, while the first one drives the devices.
+#[unsafe(no_mangle)]
+extern "C" fn second() -> ! {
+    let mut chance = Chance((word(b"eed=") + 1).wrapping_mul(0xd134_2543_de82_ef95) | 1);
+    loop {
+        put64(ROUNDS, read(ROUNDS, 8) + 1);
+        let device = 1 + chance.below(DEVICES - 1);
+        let queue = chance.below(QUEUES);
+        let (bar, rings) = (Evil::bar(device), Evil::rings(device, queue));
+        match chance.below(64) {
+            0 => put64(rings + (chance.below(0x3000) & !7), chance.number()),
+            1 if chance.one_in(200) => write(bar + 0x14, 1, 0),
+            1 => write(bar + chance.below(0x40), chance.width(), chance.number()),
+            2..8 => {
+                let at = unsafe { (rings as *const u64).add(2 * chance.below(SIZE) as usize).read() };
+                if (BUFFERS..BUFFERS + BUFFERS_LEN - 4096).contains(&at) {
+                    put32(at + (chance.below(128) & !3), chance.number() as u32);
+                }
+            }
+            8..24 => {
+                read(bar + chance.below(0x40), chance.width());
+            }
+            24..40 => write(bar + 0x3000 + 4 * queue, 2, queue),
+            _ => (0..64).for_each(|_| unsafe { asm!("pause") }),
+        }
+    }
+}
+
+/// Wakes the second processor: by the mailbox of a machine whose firmware did the rest, or as a PC's is woken.
+fn wake(how: u64) {
+    unsafe extern "C" {
+        fn second_start();
+    }
+    let entry = second_start as *const () as u64;
+    if how == 1 {
+        write(MAILBOX + 4, 4, 1);
+        write(MAILBOX + 8, 8, entry);
+        write(MAILBOX, 2, 1);
+        return;
+    }
+    let mut at = TRAMPOLINE;
+    let mut put = |bytes: &[u8]| {
+        for byte in bytes {
+            put8(at, *byte);
+            at += 1;
+        }
+    };
+    put(&[0xfa, 0x31, 0xc0, 0x8e, 0xd8]); // cli; xor ax, ax; mov ds, ax
+    put(&[0x0f, 0x01, 0x16, 0xf0, 0x8f]); // lgdt [0x8ff0]
+    put(&[0x66, 0xb8, 0x20, 0, 0, 0, 0x0f, 0x22, 0xe0]); // cr4 = PAE
+    put(&[0x66, 0xb8, 0, 0x10, 0, 0, 0x0f, 0x22, 0xd8]); // cr3 = the boot's page tables
+    put(&[0x66, 0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x66, 0x0d, 0, 9, 0, 0, 0x0f, 0x30]); // EFER |= LME, NXE
+    put(&[0x66, 0xb8, 0x33, 0, 5, 0x80, 0x0f, 0x22, 0xc0]); // cr0 = PG, AM, WP, NE, ET, MP, PE
+    put(&[0x66, 0xea]); // jmp 0x10:entry
+    put(&(entry as u32).to_le_bytes());
+    put(&[0x10, 0]);
+    put16(TRAMPOLINE + 0xff0, 5 * 8 - 1); // the boot's descriptor table
+    put32(TRAMPOLINE + 0xff2, 0x7000);
+    write(LOCAL_APIC + 0xf0, 4, 0x1ff); // switched on
+    for command in [0x4500, 0x4600 | TRAMPOLINE >> 12, 0x4600 | TRAMPOLINE >> 12] {
+        write(LOCAL_APIC + 0x310, 4, 1 << 24);
+        write(LOCAL_APIC + 0x300, 4, command);
+        (0..100_000).for_each(|_| unsafe { asm!("pause") });
+    }
+}
+
 /// An interrupt that cannot be masked is taken and forgotten; anything else than that is this guest's own mistake and ends it.
 fn accept_nmi() {
     unsafe extern "C" {
@@ -516,33 +652,58 @@ fn accept_nmi() {
     unsafe { asm!("lidt [{}]", in(reg) table - 16) };
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn main() -> ! {
-    accept_nmi();
-    // The command line has a word `seed=NUMBER`.
-    let mut seed = 0u64;
+/// The number of the command line's word that ends with these four letters; 0 without it.
+fn word(name: &[u8; 4]) -> u64 {
+    let mut number = 0u64;
     let mut at = 0x2_0000;
-    while read(at, 4) != u32::from_le_bytes(*b"eed=").into() && at < 0x2_0800 {
+    while read(at, 4) != u32::from_le_bytes(*name).into() {
+        if at >= 0x2_0800 {
+            return 0;
+        }
         at += 1;
     }
     at += 4;
     loop {
         match read(at, 1) {
-            digit @ 0x30..=0x39 => seed = seed.wrapping_mul(10).wrapping_add(digit - 0x30),
-            _ => break,
+            digit @ 0x30..=0x39 => number = number.wrapping_mul(10).wrapping_add(digit - 0x30),
+            _ => return number,
         }
         at += 1;
     }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn main() -> ! {
+    accept_nmi();
+    let seed = word(b"eed=");
     say_number(b"seed ", seed);
     let chance = Chance((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut evil = Evil { chance, available: Default::default(), free: Default::default() };
+    let mut evil = Evil {
+        chance,
+        available: Default::default(),
+        free: Default::default(),
+        seen: Default::default(),
+        answers: [[[0; SIZE as usize]; QUEUES as usize]; DEVICES as usize],
+        done: Default::default(),
+        well: Default::default(),
+    };
     (1..DEVICES).for_each(|device| evil.initialise(device));
+    match word(b"ake=") {
+        0 => {}
+        how => wake(how),
+    }
     let mut steps = 0;
     loop {
         evil.step();
         steps += 1;
-        if steps % 4096 == 0 {
+        if steps % 4096 == 0 || u64::is_power_of_two(steps) {
             say_number(b"steps ", steps);
+            say_number(b"rounds ", read(ROUNDS, 8));
+            for device in 1..DEVICES {
+                let digit = b'0' + device as u8;
+                say_number(&[b'd', b'o', b'n', b'e', digit, b' '], evil.done[device as usize]);
+                say_number(&[b'w', b'e', b'l', b'l', digit, b' '], evil.well[device as usize]);
+            }
         }
     }
 }

@@ -9,8 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sandbox::engine::Engine;
@@ -30,14 +29,28 @@ const MOST_DESCRIPTORS: usize = 3000;
 /// Most threads: vCPU, devices, the ear; a reset must not leave one behind.
 const MOST_THREADS: usize = 40;
 
+/// What the second half of a long run may hold beyond what its beginning held: a leak grows by more than this in some minutes,
+/// as each of thousands of requests a second would add to it.
+const MOST_GROWTH: u64 = 8 << 20;
+
+/// From which length on a run is looked at for growth: before, caches fill.
+const LONG_ENOUGH: Duration = Duration::from_secs(120);
+
+/// The devices by their slots; 0 is the host bridge, which has no queues.
+pub const DEVICES: [&str; 7] = ["bridge", "console", "random", "vsock", "base", "disk", "files"];
+
 /// How long a vmm whose shim is gone may take to end before it counts as hanging.
 const UNTIL_GONE: Duration = Duration::from_secs(60);
 
-/// Compiles the guest into `folder`.
+/// Compiles the guest into `folder`, for KVM without SSE: a KVM that emulates kernel code has none of it.
 ///
 /// # Errors
 /// What the compiler said.
-pub fn compile(folder: &Path) -> Result<PathBuf, String> {
+pub fn compile(folder: &Path, engine: Engine) -> Result<PathBuf, String> {
+    let without: &[&str] = match engine {
+        Engine::Kvm => &["-C", "target-feature=-sse,-sse2"],
+        Engine::Soft => &[],
+    };
     let program = folder.join("evil");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/evil.rs");
     let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
@@ -45,6 +58,7 @@ pub fn compile(folder: &Path) -> Result<PathBuf, String> {
         .args(["-C", "relocation-model=static", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-nostdlib"])
         .args(["-C", "link-arg=-static", "-C", "link-arg=-no-pie"])
         .args(["-C", "link-arg=-Wl,--image-base=0x1000000,-e,_start,--build-id=none"])
+        .args(without)
         .arg(source)
         .arg("-o")
         .arg(&program)
@@ -95,15 +109,95 @@ impl Bait {
     }
 }
 
+/// The machine that a guest gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// The engine.
+    pub engine: Engine,
+    /// vCPUs, one or two. The second one changes rings and requests while the first one has them under way.
+    pub cpus: u32,
+}
+
+impl Form {
+    /// The guest's command line.
+    fn words(self, seed: u64) -> String {
+        let wake = match (self.cpus, self.engine) {
+            (1, _) => 0,
+            (_, Engine::Soft) => 1,
+            (_, Engine::Kvm) => 2,
+        };
+        format!("seed={seed} wake={wake}")
+    }
+}
+
+/// What a guest counted, as far as it said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Garbage actions.
+    pub steps: u64,
+    /// What the second vCPU did.
+    pub rounds: u64,
+    /// Chains that each device gave back.
+    pub done: [u64; DEVICES.len()],
+    /// Those of them whose answer says that what was asked was done.
+    pub well: [u64; DEVICES.len()],
+}
+
+impl Counted {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.steps += other.steps;
+        self.rounds += other.rounds;
+        let sums = self.done.iter_mut().chain(&mut self.well);
+        sums.zip(other.done.iter().chain(&other.well)).for_each(|(sum, more)| *sum += more);
+        self
+    }
+
+    /// Takes in a line of the guest's, if it is one of these.
+    fn hear(&mut self, line: &str) {
+        let mut words = line.split_ascii_whitespace().rev();
+        let (Some(number), Some(what)) = (words.next().and_then(|word| word.parse().ok()), words.next())
+        else {
+            return;
+        };
+        // Whatever else the guest has put on the port may stand right before.
+        let kind = |name: &str| what.rsplit_once(name).map(|(_, rest)| rest.parse().unwrap_or(usize::MAX));
+        let count = if what.ends_with("steps") {
+            Some(&mut self.steps)
+        } else if what.ends_with("rounds") {
+            Some(&mut self.rounds)
+        } else if let Some(device) = kind("done") {
+            self.done.get_mut(device)
+        } else {
+            kind("well").and_then(|device| self.well.get_mut(device))
+        };
+        if let Some(count) = count {
+            *count = number;
+        }
+    }
+}
+
 /// What came of one guest.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Garbage actions that the guest made, as far as it said.
-    pub steps: u64,
+    /// What it counted.
+    pub counted: Counted,
     /// Most resident bytes, descriptors and threads of the vmm.
     pub most: Usage,
+    /// How long it ran.
+    pub time: Duration,
     /// How it ended before its time, if it did: by its own doing.
     pub ended: Option<String>,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub enum Ran {
+    /// The guest ran, and achieved nothing.
+    Held(Outcome),
+    /// There is no such machine on this host: why.
+    NoMachine(String),
 }
 
 /// What a process holds.
@@ -148,16 +242,41 @@ impl Usage {
     }
 }
 
+/// Fails if the last quarter of a run holds more than its second quarter did.
+fn check_growth(samples: &[(Duration, Usage)]) -> Result<(), String> {
+    let Some((length, _)) = samples.last().filter(|(length, _)| *length >= LONG_ENOUGH) else {
+        return Ok(());
+    };
+    let most = |from: u32, until: u32| {
+        let within = |at: &Duration| *at >= *length * from / 4 && *at <= *length * until / 4;
+        samples
+            .iter()
+            .filter(|(at, _)| within(at))
+            .fold(Usage::default(), |most, (_, usage)| most.max(*usage))
+    };
+    let (early, late) = (most(1, 2), most(3, 4));
+    if late.resident > early.resident + MOST_GROWTH || late.threads > early.threads + 2 {
+        return Err(format!("the vmm grew while it ran: from {early:?} to {late:?} in {length:?}"));
+    }
+    Ok(())
+}
+
 /// Runs the guest with this seed for this long, or until it has ended itself.
 ///
 /// # Errors
 /// The guest has achieved something: what.
-pub fn run(viv: &Path, guest: &Path, bait: &Bait, seed: u64, time: Duration) -> Result<Outcome, String> {
+pub fn run(
+    viv: &Path,
+    guest: &Path,
+    bait: &Bait,
+    (form, seed): (Form, u64),
+    time: Duration,
+) -> Result<Ran, String> {
     let text = |error: std::io::Error| error.to_string();
     let before = bait.untouchable().map_err(text)?;
     let (near, far) = packet::pair().map_err(text)?;
     let (console, console_in) = std::io::pipe().map_err(text)?;
-    let (plan, descriptors) = plan(guest, bait, seed, console_in.into())?;
+    let (plan, descriptors) = plan(guest, bait, (form, seed), console_in.into())?;
     let mut child = Command::new(viv)
         .arg("vmm")
         .env_clear()
@@ -169,10 +288,10 @@ pub fn run(viv: &Path, guest: &Path, bait: &Bait, seed: u64, time: Duration) -> 
         .map_err(text)?;
     packet::send(&near, &ToVmm::Start(Box::new(plan)), &descriptors.borrowed()).map_err(text)?;
     drop(descriptors);
-    let steps = Arc::new(AtomicU64::new(0));
-    let counted = steps.clone();
-    let ear = std::thread::spawn(move || count_steps(console, &counted));
-    let log = child.stderr.take().map(|log| std::thread::spawn(move || last_words(log)));
+    let counted = Arc::new(Mutex::new(Counted::default()));
+    let heard = counted.clone();
+    let ear = std::thread::spawn(move || listen(console, &heard));
+    let log = child.stderr.take().map(|log| std::thread::spawn(move || words(log)));
     let line = Arc::new(near);
     let said = hear(line.clone());
     let watched = watch(&mut child, &line, time);
@@ -180,24 +299,35 @@ pub fn run(viv: &Path, guest: &Path, bait: &Bait, seed: u64, time: Duration) -> 
     let _ = rustix::net::shutdown(&*line, rustix::net::Shutdown::Both);
     let ended = wait(&mut child);
     let _ = ear.join();
-    let log = log.and_then(|log| log.join().ok()).unwrap_or_default();
+    let (log, panicked) = log.and_then(|log| log.join().ok()).unwrap_or_default();
     let (confined, why) = said.join().unwrap_or_default();
-    let (most, early) = watched.map_err(|what| format!("{what}\n{log}"))?;
+    let (samples, early) = watched.map_err(|what| format!("{what}\n{log}"))?;
     let status = ended?;
-    if status.signal().is_some() || log.contains("panicked") {
+    if status.signal().is_some() || panicked {
         return Err(format!("the vmm ended with {status}:\n{log}"));
     }
-    if !confined {
-        return Err(format!("the vmm was never confined: {why:?}\n{log}"));
+    match why {
+        Some(why) if !confined && form.engine == Engine::Kvm => return Ok(Ran::NoMachine(why)),
+        _ if !confined => return Err(format!("the vmm was never confined: {why:?}\n{log}")),
+        _ => {}
     }
+    check_growth(&samples)?;
     if bait.untouchable().map_err(text)? != before {
         return Err("something was changed that the guest may not write".into());
     }
+    let counted = *counted.lock().unwrap_or_else(PoisonError::into_inner);
+    let most = samples.iter().fold(Usage::default(), |most, (_, usage)| most.max(*usage));
+    let time = samples.last().map_or(Duration::ZERO, |(at, _)| *at);
     let ended = early.then(|| why.unwrap_or_else(|| "it powered off".into()));
-    Ok(Outcome { steps: steps.load(Ordering::SeqCst), most, ended })
+    Ok(Ran::Held(Outcome { counted, most, time, ended }))
 }
 
-fn plan(guest: &Path, bait: &Bait, seed: u64, console: OwnedFd) -> Result<(Plan, Descriptors), String> {
+fn plan(
+    guest: &Path,
+    bait: &Bait,
+    (form, seed): (Form, u64),
+    console: OwnedFd,
+) -> Result<(Plan, Descriptors), String> {
     let text = |error: std::io::Error| error.to_string();
     let wrong = |error: disk::DiskError| error.to_string();
     let mut descriptors = Descriptors::new();
@@ -222,14 +352,21 @@ fn plan(guest: &Path, bait: &Bait, seed: u64, console: OwnedFd) -> Result<(Plan,
         Ok::<_, String>(SharedFolder { folder, read_only })
     };
     let shares = vec![share("rw", false)?, share("ro", true)?];
+    let kvm = match form.engine {
+        Engine::Soft => None,
+        Engine::Kvm => {
+            let device = File::options().read(true).write(true).open("/dev/kvm").map_err(text)?;
+            Some(descriptors.add(device))
+        }
+    };
     let plan = Plan {
-        engine: Engine::Soft,
-        kvm: None,
-        cpus: 1,
+        engine: form.engine,
+        kvm,
+        cpus: form.cpus,
         memory: MEMORY,
         kernel,
         initramfs,
-        command_line: vec![format!("seed={seed}")],
+        command_line: vec![form.words(seed)],
         console,
         base: Some(base),
         disks: vec![Disk { serial: "viv-disk".into(), store }],
@@ -238,27 +375,31 @@ fn plan(guest: &Path, bait: &Bait, seed: u64, console: OwnedFd) -> Result<(Plan,
     Ok((plan, descriptors))
 }
 
-/// Reads what the guest says, whatever it is, and keeps the last number of steps.
-fn count_steps(console: std::io::PipeReader, steps: &AtomicU64) {
+/// Reads what the guest says, whatever it is, and keeps its last numbers.
+fn listen(console: std::io::PipeReader, counted: &Mutex<Counted>) {
     let mut lines = BufReader::new(console);
     let mut line = Vec::new();
     while lines.by_ref().take(4096).read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-        let text = String::from_utf8_lossy(&line);
-        if let Some((_, number)) = text.split_once("steps ")
-            && let Ok(number) = number.trim().parse()
-        {
-            steps.store(number, Ordering::SeqCst);
-        }
+        counted.lock().unwrap_or_else(PoisonError::into_inner).hear(&String::from_utf8_lossy(&line));
         line.clear();
     }
 }
 
-/// The beginning of a log; the rest is read and dropped.
-fn last_words(mut log: std::process::ChildStderr) -> String {
-    let mut first = Vec::new();
-    let _ = log.by_ref().take(64 << 10).read_to_end(&mut first);
-    let _ = std::io::copy(&mut log, &mut std::io::sink());
-    String::from_utf8_lossy(&first).into_owned()
+/// The beginning of a log, and whether anything panicked in all of it: a device's thread that does is caught and only logged.
+fn words(log: impl std::io::Read) -> (String, bool) {
+    let mut lines = BufReader::new(log);
+    let (mut first, mut panicked) = (String::new(), false);
+    let mut line = Vec::new();
+    while lines.by_ref().take(4096).read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+        let text = String::from_utf8_lossy(&line);
+        let panics = text.contains("panicked");
+        panicked |= panics;
+        if first.len() < 64 << 10 || panics {
+            first.push_str(&text);
+        }
+        line.clear();
+    }
+    (first, panicked)
 }
 
 /// Hears the vmm until it is gone: whether it was confined, and why it failed.
@@ -276,21 +417,24 @@ fn hear(line: Arc<OwnedFd>) -> std::thread::JoinHandle<(bool, Option<String>)> {
     })
 }
 
+/// What the vmm held, and when.
+type Samples = Vec<(Duration, Usage)>;
+
 /// Does what a shim does meanwhile, connects to ports of the guest and talks to them, and looks at what the vmm holds.
-/// Gives the most of it, and whether the guest ended before its time.
-fn watch(child: &mut Child, line: &OwnedFd, time: Duration) -> Result<(Usage, bool), String> {
+/// Gives all that it saw, and whether the guest ended before its time.
+fn watch(child: &mut Child, line: &OwnedFd, time: Duration) -> Result<(Samples, bool), String> {
     let begun = Instant::now();
-    let mut most = Usage::default();
+    let mut samples = Vec::new();
     let mut streams: Vec<UnixStream> = Vec::new();
     for round in 0u32.. {
         if child.try_wait().map_err(|error| error.to_string())?.is_some() {
-            return Ok((most, true));
+            return Ok((samples, true));
         }
         if begun.elapsed() >= time {
             break;
         }
         if let Some(usage) = Usage::of(child.id()) {
-            most = most.max(usage);
+            samples.push((begun.elapsed(), usage));
             usage.check()?;
         }
         if let Ok((near, far)) = packet::stream_pair() {
@@ -312,7 +456,7 @@ fn watch(child: &mut Child, line: &OwnedFd, time: Duration) -> Result<(Usage, bo
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok((most, false))
+    Ok((samples, false))
 }
 
 /// Waits for the end that must come.
@@ -327,4 +471,48 @@ fn wait(child: &mut Child) -> Result<std::process::ExitStatus, String> {
     let _ = child.kill();
     let _ = child.wait();
     Err("the vmm did not end after its shim was gone".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_growth_that_goes_on_counts() {
+        let run = |resident: fn(u64) -> u64, threads: fn(u64) -> usize| {
+            let usage = |at| Usage { resident: resident(at) << 20, threads: threads(at), descriptors: 0 };
+            let samples: Vec<_> = (0..600).map(|at| (Duration::from_secs(at), usage(at))).collect();
+            check_growth(&samples)
+        };
+        assert!(run(|at| 100 + at.min(100), |_| 9).is_ok());
+        assert!(run(|at| 100 + at % 50, |_| 9).is_ok());
+        assert!(run(|at| 100 + at / 20, |_| 9).is_err());
+        assert!(run(|_| 100, |at| 9 + at as usize / 60).is_err());
+        let short =
+            [0, 60].map(|at| (Duration::from_secs(at), Usage { resident: at << 30, ..Usage::default() }));
+        assert!(check_growth(&short).is_ok());
+    }
+
+    #[test]
+    fn a_panic_anywhere_in_a_log_is_found() {
+        let noise = "a guest's nonsense\n".repeat(10_000);
+        let log = format!("{noise}thread 'disk' panicked at here\n{noise}");
+        let (kept, panicked) = words(log.as_bytes());
+        assert!(panicked && kept.contains("panicked") && kept.len() < 80_000);
+        assert!(!words(noise.as_bytes()).1);
+    }
+
+    #[test]
+    fn a_guests_numbers_are_kept_by_device() {
+        let mut counted = Counted::default();
+        for line in
+            ["\x07xsteps 0008192\n", "done5 17", "\x1bwell6 3", "well5 2", "done9 1", "nonsense", "done5 x"]
+        {
+            counted.hear(line);
+        }
+        let mut expected = Counted { steps: 8192, ..Counted::default() };
+        (expected.done[5], expected.well[5], expected.well[6]) = (17, 2, 3);
+        assert_eq!(counted, expected);
+        assert_eq!(counted.and(&expected).done[5], 34);
+    }
 }

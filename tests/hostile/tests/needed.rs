@@ -50,8 +50,10 @@ fn case(engine: &str) -> Result<Completion, Failed> {
         .into_iter()
         .flat_map(|role| superfluous(confine::table(role), letter(role), engine, &recorded))
         .collect();
-    let missing: Vec<String> =
-        roles.into_iter().flat_map(|role| missing(confine::table(role), letter(role), &recorded.made)).collect();
+    let missing: Vec<String> = roles
+        .into_iter()
+        .flat_map(|role| missing(confine::table(role), letter(role), &recorded.made))
+        .collect();
     if superfluous.is_empty() && missing.is_empty() {
         return Ok(Completion::Completed);
     }

@@ -137,7 +137,10 @@ pub(crate) fn use_grants(folder: &Path) -> Result<(), String> {
         check(removed.is_err(), "a read-only file was removed")?;
         check(open(&folder.join("outside/file"), OFlags::RDONLY).is_err(), "a file outside was opened")?;
         let escaped = folder.join("rw/../outside/file");
-        check(open(&escaped, OFlags::RDONLY).is_err(), "a file outside was opened through the granted directory")?;
+        check(
+            open(&escaped, OFlags::RDONLY).is_err(),
+            "a file outside was opened through the granted directory",
+        )?;
     }
     println!("{FINE}");
     Ok(())

@@ -23,7 +23,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         let mut cases: Vec<_> = lines.iter().map(|(case, _)| *case).collect();
         cases.sort_unstable();
         cases.dedup();
-        let can = cases.into_iter().map(|case| Trial::test(format!("{role}_can::{case}"), move || works(role, case)));
+        let can = cases
+            .into_iter()
+            .map(|case| Trial::test(format!("{role}_can::{case}"), move || works(role, case)));
         let needs = lines.into_iter().map(|(case, call)| {
             Trial::test(format!("{role}_needs::{call}"), move || needs(role, case, &call))
         });

@@ -44,7 +44,10 @@ impl Ram {
 
 /// Maps a file from its start, privately, for the range that starts at `gpa`. The file is closed: a descriptor is enough to
 /// change the mode and the attributes of a file that is the user's, and this process will be the guest's closest neighbour.
-#[expect(unsafe_code, reason = "`vm-memory` keeps the file of a region open; a mapping laid over the region's own needs none")]
+#[expect(
+    unsafe_code,
+    reason = "`vm-memory` keeps the file of a region open; a mapping laid over the region's own needs none"
+)]
 pub(crate) fn map_file(gpa: u64, len: u64, file: File) -> io::Result<MmapRegion<Tracker>> {
     let region = MmapRegionBuilder::new_with_bitmap(len as usize, Tracker::new(gpa, len))
         .with_mmap_prot(READ | WRITE)
@@ -78,7 +81,10 @@ mod tests {
             let same = |about_that: std::fs::Metadata| {
                 (about_that.dev(), about_that.ino()) == (about.dev(), about.ino())
             };
-            descriptors.filter_map(|fd| std::fs::metadata(fd.path()).ok()).filter(|that| same(that.clone())).count()
+            descriptors
+                .filter_map(|fd| std::fs::metadata(fd.path()).ok())
+                .filter(|that| same(that.clone()))
+                .count()
         };
         assert_eq!(open(), 1);
         let region = map_file(0, 8192, opened).unwrap();

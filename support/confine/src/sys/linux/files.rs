@@ -63,7 +63,9 @@ pub(super) fn restrict(
 pub(super) fn sentence(version: Option<u32>, directories: usize) -> String {
     let Some(version) = version else { return "no Landlock: this kernel has none".to_owned() };
     let lacks = match version {
-        0..=1 => ", which does not keep read-only files from being truncated and lets no file move between folders of a share",
+        0..=1 => {
+            ", which does not keep read-only files from being truncated and lets no file move between folders of a share"
+        }
         2 => ", which does not keep read-only files from being truncated",
         _ => "",
     };

@@ -14,12 +14,7 @@ pub(super) const THREAD: u64 = (c::CLONE_VM | c::CLONE_THREAD | c::CLONE_SIGHAND
 /// The lines that all roles share.
 pub(super) const TABLE: &[Call] = &[
     #[cfg(debug_assertions)]
-    call!(
-        SYS_fcntl,
-        OneOf(1, &[c::F_GETFD as u64]),
-        rare::DEBUG,
-        "standard library, in builds for tests"
-    ),
+    call!(SYS_fcntl, OneOf(1, &[c::F_GETFD as u64]), rare::DEBUG, "standard library, in builds for tests"),
     // Time.
     call!(SYS_clock_gettime, Always, rare::CLOCK, "the clock"),
     call!(SYS_restart_syscall, Always, rare::RESTART, "the kernel, on a thread's behalf"),

@@ -44,9 +44,8 @@ pub(super) const SLEEP: Shown = Case(
 pub(super) const YIELD: Shown =
     Case("yield", "a vCPU that waits for another one, as at a guest's PAUSE, lets it go first");
 
-pub(super) const INTERNAL_ERROR: Shown = Argued(
-    "where KVM gives up on an instruction, the sentence that ends the machine says where it stood",
-);
+pub(super) const INTERNAL_ERROR: Shown =
+    Argued("where KVM gives up on an instruction, the sentence that ends the machine says where it stood");
 
 /// No release has the line.
 #[cfg(debug_assertions)]
