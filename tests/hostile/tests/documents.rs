@@ -1,8 +1,10 @@
 //! The documents on security name tests; each must be one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+const DOCUMENTS: [&str; 2] = ["docs/threat_model.md", "docs/security-checklist.md"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -65,12 +67,42 @@ fn named(document: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// Whether sources have a test that may be skipped.
+fn may_skip(sources: &str) -> bool {
+    ["ignorable_test(", "Verdict::Skipped(", "#[ignore"].iter().any(|mark| sources.contains(mark))
+}
+
+/// The crates of the list at a document's end: `* NAME: …` with the name between backticks.
+fn listed(document: &str) -> BTreeSet<&str> {
+    let lines = document.lines().skip_while(|line| *line != "## What a run may leave out");
+    lines.filter_map(|line| line.strip_prefix("* `")?.split_once("`: ")).map(|(name, _)| name).collect()
+}
+
+/// A promise whose test was skipped is not shown: where that can happen, the document must say so.
+#[test]
+fn what_may_be_skipped_is_listed() {
+    let crates = crates();
+    let mut named_crates = BTreeSet::new();
+    let mut list = BTreeSet::new();
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(root().join(document)).expect("the document can be read");
+        named_crates.extend(named(&text).into_iter().map(|(of, _)| of.to_owned()));
+        list.extend(listed(&text).into_iter().map(str::to_owned));
+    }
+    let skipping = named_crates.into_iter().filter(|name| {
+        let mut text = String::new();
+        sources(&crates[name], &mut text);
+        may_skip(&text)
+    });
+    assert_eq!(skipping.collect::<BTreeSet<_>>(), list);
+}
+
 #[test]
 fn every_test_that_the_documents_name_exists() {
     let crates = crates();
     let mut texts: BTreeMap<&str, String> = BTreeMap::new();
     let mut absent = Vec::new();
-    for document in ["docs/threat_model.md", "docs/security-checklist.md"] {
+    for document in DOCUMENTS {
         let text = fs::read_to_string(root().join(document)).expect("the document can be read");
         let names = named(&text);
         assert!(names.len() > 20, "{document} names {} tests", names.len());
@@ -97,5 +129,8 @@ fn a_name_that_is_no_test_is_noticed() {
     let sources = "#[test]\nfn one() {}\n\nfn helper() {}\n\nconst CASES: &[&str] = &[\"two\"];\n";
     assert!(has_test(sources, "one") && has_test(sources, "two"));
     assert!(!has_test(sources, "helper") && !has_test(sources, "three") && !has_test(sources, "on"));
+    assert!(may_skip("Trial::ignorable_test(name, run)") && !may_skip("Trial::test(name, run)"));
+    let list = "* `not`: here\n## What a run may leave out\nwords\n* `a-b`: why\n* no `c`: no\n";
+    assert_eq!(listed(list), BTreeSet::from(["a-b"]));
     assert_eq!(named("`a:b` `plain` `c-d:e::f` `not this: one`"), [("a", "b"), ("c-d", "e::f")]);
 }
