@@ -79,15 +79,22 @@ fn use_it(world: &World, folder: &Path, tracer: &mut std::process::Child) -> Cas
 
 /// Asks the one sandbox's shim to end, as a host that shuts down does.
 fn terminate_shim(world: &World) -> Case {
+    let shim = nix::unistd::Pid::from_raw(shim(world)?);
+    Ok(nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGTERM)?)
+}
+
+/// The shim of the one sandbox, by its folder.
+///
+/// # Errors
+/// There is none.
+pub fn shim(world: &World) -> Result<i32, Verdict> {
     let folders = std::fs::read_dir(world.state().join("sandboxes"))?;
     for folder in folders.flatten() {
         let Ok(text) = std::fs::read(folder.path().join("runtime.json")) else { continue };
         let text = String::from_utf8_lossy(&text);
         let process = text.split_once("\"pid\":").and_then(|(_, rest)| rest.split([',', '}']).next());
-        let process = process.and_then(|number| number.trim().parse().ok());
-        if let Some(process) = process {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGTERM)?;
-            return Ok(());
+        if let Some(process) = process.and_then(|number| number.trim().parse().ok()) {
+            return Ok(process);
         }
     }
     Err(Verdict::Wrong("no runtime.json names a shim".into()))
