@@ -76,7 +76,7 @@ fn refusal(answer: i64) -> bool {
 ///
 /// # Errors
 /// This machine does not let processes be traced, or the file cannot be written.
-pub fn record(out: &Path, program: &[OsString]) -> Result<i32, String> {
+pub fn record(out: &Path, program: &[OsString], without_vdso: bool) -> Result<i32, String> {
     // It stops itself before it becomes the program, so that nothing of it is missed.
     let child = Command::new("/bin/sh")
         .args(["-c", r#"kill -STOP $$; exec "$@""#, "sh"])
@@ -103,6 +103,7 @@ pub fn record(out: &Path, program: &[OsString]) -> Result<i32, String> {
         of_thread: HashMap::new(),
         under_way: HashMap::new(),
         known: Recorded::default(),
+        without_vdso,
     }
     .run(first)
 }
@@ -115,6 +116,7 @@ struct Recorder {
     /// What each thread has asked for.
     under_way: HashMap<i32, Made>,
     known: Recorded,
+    without_vdso: bool,
 }
 
 impl Recorder {
@@ -167,6 +169,10 @@ impl Recorder {
 
     fn executed(&mut self, thread: Pid) {
         let process = self.process(thread);
+        if self.without_vdso {
+            // What cannot be read is a process that has ended.
+            let _ = hide_vdso(thread);
+        }
         let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
         let role = match line.split(|byte| *byte == 0).nth(1) {
             Some(b"vmm") => Some(Role::Vmm),
@@ -224,6 +230,29 @@ fn value(role: Role, number: i64, arguments: [u64; 6]) -> u64 {
     arguments.get(usize::from(argument)).map_or(0, |word| word & 0xffff_ffff)
 }
 
+/// Takes the vDSO out of what a new program is told of itself, as on a host that has no clock in it.
+fn hide_vdso(thread: Pid) -> Result<(), Errno> {
+    const VDSO: i64 = 33; // AT_SYSINFO_EHDR
+    const IGNORE: i64 = 1; // AT_IGNORE
+    const WORD: usize = 8;
+    let at = |address: usize| address as ptrace::AddressType;
+    // On the stack: the number of arguments, they, null, the environment, null, pairs until one of type null.
+    let mut here = usize::try_from(ptrace::getregs(thread)?.rsp).unwrap_or_default() + WORD;
+    for _ in 0..2 {
+        while ptrace::read(thread, at(here))? != 0 {
+            here += WORD;
+        }
+        here += WORD;
+    }
+    loop {
+        match ptrace::read(thread, at(here))? {
+            0 => return Ok(()),
+            VDSO => return ptrace::write(thread, at(here), IGNORE),
+            _ => here += 2 * WORD,
+        }
+    }
+}
+
 /// Waits until any traced thread stops or ends.
 fn wait_for_any() -> Result<(Pid, i32), Errno> {
     let mut status = 0;
@@ -269,17 +298,22 @@ pub fn read(path: &Path) -> Result<Recorded, String> {
 pub fn asked_for() -> Option<i32> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let [mode, out, program @ ..] = &arguments[..] else { return None };
-    if mode.as_bytes() != FLAG.as_bytes() {
-        return None;
-    }
-    Some(record(Path::new(out), program).unwrap_or_else(|why| {
+    let without_vdso = match mode.as_bytes() {
+        flag if flag == FLAG.as_bytes() => false,
+        flag if flag == FLAG_WITHOUT_VDSO.as_bytes() => true,
+        _ => return None,
+    };
+    Some(record(Path::new(out), program, without_vdso).unwrap_or_else(|why| {
         eprintln!("{why}");
         UNTRACEABLE
     }))
 }
 
 /// The first argument for [`asked_for`].
-const FLAG: &str = "--record";
+pub const FLAG: &str = "--record";
+
+/// The same, with every program's vDSO hidden from it.
+pub const FLAG_WITHOUT_VDSO: &str = "--record-without-vdso";
 
 /// The exit code of a recorder that cannot trace.
 pub const UNTRACEABLE: i32 = 211;

@@ -4,17 +4,21 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use confine::{Call, Role, Shown, When};
 use e2e::{LONG, Verdict, World, long_cases};
-use hostile::recorder::{Made, Recorded, asked_for, letter};
+use hostile::recorder::{FLAG, FLAG_WITHOUT_VDSO, Made, Recorded, UNTRACEABLE, asked_for, letter, read};
 use hostile::workload::used;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 fn main() -> ExitCode {
     if let Some(code) = asked_for() {
         return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+    // What the recorder takes for a vmm by its first argument.
+    if std::env::args().skip(1).eq(LOOKER) {
+        return look_at_the_clock();
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
@@ -23,6 +27,7 @@ fn main() -> ExitCode {
         Trial::ignorable_test("every_call_is_needed::kvm", || {
             if long_cases() { case("kvm") } else { Ok(Completion::ignored_with(LONG)) }
         }),
+        Trial::ignorable_test("a_clock_without_a_vdso_is_a_call", clock_without_vdso),
         Trial::test("a_line_that_nobody_needs_is_found", finds_superfluous),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -59,6 +64,45 @@ fn case(engine: &str) -> Result<Completion, Failed> {
     }
     let (superfluous, missing) = (superfluous.join(", "), missing.join(", "));
     Err(format!("allowed, but never served: {superfluous}\nmade, but not allowed: {missing}").into())
+}
+
+/// The arguments of a process that confines itself as a vmm and looks at the clock.
+const LOOKER: [&str; 2] = ["vmm", "looks-at-the-clock"];
+
+fn look_at_the_clock() -> ExitCode {
+    if confine::confine(Role::Vmm, &confine::Grants::default()).is_err() {
+        return ExitCode::FAILURE;
+    }
+    std::hint::black_box(std::time::Instant::now());
+    ExitCode::SUCCESS
+}
+
+/// The standard library's clock is a system call where the vDSO has none. (Where this host's own has none, it is one without that, too.)
+fn clock_without_vdso() -> Result<Completion, Failed> {
+    let folder = tempfile::tempdir()?;
+    let own = std::env::current_exe()?;
+    let mut seen = Vec::new();
+    for flag in [FLAG, FLAG_WITHOUT_VDSO] {
+        let out = folder.path().join(flag);
+        let status = Command::new(&own).arg(flag).arg(&out).arg(&own).args(LOOKER).status()?;
+        if status.code() == Some(UNTRACEABLE) {
+            return Ok(Completion::ignored_with("processes cannot be traced here"));
+        }
+        if !status.success() {
+            return Err(format!("with {flag} it ended with {status}").into());
+        }
+        let table = confine::table(Role::Vmm);
+        let clock = table.iter().find(|call| call.name() == "clock_gettime").map(|call| call.number);
+        let recorded = read(&out)?;
+        if recorded.made.is_empty() {
+            return Err(format!("nothing was recorded with {flag}").into());
+        }
+        seen.push(recorded.served.iter().any(|made| Some(made.number) == clock));
+    }
+    match seen[..] {
+        [_, true] => Ok(Completion::Completed),
+        _ => Err(format!("clock_gettime was made with and without a vDSO: {seen:?}").into()),
+    }
 }
 
 /// What was made and is not in the table: it has killed its process, and this says by which number.
