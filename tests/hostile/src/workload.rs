@@ -17,6 +17,7 @@ with open('d/f', 'wb') as f:
     f.truncate(350000)
 os.link('d/f', 'd/hard'); os.symlink('f', 'd/soft'); os.readlink('d/soft')
 os.rename('d/hard', 'd/e/moved'); os.chmod('d/f', 0o640); os.utime('d/f', (86400, 86400))
+os.utime('d/f'); os.utime('d/soft', follow_symlinks=False)
 os.setxattr('d/f', 'user.a', b'b'); os.getxattr('d/f', 'user.a'); os.listxattr('d/f'); os.removexattr('d/f', 'user.a')
 a = os.open('d/f', os.O_RDONLY); b = os.open('d/copy', os.O_RDWR | os.O_CREAT)
 os.copy_file_range(a, b, 100000); os.lseek(a, 0, os.SEEK_DATA); os.lseek(a, 0, os.SEEK_HOLE)

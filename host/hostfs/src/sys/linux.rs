@@ -9,6 +9,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{HostEntry, Identity, OpenFor, Result, ShareFor, Stat};
 use fuse_wire::{Errno, FallocateMode, FileKind, SeekTarget, SetTime, SpaceReport, Timestamp, XattrMode};
@@ -280,10 +281,10 @@ pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Optio
     retry(|| rustix::fs::futimens(fd, &times))
 }
 
-/// The time now.
+/// The time now, by the C library's clock: rustix looks for the kernel's by a call that a vmm's filter kills.
 pub(crate) fn now() -> Timestamp {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    Timestamp { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: now.as_secs().cast_signed(), nanoseconds: now.subsec_nanos() }
 }
 
 fn timespec(time: Option<SetTime>) -> Timespec {
