@@ -34,7 +34,7 @@ const MOST_THREADS: usize = 40;
 const MOST_GROWTH: u64 = 8 << 20;
 
 /// From which length on a run is looked at for growth: before, caches fill.
-const LONG_ENOUGH: Duration = Duration::from_secs(120);
+pub const LONG_ENOUGH: Duration = Duration::from_secs(120);
 
 /// The devices by their slots; 0 is the host bridge, which has no queues.
 pub const DEVICES: [&str; 7] = ["bridge", "console", "random", "vsock", "base", "disk", "files"];
