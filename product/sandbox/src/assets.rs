@@ -27,7 +27,7 @@ pub struct Assets {
 pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
     // Not one that is being written, nor what is left of one.
-    let files = files.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "cpio"));
+    let files = files.filter(|entry| is_archive(&entry.path()));
     let dated = files.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())));
     dated.max().map(|(_, path)| path)
 }
@@ -36,8 +36,13 @@ pub fn newest_initramfs(cache: &Path) -> Option<PathBuf> {
 pub(crate) fn old_initramfs(cache: &Path) -> Vec<PathBuf> {
     let newest = newest_initramfs(cache);
     let files = fs::read_dir(cache.join(INITRAMFS)).into_iter().flatten().flatten();
-    let files = files.filter(|entry| entry.path().extension().is_some_and(|e| e == "cpio") || is_left(entry));
+    let files = files.filter(|entry| is_archive(&entry.path()) || is_left(entry));
     files.map(|entry| entry.path()).filter(|path| Some(path) != newest.as_ref()).collect()
+}
+
+/// Whether a file of that folder is whole, by its name: it gets that last.
+fn is_archive(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "cpio")
 }
 
 /// Whether a piece of an archive was left by a process that was killed while it wrote it: nobody takes an hour for that.
@@ -75,9 +80,8 @@ pub fn initramfs(places: &Places, agent: &[u8], modules: &Path, release: &str) -
 /// milliseconds. A damaged one is deleted.
 fn kept(folder: &Path, key: &str) -> Option<PathBuf> {
     let mine = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with(&format!("{key}-")) && name.ends_with(".cpio"))
+        let name = path.file_name().and_then(|name| name.to_str());
+        is_archive(path) && name.is_some_and(|name| name.starts_with(&format!("{key}-")))
     };
     let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(mine);
     files.into_iter().find(|path| {
