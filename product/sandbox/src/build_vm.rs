@@ -12,6 +12,7 @@ use crate::assemble::{self, Shape};
 use crate::assets::Assets;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::launch::is_readable;
 use crate::plan::{Descriptors, Disk, FromVmm, Store};
 
 /// Longest line that is taken from the guest's console or the vmm's log; the rest is the next one.
@@ -114,10 +115,7 @@ fn listen(
         if left.is_some_and(|left| left.is_zero()) {
             return false;
         }
-        let time = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
+        let time = left.and_then(|left| Timespec::try_from(left).ok());
         let mut polled: Vec<PollFd<'_>> = std::iter::once(console)
             .chain(errors)
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
@@ -139,11 +137,6 @@ fn listen(
             return true;
         }
     }
-}
-
-fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
 }
 
 /// Lines of a pipe, as they become whole.

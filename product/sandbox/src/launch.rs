@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::ending::Ending;
 use crate::error::{Error, Result};
 use crate::packet;
@@ -16,6 +18,12 @@ pub const VMM_ROLE: &str = "vmm";
 
 /// The signal that [`Vmm::kill`] sends.
 const KILL: i32 = 9;
+
+/// Whether there is something to read from a vmm's pipe, or its end, without waiting.
+pub(crate) fn is_readable(pipe: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(pipe, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+}
 
 /// A running vmm.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
 use crate::folder::{Lock, Sandbox};
 use crate::guest_log::{self, GuestLogs};
-use crate::launch::{Vmm, VmmLine};
+use crate::launch::{Vmm, VmmLine, is_readable};
 use crate::logs::{BoundedLog, LineLog, Source};
 use crate::plan::{DiskWork, FromVmm};
 use crate::room::{NO_ROOM_TO_START, Room};
@@ -327,13 +327,8 @@ impl Shim<'_> {
             .collect();
         let now = Instant::now();
         let next = [self.clock.next(), self.room.next()].into_iter().flatten().min();
-        let timeout = next.map(|at| {
-            let left = at.saturating_duration_since(now) + Duration::from_millis(1);
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(60),
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
+        let left = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) => {
                 let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
@@ -689,9 +684,7 @@ fn plain(text: &str) -> String {
 
 /// What can be read without waiting; nothing also at the end.
 fn read_some(from: BorrowedFd<'_>) -> Vec<u8> {
-    let mut polled = [PollFd::from_borrowed_fd(from, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    if !poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0) {
+    if !is_readable(from) {
         return Vec::new();
     }
     let mut bytes = vec![0u8; 64 << 10];
