@@ -13,6 +13,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::folder::Sandbox;
 use crate::logs::Source;
+use crate::room::NO_ROOM_TO_START;
 use crate::spec::State;
 use crate::sys::own_program;
 
@@ -155,7 +156,9 @@ const DISK_TROUBLE: &str = "The sandbox's disk";
 
 fn not_started(sandbox: &Sandbox, why: String) -> Error {
     let console = sandbox.log(Source::Console);
-    let hint = if why.contains(DISK_TROUBLE) {
+    let hint = if why == NO_ROOM_TO_START {
+        "free some space, then start it again:  viv ls shows what each sandbox takes".into()
+    } else if why.contains(DISK_TROUBLE) {
         format!("viv check {} says more; the disk is left as it is", sandbox.spec.name)
     } else if std::fs::metadata(&console).is_ok_and(|log| log.len() > 0) {
         format!("viv logs {} shows the guest's own words", sandbox.spec.name)

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(10);
 
 /// Why a start was given up.
-pub(crate) const NO_ROOM_TO_START: &str = "the host's disk is full: free some space, then start it again";
+pub(crate) const NO_ROOM_TO_START: &str = "the host's disk is full";
 
 /// What is known of the room.
 #[derive(Debug, Default)]
