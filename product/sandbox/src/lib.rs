@@ -22,6 +22,7 @@ mod files;
 pub mod folder;
 mod guest_log;
 pub mod host;
+mod host_clock;
 mod hostile;
 pub mod images;
 pub mod launch;

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
 use crate::folder::{Lock, Sandbox};
 use crate::guest_log::{self, GuestLogs};
+use crate::host_clock::HostClock;
 use crate::launch::{Vmm, VmmLine, is_readable};
 use crate::logs::{BoundedLog, LineLog, Source};
 use crate::plan::{DiskWork, FromVmm};
@@ -189,7 +190,11 @@ pub fn run(
             .map_err(|error| Error::host("cannot listen for clients", error))?;
         sandbox.note(&runtime)?;
         listening();
+        let host_clock =
+            HostClock::watch().map_err(|error| Error::host("cannot watch the host's clock", error))?;
         confine(sandbox, &machine)?;
+        let line = machine.vmm.line().clone();
+        thread("host-clock", move || host_clock.follow(&line))?;
         serve(sandbox, runtime.clone(), machine, listener, terminate)
     });
     let _ = std::fs::remove_file(sandbox.folder().join(control::SOCKET));

@@ -95,7 +95,7 @@ fn connect(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {
 }
 
 /// Connects as soon as the agent listens; before that each attempt ends at once.
-fn reach(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {
+pub(crate) fn reach(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {
     let begun = Instant::now();
     loop {
         match connect(line) {

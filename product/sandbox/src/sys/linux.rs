@@ -32,6 +32,26 @@ pub(crate) fn uptime() -> Option<Duration> {
     Some(Duration::from_secs(rustix::system::sysinfo().uptime.unsigned_abs()))
 }
 
+/// Becomes readable at each jump of the wall clock: it was set, or the host slept (timerfd_create(2), `TFD_TIMER_CANCEL_ON_SET`).
+pub(crate) fn wall_clock_jumps() -> io::Result<OwnedFd> {
+    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+    let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC)?;
+    // A timer that never comes; only what cancels it counts.
+    let never = Timespec { tv_sec: i64::from(u32::MAX), tv_nsec: 0 };
+    let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+    rustix::time::timerfd_settime(&timer, flags, &Itimerspec { it_interval: none, it_value: never })?;
+    Ok(timer)
+}
+
+/// Waits for the next jump, on what [`wall_clock_jumps`] gave.
+pub(crate) fn wait_for_jump(jumps: &OwnedFd) -> io::Result<()> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(jumps, &mut [0u8; 8])) {
+        Ok(_) | Err(rustix::io::Errno::CANCELED) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The program that runs now, for starting its other roles, also when its file was replaced or deleted.
 pub(crate) fn own_program() -> PathBuf {
     PathBuf::from("/proc/self/exe")

@@ -44,6 +44,16 @@ pub(crate) fn uptime() -> Option<Duration> {
     None
 }
 
+/// Refuses.
+pub(crate) fn wall_clock_jumps() -> io::Result<OwnedFd> {
+    Err(unsupported())
+}
+
+/// Refuses.
+pub(crate) fn wait_for_jump(_jumps: &OwnedFd) -> io::Result<()> {
+    Err(unsupported())
+}
+
 /// The program that runs now.
 pub(crate) fn own_program() -> PathBuf {
     std::env::current_exe().unwrap_or_default()

@@ -31,7 +31,7 @@ pub(super) const TABLE: &[Call] = &[
         SYS_read,
         Always,
         Recorded,
-        "the vmm's log and the guest's console; the steward's bell; the disk's description"
+        "the vmm's log and the guest's console; the steward's bell; the disk's description; jumps of the host's clock"
     ),
     call!(SYS_write, Always, Recorded, "logs, the state's file, the steward's bell"),
     call!(SYS_close, Always, Recorded, "clients that went"),
