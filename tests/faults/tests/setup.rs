@@ -1,6 +1,7 @@
 //! Set-up that is killed at random moments completes when it is run again.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,8 @@ fn full(world: &World) -> Case {
     ensure(whole == 0, "there is no image")
 }
 
-/// With a cache of its own, in which only the downloads of the real one are: every set-up does all that follows them.
+/// With a cache of its own, in which only the downloads of the real one are: every set-up does all that follows them, and every fourth
+/// fetches half of them again.
 fn killed(world: &World) -> Case {
     let Some(kills) = count() else { return Err(Verdict::Skipped(e2e::LONG.into())) };
     let mut dice = Dice::new();
@@ -114,7 +116,11 @@ fn killed(world: &World) -> Case {
         if kill.is_multiple_of(4) {
             let _ = std::fs::remove_dir_all(cache.join("initramfs"));
         }
-        let most = if kill.is_multiple_of(3) { Duration::from_secs(20) } else { whole };
+        let fetches = kill % 4 == 1;
+        if fetches {
+            forget_half(&cache)?;
+        }
+        let most = if fetches || kill.is_multiple_of(3) { Duration::from_secs(20) } else { whole };
         if !kill_one(command("echo up"), &mut dice, most.min(whole), kill)? {
             late += 1;
             remove()?;
@@ -130,6 +136,21 @@ fn killed(world: &World) -> Case {
     ensure(left.len() == 1 && !left[0].starts_with('.'), format!("beside the image there is {left:?}"))?;
     let removed = remove()?;
     ensure(removed.code == 0, format!("{removed:?}"))
+}
+
+/// Removes every other download, so that the next set-up begins with fetching them.
+fn forget_half(cache: &Path) -> Result<(), Verdict> {
+    let mut downloads = Vec::new();
+    for entry in std::fs::read_dir(cache.join("downloads"))?.flatten() {
+        if entry.file_type()?.is_file() {
+            downloads.push(entry.path());
+        }
+    }
+    downloads.sort();
+    for download in downloads.iter().step_by(2) {
+        std::fs::remove_file(download)?;
+    }
+    ensure(downloads.len() > 20, format!("{} downloads are too few", downloads.len()))
 }
 
 /// Kills a set-up with all its processes; false when it was complete before.
