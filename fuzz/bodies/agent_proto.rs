@@ -2,7 +2,10 @@
 
 use agent_proto::client::{Control, Session, SessionEvent};
 use agent_proto::frame::{self, FrameReader};
-use agent_proto::messages::{Event, Exec, Exit, Hello, Reply, Request, Signal, Status, Welcome, WindowSize};
+use agent_proto::messages::{
+    Environment, Event, Exec, Exit, Hello, Operation, Reply, Request, Signal, Status, Trust, Welcome,
+    WindowSize,
+};
 
 /// Input from the fuzzer, output to nowhere.
 struct OneWay<'a>(&'a [u8]);
@@ -60,7 +63,7 @@ fn as_frames(stream: &[u8]) {
         let _ = frames.data();
         let _ = frames.message::<Hello>();
         let _ = frames.message::<Welcome>();
-        let _ = frames.message::<Request>();
+        let _ = frames.message::<Request>().map(bounded);
         let _ = frames.message::<Reply>();
         let _ = frames.message::<Event>();
         let _ = frames.message::<Status>();
@@ -68,5 +71,22 @@ fn as_frames(stream: &[u8]) {
         let _ = frames.message::<Exit>().map(|exit| exit.shell_code());
         let _ = frames.message::<Signal>();
         let _ = frames.message::<WindowSize>();
+    }
+}
+
+/// What the agent checks before it uses it keeps its bounds.
+fn bounded(request: Request) {
+    let (trust, environment) = match request.operation {
+        Some(Operation::Setup(setup)) => (setup.trust, setup.environment),
+        Some(Operation::SetTrust(trust)) => (Some(trust), None),
+        Some(Operation::SetEnvironment(environment)) => (None, Some(environment)),
+        _ => (None, None),
+    };
+    if let Some(trust) = trust.filter(|trust| trust.check().is_ok()) {
+        assert!(trust.certificates.iter().map(Vec::len).sum::<usize>() <= Trust::MAX_TOTAL);
+    }
+    if let Some(pairs) = environment.as_ref().and_then(|environment| environment.pairs().ok()) {
+        assert!(pairs.len() <= Environment::MAX);
+        assert!(pairs.iter().all(|(name, value)| !name.contains(['=', '\0']) && !value.contains(&0)));
     }
 }

@@ -62,7 +62,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do. Absent when this agent does not know it: answered with a failure.
-    #[prost(oneof = "Operation", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Operation", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub operation: Option<Operation>,
 }
 
@@ -93,6 +93,12 @@ pub enum Operation {
     /// From the reply on, send the lines of the agent's and dockerd's logs over this connection, those that are still kept first.
     #[prost(message, tag = "9")]
     FollowLogs(Empty),
+    /// Trust these certificates instead of those that were sent before.
+    #[prost(message, tag = "10")]
+    SetTrust(Trust),
+    /// Give the sessions that begin from now on these variables instead of those that were sent before.
+    #[prost(message, tag = "11")]
+    SetEnvironment(Environment),
 }
 
 /// Nothing.
@@ -117,6 +123,88 @@ pub struct Setup {
     /// The time zone as in `/usr/share/zoneinfo`; empty leaves it.
     #[prost(string, tag = "5")]
     pub timezone: String,
+    /// What the guest trusts besides its own roots; absent leaves what it trusts.
+    #[prost(message, optional, tag = "6")]
+    pub trust: Option<Trust>,
+    /// What sessions find in their environment; absent leaves it, which is nothing after a boot.
+    #[prost(message, optional, tag = "7")]
+    pub environment: Option<Environment>,
+}
+
+/// Certificates that the guest trusts besides its own roots. They replace those that were sent before; none takes those away.
+#[derive(Clone, PartialEq, Message)]
+pub struct Trust {
+    /// X.509 certificates in DER, one each. Too many or too large: refused, see [`Trust::check`].
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub certificates: Vec<Vec<u8>>,
+}
+
+impl Trust {
+    /// The most certificates.
+    pub const MAX: usize = 64;
+    /// The most bytes of one certificate.
+    pub const MAX_LEN: usize = 16 * 1024;
+    /// The most bytes of all together.
+    pub const MAX_TOTAL: usize = 128 * 1024;
+
+    /// Whether it is within its bounds; what is wrong in words if not. Nothing is said of what the bytes are.
+    ///
+    /// # Errors
+    /// The first bound that is exceeded.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.certificates.len() > Self::MAX {
+            return Err("too many certificates");
+        }
+        let sizes = || self.certificates.iter().map(Vec::len);
+        if sizes().any(|len| len > Self::MAX_LEN) || sizes().sum::<usize>() > Self::MAX_TOTAL {
+            return Err("the certificates are too large");
+        }
+        Ok(())
+    }
+}
+
+/// Variables of sessions, below what [`Exec::env`] says. They replace those that were sent before.
+#[derive(Clone, PartialEq, Message)]
+pub struct Environment {
+    /// `NAME=VALUE`, the name of letters, digits and `_`, not beginning with a digit.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub variables: Vec<Vec<u8>>,
+}
+
+impl Environment {
+    /// The most variables.
+    pub const MAX: usize = 256;
+    /// The most bytes of all together.
+    pub const MAX_TOTAL: usize = 64 * 1024;
+
+    /// The names and values, or what is wrong in words.
+    ///
+    /// # Errors
+    /// The first variable that is none, or a bound that is exceeded.
+    pub fn pairs(&self) -> Result<Vec<(&str, &[u8])>, &'static str> {
+        if self.variables.len() > Self::MAX {
+            return Err("too many variables");
+        }
+        if self.variables.iter().map(Vec::len).sum::<usize>() > Self::MAX_TOTAL {
+            return Err("the variables are too large");
+        }
+        self.variables.iter().map(|one| variable(one)).collect()
+    }
+}
+
+fn variable(one: &[u8]) -> Result<(&str, &[u8]), &'static str> {
+    let at = one.iter().position(|b| *b == b'=').ok_or("a variable without a value")?;
+    let (name, value) = one.split_at(at);
+    let value = value.get(1..).unwrap_or_default();
+    let name = std::str::from_utf8(name).map_err(|_| "a variable's name is none")?;
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if name.is_empty() || !plain || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err("a variable's name is none");
+    }
+    if value.contains(&0) {
+        return Err("a variable's value holds a NUL");
+    }
+    Ok((name, value))
 }
 
 /// The wall clock.
@@ -314,6 +402,9 @@ pub struct Status {
     /// Whether a setup has been carried out since boot.
     #[prost(bool, tag = "9")]
     pub set_up: bool,
+    /// Whether there is a network card, and its link is up.
+    #[prost(bool, tag = "10")]
+    pub network: bool,
 }
 
 /// What the guest uses. Sizes in bytes.

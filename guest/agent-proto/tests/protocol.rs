@@ -6,9 +6,9 @@ use agent_proto::ProtoError;
 use agent_proto::client::{Control, STDIN_WINDOW, Session, SessionEvent};
 use agent_proto::frame::{self, FrameReader, HEADER_LEN, MAX_DATA, MAX_MESSAGE, MAX_SMALL, SKIPPABLE, kind};
 use agent_proto::messages::{
-    Cause, Docker, Empty, Ending, Event, Exec, Exit, Happening, Hello, NotStarted, Opened, Operation,
-    Outcome, Phase, Pty, Purpose, Refused, Reply, Request, Setup, Share, Shutdown, Status, Welcome,
-    WindowSize,
+    Cause, Docker, Empty, Ending, Environment, Event, Exec, Exit, Happening, Hello, NotStarted, Opened,
+    Operation, Outcome, Phase, Pty, Purpose, Refused, Reply, Request, Setup, Share, Shutdown, Status, Trust,
+    Welcome, WindowSize,
 };
 use prost::Message;
 
@@ -104,6 +104,15 @@ fn golden_bytes() {
         framed(kind::REQUEST, request.encode_to_vec()),
         "12000000100801120e0a016822090a013012022f771801"
     );
+    let network = Setup {
+        trust: Some(Trust { certificates: vec![b"c".to_vec()] }),
+        environment: Some(Environment { variables: vec![b"A=b".to_vec()] }),
+        ..Setup::default()
+    };
+    let request = Request { id: 3, operation: Some(Operation::Setup(network)) };
+    assert_eq!(framed(kind::REQUEST, request.encode_to_vec()), "10000000100803120c32030a01633a050a03413d62");
+    let request = Request { id: 4, operation: Some(Operation::SetTrust(Trust::default())) };
+    assert_eq!(framed(kind::REQUEST, request.encode_to_vec()), "040000001008045200");
     let shutdown = Request {
         id: 2,
         operation: Some(Operation::Shutdown(Shutdown { timeout_ms: 1000, ..Shutdown::default() })),
@@ -154,6 +163,7 @@ fn messages_come_back_as_they_were() {
         first_boot: true,
         base: "pmem".into(),
         set_up: true,
+        network: true,
     };
     let event = Event { happening: Some(Happening::Status(status)) };
     frame::write_message(&mut bytes, kind::EVENT, &event).expect("memory");
@@ -163,6 +173,37 @@ fn messages_come_back_as_they_were() {
     assert_eq!(frames.read_frame().expect("a frame"), Some(kind::EVENT));
     assert_eq!(frames.message::<Event>().expect("a message"), event);
     assert_eq!(frames.read_frame().expect("the end"), None);
+}
+
+#[test]
+fn what_is_sent_for_the_network_has_bounds() {
+    let trust = |certificates: Vec<Vec<u8>>| Trust { certificates }.check();
+    assert_eq!(trust(vec![vec![0; 1024]; Trust::MAX]), Ok(()));
+    assert!(trust(vec![vec![0; 1]; Trust::MAX + 1]).is_err());
+    assert!(trust(vec![vec![0; Trust::MAX_LEN + 1]]).is_err());
+    assert!(trust(vec![vec![0; Trust::MAX_LEN]; Trust::MAX_TOTAL / Trust::MAX_LEN + 1]).is_err());
+
+    let pairs = |variables: &[&[u8]]| {
+        let variables = variables.iter().map(|one| one.to_vec()).collect();
+        Environment { variables }
+            .pairs()
+            .map(|pairs| pairs.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect::<Vec<_>>())
+    };
+    let good = pairs(&[b"A=", b"_b2=x=y\xff"]).expect("variables");
+    assert_eq!(good, [("A".into(), b"".to_vec()), ("_b2".into(), b"x=y\xff".to_vec())]);
+    for bad in [&b""[..], b"A", b"=x", b"2A=x", b"A B=x", b"A\n=x", b"\xff=x", b"A=\0"] {
+        assert!(pairs(&[bad]).is_err(), "{bad:?}");
+    }
+    assert!(pairs(&[&b"A=x"[..]; Environment::MAX + 1]).is_err());
+    let large = [b"A=".to_vec(), vec![b'x'; Environment::MAX_TOTAL]].concat();
+    assert!(pairs(&[&large]).is_err());
+    // The largest of both goes into one setup.
+    let both = Setup {
+        trust: Some(Trust { certificates: vec![vec![0; Trust::MAX_LEN]; Trust::MAX_TOTAL / Trust::MAX_LEN] }),
+        environment: Some(Environment { variables: vec![vec![b'x'; Environment::MAX_TOTAL]] }),
+        ..Setup::default()
+    };
+    assert!(both.encoded_len() < MAX_SMALL as usize - 32 * 1024);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::reaper::Reaper;
 use crate::session::Sessions;
 use crate::shares::Shares;
 use crate::status::Board;
-use crate::{cgroup, docker, identity, mounts, power, root, script, server, shutdown, sys};
+use crate::{cgroup, docker, identity, mounts, network, power, root, script, server, shutdown, sys};
 
 /// Everything that the agent's threads share.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
         identity::set_clock_at_start(time)?;
     }
     let devices = Devices::scan();
-    devices.load_modules()?;
+    let link = network::begin(devices.load_modules()?);
     listen(agent);
     log("modules loaded");
 
@@ -109,12 +109,17 @@ fn boot(agent: &Arc<Agent>) -> Outcome {
     cgroup::delegate()?;
     settle(&cmdline)?;
     power::offer(agent);
+    let network = link.wait();
+    if network {
+        network::name_servers();
+    }
     if cmdline.docker {
-        docker::start(agent)?;
+        docker::start(agent, cmdline.script.is_none())?;
     }
     let micros = uptime_micros();
     agent.board.change(|status| {
         status.ready_micros = micros;
+        status.network = network;
         status.set_phase(Phase::Ready);
     });
     log("ready for sessions");

@@ -13,9 +13,10 @@ use agent_proto::messages::{
 use rustix::system::RebootCommand;
 
 use crate::boot::Agent;
+use crate::console::log;
 use crate::fail::Outcome;
 use crate::journal::JOURNAL;
-use crate::{identity, metrics, shutdown, sys};
+use crate::{identity, metrics, shutdown, sys, trust};
 
 /// Serves one control connection after its welcome, to its end.
 pub(crate) fn serve(
@@ -88,6 +89,8 @@ fn carry_out(agent: &Arc<Agent>, operation: Option<Operation>) -> Answer {
         Some(Operation::SetClock(clock)) => identity::set_clock(clock),
         Some(Operation::Mount(mount)) => agent.shares.mount(&mount.shares),
         Some(Operation::Seed(seed)) => seed_entropy(&seed.bytes),
+        Some(Operation::SetTrust(trust)) => trust::set(&trust, &agent.reaper),
+        Some(Operation::SetEnvironment(environment)) => agent.sessions.set_environment(&environment),
         Some(Operation::GetStatus(_)) => return Answer::Status(agent.board.get()),
         Some(Operation::GetMetrics(_)) => return Answer::Metrics(metrics::measure()),
         Some(Operation::Shutdown(request)) => {
@@ -116,6 +119,15 @@ fn set_up(agent: &Agent, setup: &Setup) -> Outcome {
     }
     if !setup.timezone.is_empty() {
         identity::set_timezone(&setup.timezone);
+    }
+    if let Some(environment) = &setup.environment {
+        agent.sessions.set_environment(environment)?;
+    }
+    if let Some(trust) = &setup.trust
+        && let Err(e) = trust::set(trust, &agent.reaper)
+    {
+        // Files in `/etc` belong to the user, who may have made them unchangeable; a sandbox that distrusts is better than none.
+        log(format_args!("the host's certificates are not trusted: {e}"));
     }
     agent.shares.mount(&setup.shares)?;
     agent.board.change(|status| status.set_up = true);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::console::log;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::mounts::make_dir;
+use crate::network::VIRTIO_NET;
 
 /// virtio-pmem (virtio 1.3 §5.19).
 const VIRTIO_PMEM: u32 = 27;
@@ -35,20 +36,19 @@ impl Devices {
     }
 
     /// Loads the modules that the initial RAM disk brought for the devices that are there, then forgets them: the RAM disk stays in memory for ever.
-    ///
-    /// A module that does not load is logged; whoever needs it will say what is missing.
-    pub(crate) fn load_modules(&self) -> Outcome {
+    /// Those of the network card, which nothing here waits for, are returned.
+    pub(crate) fn load_modules(&self) -> Outcome<Modules> {
         let order = fs::read_to_string("/modules/order").doing("Cannot read the list of modules")?;
-        for name in modules_for(&order, |id| self.virtio.contains(&id)) {
-            let loaded = File::open(format!("/modules/{name}.ko"))
-                .map_err(|e| e.to_string())
-                .and_then(|file| rustix::system::finit_module(&file, c"", 0).map_err(|e| e.to_string()));
-            if let Err(e) = loaded {
-                log(format_args!("module {name}: {e}"));
-            }
+        let first = modules_for(&order, |id| id != VIRTIO_NET && self.virtio.contains(&id));
+        let mut later = Vec::new();
+        if self.virtio.contains(&VIRTIO_NET) {
+            later = modules_for(&order, |id| id == VIRTIO_NET);
+            later.retain(|name| !first.contains(name));
         }
+        let later = Modules::open(&later);
+        Modules::open(&first).load();
         let _ = fs::remove_dir_all("/modules");
-        Ok(())
+        Ok(later)
     }
 
     /// The disk with this serial.
@@ -78,6 +78,36 @@ impl Devices {
             let _ = symlink(format!("../../{name}"), format!("/dev/disk/by-id/virtio-{serial}"));
         }
         Ok(())
+    }
+}
+
+/// Modules, opened, in the order in which they are to be loaded.
+#[derive(Debug)]
+pub(crate) struct Modules(Vec<(String, File)>);
+
+impl Modules {
+    /// A module that does not open or load is logged; whoever needs it will say what is missing.
+    fn open(names: &[&str]) -> Self {
+        let open = |name: &&str| match File::open(format!("/modules/{name}.ko")) {
+            Ok(file) => Some(((*name).to_owned(), file)),
+            Err(e) => {
+                log(format_args!("module {name}: {e}"));
+                None
+            }
+        };
+        Self(names.iter().filter_map(open).collect())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn load(self) {
+        for (name, file) in self.0 {
+            if let Err(e) = rustix::system::finit_module(&file, c"", 0) {
+                log(format_args!("module {name}: {e}"));
+            }
+        }
     }
 }
 

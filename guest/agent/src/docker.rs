@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_proto::messages::{Docker, LogSource};
+use serde_json::Value;
 
 use crate::boot::Agent;
 use crate::cgroup::Group;
@@ -24,6 +25,7 @@ use crate::mounts::make_dir;
 use crate::reaper::Child;
 use crate::spawn::{Preparation, prepare, what_failed};
 use crate::users::Accounts;
+use crate::{network, oci};
 
 const SOCKET: &str = "/run/docker.sock";
 const LOG_DIR: &str = "/var/log/vivarium";
@@ -33,6 +35,9 @@ const OLD_LOG: &str = "/var/log/vivarium/dockerd.log.1";
 const LOG_LIMIT: u64 = 4 * 1024 * 1024;
 /// The pause after dockerd's death, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long dockerd waits for the host's setup, whose certificates it reads only once. Nobody but the host's own tests leaves it out.
+const SETUP: Duration = Duration::from_secs(5);
+const SETTINGS: &str = "/etc/docker/daemon.json";
 /// A dockerd that lived this long was well; the pause begins anew.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
@@ -61,7 +66,9 @@ impl Daemon {
 }
 
 /// Makes the socket and keeps dockerd running behind it, on a thread of its own. Without dockerd in the image: says so, no more.
-pub(crate) fn start(agent: &Arc<Agent>) -> Outcome {
+///
+/// `waits`: whether dockerd is started only once the host has set the guest up.
+pub(crate) fn start(agent: &Arc<Agent>, waits: bool) -> Outcome {
     let Some(program) = ["/usr/sbin/dockerd", "/usr/bin/dockerd"].into_iter().find(|p| Path::new(p).exists())
     else {
         agent.board.set_docker(Docker::Absent);
@@ -70,7 +77,15 @@ pub(crate) fn start(agent: &Arc<Agent>) -> Outcome {
     let socket = listen()?;
     agent.board.set_docker(Docker::Starting);
     let agent = Arc::clone(agent);
-    let supervise = move || supervise(&agent, program, &socket);
+    if let Err(e) = oci::offer() {
+        log(format_args!("containers will not trust the host's certificates: {e}"));
+    }
+    let supervise = move || {
+        if waits {
+            agent.board.wait_set_up(SETUP);
+        }
+        supervise(&agent, program, &socket);
+    };
     std::thread::Builder::new().name("docker".into()).spawn(supervise).doing("Cannot watch over dockerd")?;
     Ok(())
 }
@@ -115,13 +130,10 @@ fn run_once(agent: &Arc<Agent>, program: &str, socket: &OwnedFd) -> Outcome {
     // Socket activation wants dockerd's own process id, which only the process itself knows.
     command
         .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh", program, "-H", "fd://"])
+        .args(network_options(&fs::read(SETTINGS).unwrap_or_default(), network::mtu()))
         .env_clear()
-        .envs([
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-            ("HOME", "/root"),
-            ("LISTEN_FDS", "1"),
-            ("LANG", "C.UTF-8"),
-        ])
+        .env("PATH", format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", oci::FOLDER))
+        .envs([("HOME", "/root"), ("LISTEN_FDS", "1"), ("LANG", "C.UTF-8")])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(theirs.try_clone().doing("Cannot share a pipe")?)
@@ -155,6 +167,22 @@ fn run_once(agent: &Arc<Agent>, program: &str, socket: &OwnedFd) -> Outcome {
         child.wait();
     });
     Ok(())
+}
+
+/// Options that give Docker's networks the link's MTU: with the usual 1500 bytes everything would be cut into pieces on its way out. What the user's own
+/// settings say of it stays; dockerd refuses to be told twice.
+fn network_options(settings: &[u8], mtu: Option<u32>) -> Vec<String> {
+    let Some(mtu) = mtu else { return Vec::new() };
+    // What is wrong with the file, dockerd says better.
+    let settings: Value = serde_json::from_slice(settings).unwrap_or_default();
+    let mut options = Vec::new();
+    if settings.get("mtu").is_none() {
+        options.push(format!("--mtu={mtu}"));
+    }
+    if settings.get("default-network-opts").is_none() {
+        options.push(format!("--default-network-opt=bridge=com.docker.network.driver.mtu={mtu}"));
+    }
+    options
 }
 
 /// Asks over the socket until dockerd answers. Returns whether it did before it ended.
@@ -210,5 +238,22 @@ fn keep_log(mut output: File) {
         {
             size += n as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dockerd_is_told_the_mtu_where_the_users_settings_do_not() {
+        let both = ["--mtu=65520", "--default-network-opt=bridge=com.docker.network.driver.mtu=65520"];
+        for settings in ["", "{", r#"{"debug":true}"#, "[]"] {
+            assert_eq!(network_options(settings.as_bytes(), Some(65_520)), both);
+            assert!(network_options(settings.as_bytes(), None).is_empty());
+        }
+        assert_eq!(network_options(br#"{"mtu":1400}"#, Some(65_520)), both[1..]);
+        let own = br#"{"default-network-opts":{"bridge":{}},"mtu":1}"#;
+        assert!(network_options(own, Some(65_520)).is_empty());
     }
 }

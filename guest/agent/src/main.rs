@@ -22,10 +22,13 @@ mod identity;
 mod journal;
 mod metrics;
 mod mounts;
+mod network;
+mod oci;
 mod power;
 mod pump;
 mod reaper;
 mod root;
+mod rtnetlink;
 mod script;
 mod server;
 mod session;
@@ -34,6 +37,7 @@ mod shutdown;
 mod spawn;
 mod status;
 mod sys;
+mod trust;
 mod users;
 
 use std::process::ExitCode;
@@ -42,7 +46,11 @@ fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
         boot::init()
     }
-    if let Some(code) = power::command(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os();
+    if oci::is_meant(arguments.next().as_ref()) {
+        return oci::run(arguments);
+    }
+    if let Some(code) = power::command(arguments) {
         return code;
     }
     eprintln!(

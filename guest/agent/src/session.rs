@@ -14,18 +14,21 @@ use std::time::Duration;
 
 use agent_proto::ProtoError;
 use agent_proto::frame::{self, FrameReader, SKIPPABLE, kind};
-use agent_proto::messages::{Cause, Ending, Exec, Exit, NotStarted, Opened, Phase, Pty, Signal, WindowSize};
+use agent_proto::messages::{
+    Cause, Ending, Environment, Exec, Exit, NotStarted, Opened, Phase, Pty, Signal, WindowSize,
+};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
 
 use crate::cgroup::Group;
 use crate::console::log;
-use crate::fail::without_number;
+use crate::fail::{Failure, Outcome, without_number};
 use crate::pump::{Ends, Finish, Input, Pump};
 use crate::reaper::{Child, Reaper};
 use crate::spawn::{Ids, Preparation, Step, prepare, what_failed};
 use crate::status::Board;
 use crate::sys::Ended;
+use crate::trust;
 use crate::users::{Accounts, User};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -42,7 +45,11 @@ pub(crate) struct Sessions {
     open: Mutex<Table>,
     /// Whether there are control groups to put sessions into.
     groups: bool,
+    /// What the host wants in every environment.
+    variables: Mutex<Variables>,
 }
+
+type Variables = Vec<(String, Vec<u8>)>;
 
 #[derive(Debug, Default)]
 struct Table {
@@ -61,7 +68,15 @@ struct Running {
 
 impl Sessions {
     pub(crate) fn new(reaper: Arc<Reaper>, board: Arc<Board>, groups: bool) -> Self {
-        Self { reaper, board, open: Mutex::default(), groups }
+        Self { reaper, board, open: Mutex::default(), groups, variables: Mutex::default() }
+    }
+
+    /// Gives the sessions that begin from now on these variables, and no longer those of before.
+    pub(crate) fn set_environment(&self, environment: &Environment) -> Outcome {
+        let pairs = environment.pairs().map_err(Failure::new)?;
+        let owned = pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        *self.variables.lock().unwrap_or_else(PoisonError::into_inner) = owned;
+        Ok(())
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
@@ -138,7 +153,8 @@ impl Sessions {
         } else {
             None
         };
-        launch(exec, &Accounts::read(), &self.reaper, group).map(|running| (number, running))
+        let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        launch(exec, &Accounts::read(), &self.reaper, group, &variables).map(|running| (number, running))
     }
 }
 
@@ -231,6 +247,7 @@ fn launch(
     accounts: &Accounts,
     reaper: &Arc<Reaper>,
     group: Option<Group>,
+    variables: &Variables,
 ) -> Result<Running, NotStarted> {
     let user = accounts
         .find(&exec.user)
@@ -238,7 +255,7 @@ fn launch(
     let cwd = if exec.cwd.is_empty() { user.home.clone().into_bytes() } else { exec.cwd.clone() };
     let cwd = CString::new(cwd).map_err(|_| refusal(Cause::Invalid, "The folder's name holds a NUL"))?;
     let mut command = command_line(exec, &user)?;
-    command.env_clear().envs(environment(exec, &user));
+    command.env_clear().envs(environment(exec, &user, variables));
 
     let resources = |e: io::Error| refusal(Cause::Resources, without_number(&e.to_string()));
     let (ends, terminal) = match &exec.pty {
@@ -303,7 +320,7 @@ fn command_line(exec: &Exec, user: &User) -> Result<Command, NotStarted> {
     Ok(command)
 }
 
-fn environment(exec: &Exec, user: &User) -> BTreeMap<OsString, OsString> {
+fn environment(exec: &Exec, user: &User, variables: &Variables) -> BTreeMap<OsString, OsString> {
     let mut all = BTreeMap::new();
     let defaults = [
         ("HOME", user.home.as_str()),
@@ -315,6 +332,10 @@ fn environment(exec: &Exec, user: &User) -> BTreeMap<OsString, OsString> {
     ];
     for (name, value) in defaults {
         all.insert(name.into(), value.into());
+    }
+    all.extend(trust::variables().iter().map(|(name, value)| (name.into(), value.into())));
+    for (name, value) in variables {
+        all.insert(name.into(), OsString::from_vec(value.clone()));
     }
     if let Some(pty) = &exec.pty {
         let term = if pty.term.is_empty() { "xterm-256color" } else { &pty.term };

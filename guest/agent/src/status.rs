@@ -1,6 +1,7 @@
 //! The guest's state as the host sees it, and everyone who wants to hear when it changes.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use agent_proto::messages::{Docker, Phase, Status};
 
@@ -63,6 +64,12 @@ impl Board {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until the host has told the guest all that it needs, at most `limit`.
+    pub(crate) fn wait_set_up(&self, limit: Duration) {
+        let pending = |state: &mut (u64, Status)| !state.1.set_up;
+        drop(self.changed.wait_timeout_while(self.lock(), limit, pending));
     }
 
     /// Waits until booting is over, and returns how.

@@ -55,6 +55,7 @@ pub const WANTED: &[(Option<u32>, &[&str])] = &[
     (Some(2), &["virtio_blk"]),
     (Some(27), &["nd_pmem", "virtio_pmem"]),
     (Some(4), &["virtio_rng"]),
+    (Some(1), &["virtio_net"]),
     (None, &["erofs", "overlay"]),
 ];
 

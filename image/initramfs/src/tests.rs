@@ -51,6 +51,9 @@ fn kernel() -> Modules {
         ("kernel/drivers/nvdimm/nd_pmem.ko.xz", "libnvdimm"),
         ("kernel/drivers/nvdimm/virtio_pmem.ko.xz", "libnvdimm"),
         ("kernel/drivers/char/hw_random/virtio-rng.ko.xz", ""),
+        ("kernel/net/core/failover.ko.xz", ""),
+        ("kernel/drivers/net/net_failover.ko.xz", "failover"),
+        ("kernel/drivers/net/virtio_net.ko.xz", "net_failover"),
         ("kernel/fs/erofs/erofs.ko.xz", "libcrc32c"),
         ("kernel/lib/libcrc32c.ko.xz", ""),
         ("kernel/fs/overlayfs/overlay.ko.xz", ""),
@@ -96,7 +99,7 @@ fn holds_agent_console_and_modules_in_order() {
     assert_eq!(
         order,
         "19 vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport\n2 virtio_blk\n\
-         27 libnvdimm nd_pmem virtio_pmem\n4 virtio_rng\n* libcrc32c erofs overlay\n"
+         27 libnvdimm nd_pmem virtio_pmem\n4 virtio_rng\n1 failover net_failover virtio_net\n* libcrc32c erofs overlay\n"
     );
     for name in order.split_whitespace().filter(|w| w.parse::<u32>().is_err() && *w != "*") {
         assert!(entries.contains_key(&format!("modules/{name}.ko")), "{name}");

@@ -8,8 +8,8 @@ use super::{hear_welcome, say_hello};
 use crate::ProtoError;
 use crate::frame::{self, FrameReader, SKIPPABLE, kind};
 use crate::messages::{
-    Empty, Event, Happening, Metrics, Mount, Operation, Outcome, Phase, Purpose, Reply, Request, Seed,
-    SetClock, Setup, Share, Shutdown, Status, Welcome,
+    Empty, Environment, Event, Happening, Metrics, Mount, Operation, Outcome, Phase, Purpose, Reply, Request,
+    Seed, SetClock, Setup, Share, Shutdown, Status, Trust, Welcome,
 };
 
 /// The most events that wait while a reply is awaited; older ones are dropped (only the last status counts).
@@ -124,6 +124,22 @@ impl<S: Read + Write> Control<S> {
     /// As [`Control::setup`].
     pub fn seed(&mut self, bytes: Vec<u8>) -> Result<(), ProtoError> {
         self.done(Operation::Seed(Seed { bytes }))
+    }
+
+    /// Makes the guest trust these certificates (DER, one each) besides its own roots, instead of those that it was given before.
+    ///
+    /// # Errors
+    /// As [`Control::setup`].
+    pub fn set_trust(&mut self, certificates: Vec<Vec<u8>>) -> Result<(), ProtoError> {
+        self.done(Operation::SetTrust(Trust { certificates }))
+    }
+
+    /// Gives the sessions that begin from now on these variables (`NAME=VALUE`), instead of those that were given before.
+    ///
+    /// # Errors
+    /// As [`Control::setup`].
+    pub fn set_environment(&mut self, variables: Vec<Vec<u8>>) -> Result<(), ProtoError> {
+        self.done(Operation::SetEnvironment(Environment { variables }))
     }
 
     /// Asks for the status now.
