@@ -35,6 +35,13 @@ impl Doorbell {
     }
 }
 
+/// A bell that came from another process: an eventfd made by [`Doorbell::new`] there, and the same bell.
+impl From<OwnedFd> for Doorbell {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd) }
+    }
+}
+
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
