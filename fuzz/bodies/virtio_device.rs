@@ -1,15 +1,19 @@
 //! Every virtio device behind its transport, driven by a driver whose steps are the input.
 
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Result};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use backends::{BlockBackend, ConsoleBackend, EntropySource};
+use doorbell::Doorbell;
+use frame_ring::{Link, MAX_FRAME, MEMORY, Side};
 use guest_memory::{GuestRam, RangeSpec};
 use hv::Vm;
 use machine::fake::FakeVm;
 use machine::pci::{DeviceContext, Msix, PciDevice, PciFunction};
-use virtio_devices::{Block, Console, ConsoleInput, Fs, Pmem, Rng, Vsock, VsockHost};
+use virtio_devices::{Block, Console, ConsoleInput, Fs, Net, NetHost, Pmem, Rng, Vsock, VsockHost};
 use vm_memory::{Bytes, GuestAddress};
 
 const RAM: u64 = 4 << 20;
@@ -76,10 +80,73 @@ struct Host {
     input: Option<ConsoleInput>,
     vsock: Option<VsockHost>,
     streams: Vec<UnixStream>,
+    network: Option<Network>,
+}
+
+/// The far end of a network card.
+struct Network {
+    card: NetHost,
+    bell: Doorbell,
+    link: Link,
+    memory: File,
+}
+
+impl Network {
+    fn new(card: NetHost, bell: Doorbell) -> Self {
+        let (link, memory) = Self::connect(&card, &bell);
+        Self { card, bell, link, memory }
+    }
+
+    /// Gives the card a new link: the far end of it, and its memory.
+    fn connect(card: &NetHost, bell: &Doorbell) -> (Link, File) {
+        let memory = frame_ring::memory().expect("there is memory");
+        let far_bell = Doorbell::new().expect("there are descriptors");
+        let clone = || memory.try_clone().expect("there are descriptors");
+        let near = Link::from_parts(clone(), Side::Guest, bell.clone(), far_bell.clone());
+        card.connect(Box::new(near.expect("it is a link")));
+        let link = Link::from_parts(clone(), Side::Network, far_bell, bell.clone()).expect("it is a link");
+        (link, memory.into())
+    }
+
+    /// Receives and sends, writes over the rings, goes and comes.
+    fn step(&mut self, input: &mut Input<'_>) -> Option<()> {
+        let what = input.byte()?;
+        match what % 8 {
+            0 | 1 => {
+                let mut buffer = vec![0; MAX_FRAME];
+                while let Ok(Some(len)) = self.link.receive(&mut buffer) {
+                    assert!((26..=MAX_FRAME).contains(&len));
+                    if what & 8 != 0 {
+                        let _ = self.link.send(&[&buffer[..len]]);
+                    }
+                }
+            }
+            2..=4 => {
+                let len = 12 + usize::from(input.word()?);
+                let mut frame = input.take(12).to_vec();
+                frame.resize(len, what);
+                let _ = self.link.send(&[&frame]);
+            }
+            5 => {
+                // The words and the first length of either ring, and any other place.
+                let places = [0, 128, 256, 384, 512, 640, 768, 896, 4096, MEMORY / 2 + 2048];
+                let at = match places.get(usize::from(input.byte()?)) {
+                    Some(at) => *at,
+                    None => u64::from(input.word()?) << 5,
+                };
+                let len = 1 + usize::from(what >> 4);
+                self.memory.write_all_at(input.take(len), at % (MEMORY - 16)).expect("it is in the memory");
+                self.bell.ring();
+            }
+            6 => self.card.disconnect(),
+            _ => (self.link, self.memory) = Self::connect(&self.card, &self.bell),
+        }
+        Some(())
+    }
 }
 
 fn device(choice: u8, host: &mut Host) -> Box<dyn PciDevice> {
-    match choice % 6 {
+    match choice % 7 {
         0 => virtio_devices::pci(Block::new(Box::new(Nothing), "fuzz")),
         1 => virtio_devices::pci(Rng::new(Box::new(Nothing))),
         2 => virtio_devices::pci(Pmem::new(1 << 40, 2 << 20)),
@@ -94,7 +161,13 @@ fn device(choice: u8, host: &mut Host) -> Box<dyn PciDevice> {
             host.vsock = Some(handle);
             virtio_devices::pci(vsock)
         }
-        _ => virtio_devices::pci(Fs::new("fuzz", Arc::new(Nothing))),
+        5 => virtio_devices::pci(Fs::new("fuzz", Arc::new(Nothing))),
+        _ => {
+            let bell = Doorbell::new().expect("there are descriptors");
+            let (card, handle) = Net::new([2; 6], 1500, bell.clone(), || ());
+            host.network = Some(Network::new(handle, bell));
+            virtio_devices::pci(card)
+        }
     }
 }
 
@@ -129,6 +202,8 @@ struct Driver {
     available: [u16; 3],
     descriptors: [u16; 3],
     buffer: u64,
+    /// The low half of what it negotiates.
+    features: u32,
 }
 
 impl Driver {
@@ -144,7 +219,7 @@ impl Driver {
     fn initialise(&mut self) {
         let write = |offset: u64, bytes: &[u8]| self.function.bar_write(offset, bytes);
         [0, 1, 3].iter().for_each(|status| write(0x14, &[*status]));
-        for (half, features) in [(0u32, 0x3000_0000u32), (1, 1)] {
+        for (half, features) in [(0u32, self.features), (1, 1)] {
             write(0x08, &half.to_le_bytes());
             write(0x0c, &features.to_le_bytes());
         }
@@ -200,7 +275,9 @@ pub(crate) fn drive(input: &[u8]) {
     let mut host = Host::default();
     let function = attach(device(choice, &mut host), &ram, &vm);
     let (available, descriptors) = Default::default();
-    let mut driver = Driver { ram: ram.clone(), function, available, descriptors, buffer: BUFFERS };
+    // Event index and indirect tables; a network card's own, too, without which little of it is reached.
+    let features = 0x3000_0000 | if host.network.is_some() { 0x0001_b9ab } else { 0 };
+    let mut driver = Driver { ram: ram.clone(), function, available, descriptors, buffer: BUFFERS, features };
     while let Some(step) = input.byte() {
         if run(step, &mut input, &mut driver, &mut host, choice, &vm).is_none() {
             break;
@@ -246,6 +323,9 @@ fn run(
             driver.put(at, input.take(len));
         }
         6 => {
+            if let Some(network) = &mut host.network {
+                return network.step(input);
+            }
             let content = input.byte()?;
             if let Some(console) = &host.input {
                 console.write(&[content; 100]);

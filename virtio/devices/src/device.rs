@@ -36,9 +36,15 @@ pub trait Device: Send + 'static {
     /// The largest size of each queue, a power of two.
     fn queues(&self) -> Vec<u16>;
 
-    /// The configuration space; fixed for the life of the device.
+    /// The configuration space. Asked for once, and when [`Device::config_changed`] says so.
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    /// Whether the configuration space is another one than when this was last asked. Asked after each call that may change it; the
+    /// driver is told.
+    fn config_changed(&mut self) -> bool {
+        false
     }
 
     /// Called once, before anything else, with the set its thread waits on. Tokens below [`FIRST_TOKEN`] are taken.
@@ -127,7 +133,15 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Puts the chain that was popped last back.
+    /// Gives chains back to the driver, who sees all of them or none.
+    pub fn complete_together(&mut self, queue: usize, chains: &[Chain]) -> Result<(), QueueError> {
+        match self.queues.get_mut(queue) {
+            Some(Some(queue)) => queue.complete_together(chains),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the chain that was popped last back; the one before it may follow.
     pub fn put_back(&mut self, queue: usize, chain: Chain) {
         if let Some(Some(queue)) = self.queues.get_mut(queue) {
             queue.put_back(chain);

@@ -49,6 +49,13 @@ pub(crate) struct DriverQueue {
     writable: std::collections::HashMap<u32, Vec<(u64, u32)>>,
 }
 
+impl DriverQueue {
+    /// Whether the device has chains with writable buffers.
+    pub(crate) fn is_offering(&self) -> bool {
+        self.writable.values().any(|buffers| !buffers.is_empty())
+    }
+}
+
 /// A machine with one device and its driver.
 pub(crate) struct Guest {
     pub(crate) ram: GuestRam,

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use doorbell::{Doorbell, Event, Interest, Waiter};
 use guest_memory::GuestRam;
-use machine::pci::Msix;
+use machine::pci::{Msix, RestoreError};
 
 use crate::device::{Active, Device, FIRST_TOKEN};
 use crate::queue::{Interrupt, NO_VECTOR, Queue, note_broken};
@@ -43,8 +43,16 @@ struct Shared {
     /// The vector for configuration changes and device trouble.
     config_vector: AtomicU16,
     needs_reset: AtomicBool,
+    config: Mutex<Config>,
     over: AtomicBool,
     name: &'static str,
+}
+
+/// The configuration space as the driver reads it.
+struct Config {
+    bytes: Vec<u8>,
+    /// Counts its changes (virtio 1.3 §2.5.1).
+    generation: u8,
 }
 
 /// The worker of one device.
@@ -77,6 +85,7 @@ impl Worker {
         }
         device.attach(&waiter);
         let name = device.identity().name;
+        let config = Mutex::new(Config { bytes: device.config(), generation: 0 });
         let cell = Cell { device, queues: Vec::new(), running: false, quiet: false };
         let shared = Shared {
             gate: Mutex::new(()),
@@ -90,6 +99,7 @@ impl Worker {
             msix: msix.clone(),
             config_vector: AtomicU16::new(NO_VECTOR),
             needs_reset: AtomicBool::new(false),
+            config,
             over: AtomicBool::new(false),
             name,
         };
@@ -108,6 +118,21 @@ impl Worker {
 
     pub(crate) fn set_needs_reset(&self, needed: bool) {
         self.shared.needs_reset.store(needed, Ordering::SeqCst);
+    }
+
+    /// Looks at the configuration space and at the count of its changes.
+    pub(crate) fn config<T>(&self, look: impl FnOnce(&[u8], u8) -> T) -> T {
+        let config = locked(&self.shared.config);
+        look(&config.bytes, config.generation)
+    }
+
+    /// Has the device take its saved state.
+    pub(crate) fn restore(&self, state: &[u8]) -> Result<(), RestoreError> {
+        self.with(|cell| {
+            let result = cell.device.restore(state);
+            self.shared.publish_config(&mut *cell.device);
+            result
+        })
     }
 
     /// Works on the device itself, between two chains.
@@ -130,6 +155,7 @@ impl Worker {
         self.with(|cell| {
             cell.queues = queues;
             cell.device.start(features);
+            self.shared.publish_config(&mut *cell.device);
             cell.running = true;
         });
         self.ensure_thread();
@@ -217,6 +243,18 @@ impl Shared {
         cell.device.abandon();
     }
 
+    /// Shows the driver the configuration space as it is now, and tells it when that is another one.
+    fn publish_config(&self, device: &mut dyn Device) {
+        if !device.config_changed() {
+            return;
+        }
+        let mut config = locked(&self.config);
+        config.bytes = device.config();
+        config.generation = config.generation.wrapping_add(1);
+        drop(config);
+        Interrupt::new(self.msix.clone(), self.config_vector.load(Ordering::SeqCst)).raise();
+    }
+
     fn run(&self) {
         let mut events = Vec::new();
         while !self.over.load(Ordering::SeqCst) {
@@ -264,6 +302,7 @@ impl Shared {
                 _ => Ok(()),
             })
         });
+        self.publish_config(&mut *cell.device);
         if let Err(error) = result {
             note_broken(self.name, error);
             self.fail(cell);

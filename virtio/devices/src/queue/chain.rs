@@ -2,7 +2,7 @@
 
 use guest_memory::{GuestMemory, GuestRam};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 /// Most bytes in one chain, all descriptors together.
 pub(super) const MAX_CHAIN_BYTES: u32 = 16 << 20;
@@ -211,6 +211,22 @@ impl Reader<'_> {
         done
     }
 
+    /// The same for memory that another process may change at the same time.
+    pub fn read_into(&mut self, target: &VolatileSlice<'_>) -> usize {
+        let mut done = 0;
+        while let Some(rest) = target.offset(done).ok().filter(|rest| !rest.is_empty()) {
+            let Some(piece) = self.cursor.take(rest.len()) else { break };
+            let mut at = 0;
+            for source in self.memory.get_slices(GuestAddress(piece.at), piece.len as usize).flatten() {
+                let Ok(rest) = rest.offset(at) else { break };
+                source.copy_to_volatile_slice(rest);
+                at = at.saturating_add(source.len());
+            }
+            done = done.saturating_add(piece.len as usize);
+        }
+        done
+    }
+
     /// The next `N` bytes, if there are as many.
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
@@ -239,6 +255,23 @@ impl Writer<'_> {
             let Some(source) = rest.get(..piece.len as usize) else { break };
             if self.memory.write_slice(source, GuestAddress(piece.at)).is_err() {
                 break;
+            }
+            done = done.saturating_add(piece.len as usize);
+            *self.written = self.written.saturating_add(piece.len);
+        }
+        done
+    }
+
+    /// The same for memory that another process may change at the same time.
+    pub fn write_from(&mut self, source: &VolatileSlice<'_>) -> usize {
+        let mut done = 0;
+        while let Some(rest) = source.offset(done).ok().filter(|rest| !rest.is_empty()) {
+            let Some(piece) = self.cursor.take(rest.len()) else { break };
+            let mut at = 0;
+            for target in self.memory.get_slices(GuestAddress(piece.at), piece.len as usize).flatten() {
+                let Ok(rest) = rest.offset(at) else { break };
+                at = at.saturating_add(target.len());
+                rest.copy_to_volatile_slice(target);
             }
             done = done.saturating_add(piece.len as usize);
             *self.written = self.written.saturating_add(piece.len);

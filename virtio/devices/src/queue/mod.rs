@@ -6,11 +6,13 @@
 mod chain;
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use guest_memory::GuestRam;
 use machine::GuestEvent;
 use machine::pci::Msix;
 use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 pub use chain::{Chain, ChainError, Reader, Writer};
 
@@ -93,6 +95,7 @@ pub struct Queue {
     ram: GuestRam,
     interrupt: Interrupt,
     vector: u16,
+    event_index: bool,
     /// The driver was told not to ring while the device is at work.
     silenced: bool,
 }
@@ -120,15 +123,15 @@ impl Queue {
             return Err(QueueError::BadRings);
         }
         inner.try_set_size(size).map_err(bad)?;
-        inner.try_set_desc_table_address(vm_memory::GuestAddress(state.descriptors)).map_err(bad)?;
-        inner.try_set_avail_ring_address(vm_memory::GuestAddress(state.driver)).map_err(bad)?;
-        inner.try_set_used_ring_address(vm_memory::GuestAddress(state.device)).map_err(bad)?;
+        inner.try_set_desc_table_address(GuestAddress(state.descriptors)).map_err(bad)?;
+        inner.try_set_avail_ring_address(GuestAddress(state.driver)).map_err(bad)?;
+        inner.try_set_used_ring_address(GuestAddress(state.device)).map_err(bad)?;
         inner.set_next_avail(u16::try_from(state.next_available).map_err(|_| QueueError::BadRings)?);
         inner.set_next_used(u16::try_from(state.next_used).map_err(|_| QueueError::BadRings)?);
         inner.set_event_idx(event_index);
         inner.set_ready(true);
         let vector = interrupt.vector;
-        Ok(Self { inner, ram: ram.clone(), interrupt, vector, silenced: false })
+        Ok(Self { inner, ram: ram.clone(), interrupt, vector, event_index, silenced: false })
     }
 
     /// What the driver configured, and how far the device has come.
@@ -169,11 +172,12 @@ impl Queue {
 
     /// Whether the driver has made a chain available that was not taken. Does not ask to be rung.
     pub fn has_work(&self) -> bool {
-        let available = self.inner.avail_idx(self.ram.memory(), std::sync::atomic::Ordering::Acquire);
+        let available = self.inner.avail_idx(self.ram.memory(), Ordering::Acquire);
         available.is_ok_and(|index| index.0 != self.inner.next_avail())
     }
 
-    /// Puts the last popped chain back; it comes first again. Only before anything was completed after it.
+    /// Puts the last popped chain back; it comes first again. Only before anything was completed after it. Of several chains the
+    /// last one goes back first.
     pub fn put_back(&mut self, _chain: Chain) {
         self.inner.go_to_previous_position();
     }
@@ -186,6 +190,41 @@ impl Queue {
             self.interrupt.raise();
         }
         Ok(())
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none, as it must with the buffers of one network frame.
+    pub fn complete_together(&mut self, chains: &[Chain]) -> Result<(), QueueError> {
+        let memory = self.ram.memory();
+        let old = self.inner.next_used();
+        let mut next = old;
+        let at = |offset: u64| GuestAddress(self.inner.used_ring().saturating_add(offset));
+        for chain in chains {
+            let slot = u64::from(next.checked_rem(self.inner.size()).unwrap_or(0));
+            let element = u64::from(chain.head()) | u64::from(chain.written()) << 32;
+            let place = at(slot.saturating_mul(8).saturating_add(4));
+            memory.write_obj(element.to_le(), place).map_err(|_| QueueError::Memory)?;
+            next = next.wrapping_add(1);
+        }
+        memory.store(next.to_le(), at(2), Ordering::Release).map_err(|_| QueueError::Memory)?;
+        self.inner.set_next_used(next);
+        if self.is_awaited(old, next)? {
+            self.interrupt.raise();
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt when the used index goes from `old` to `new` (virtio 1.3 §2.7.7.2).
+    fn is_awaited(&self, old: u16, new: u16) -> Result<bool, QueueError> {
+        if !self.event_index {
+            return Ok(true);
+        }
+        // The index is written before the driver's wish is read; the driver does the same the other way round.
+        fence(Ordering::SeqCst);
+        let offset = u64::from(self.inner.size()).saturating_mul(2).saturating_add(4);
+        let place = GuestAddress(self.inner.avail_ring().saturating_add(offset));
+        let event: u16 = self.ram.memory().load(place, Ordering::Relaxed).map_err(|_| QueueError::Memory)?;
+        let beyond = new.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+        Ok(beyond < new.wrapping_sub(old))
     }
 
     /// The memory in which the queue's chains lie.

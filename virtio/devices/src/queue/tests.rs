@@ -215,3 +215,36 @@ fn features_name_the_ring_formats() {
     guest.write(0, &1u32.to_le_bytes());
     assert_eq!(guest.read32(4), 1);
 }
+
+#[test]
+fn chains_given_back_together_are_seen_at_once_and_told_of_once() {
+    // The driver's event index, and whether three chains from used index 0 on reach it.
+    for (event, awaited) in [(0u16, true), (1, true), (2, true), (3, false), (0xffff, false), (0x8000, false)]
+    {
+        let (ram, mut queue) = bare();
+        let put = |at: u64, value: u16| ram.memory().write_obj(value, GuestAddress(at)).unwrap();
+        let state = queue.state();
+        for slot in 0..3u16 {
+            ram.memory().write_obj(BUFFER, GuestAddress(state.descriptors + 16 * u64::from(slot))).unwrap();
+            put(state.descriptors + 16 * u64::from(slot) + 8, 100);
+            put(state.descriptors + 16 * u64::from(slot) + 12, WRITE);
+            put(state.driver + 4 + 2 * u64::from(slot), 2 - slot);
+        }
+        put(state.driver + 4 + 2 * u64::from(queue.state().size as u16), event);
+        put(state.driver + 2, 3);
+        let mut chains: Vec<_> = (0..3).map(|_| queue.pop().unwrap().unwrap()).collect();
+        assert!(queue.pop().unwrap().is_none());
+        chains[1].writer(&ram).write(&[7; 33]);
+        // The last one is put back and popped again.
+        queue.put_back(chains.pop().unwrap());
+        chains.push(queue.pop().unwrap().unwrap());
+        assert_eq!(queue.is_awaited(0, 3), Ok(awaited), "{event:#x}");
+        queue.complete_together(&chains).unwrap();
+        let used: [u32; 6] = std::array::from_fn(|word| {
+            ram.memory().read_obj(GuestAddress(state.device + 4 + 4 * word as u64)).unwrap()
+        });
+        assert_eq!(used, [2, 0, 1, 33, 0, 0]);
+        assert_eq!(ram.memory().read_obj::<u16>(GuestAddress(state.device + 2)).unwrap(), 3);
+        assert_eq!(queue.state().next_used, 3);
+    }
+}

@@ -36,7 +36,6 @@ struct Saved {
 pub(super) struct Function {
     identity: DeviceIdentity,
     offer: Offer,
-    config: Vec<u8>,
     registers: Mutex<Registers>,
     worker: Worker,
     ram: GuestRam,
@@ -54,7 +53,6 @@ impl Function {
         };
         Ok(Self {
             identity: device.identity(),
-            config: device.config(),
             registers: Mutex::new(Registers::new(&offer)),
             offer,
             worker: Worker::new(device, &context.ram, &context.interrupts)?,
@@ -136,11 +134,13 @@ impl PciFunction for Function {
     fn bar_read(&self, offset: u64, data: &mut [u8]) {
         match offset {
             COMMON..0x40 => {
-                let image: [u8; LEN] = self.locked().image(&self.offer, self.worker.needs_reset());
+                let generation = self.worker.config(|_, generation| generation);
+                let image: [u8; LEN] =
+                    self.locked().image(&self.offer, self.worker.needs_reset(), generation);
                 copy(&image, offset, data);
             }
             DEVICE.. if offset < DEVICE.saturating_add(DEVICE_LEN) => {
-                copy(&self.config, offset.saturating_sub(DEVICE), data);
+                self.worker.config(|config, _| copy(config, offset.saturating_sub(DEVICE), data));
             }
             // The ISR too: with MSI-X it is not used (§4.1.4.5).
             _ => data.fill(0),
@@ -202,7 +202,7 @@ impl PciFunction for Function {
             let queues = self.queues(&registers).map_err(|_| mismatch("impossible queues"))?;
             self.worker.start(queues, registers.driver_features, config_vector(&registers));
         }
-        self.worker.with(|cell| cell.device.restore(&saved.device))?;
+        self.worker.restore(&saved.device)?;
         if saved.needs_reset {
             self.worker.fail();
         }

@@ -84,7 +84,7 @@ impl Registers {
     }
 
     /// The registers as the driver reads them.
-    pub(super) fn image(&self, offer: &Offer, needs_reset: bool) -> [u8; LEN] {
+    pub(super) fn image(&self, offer: &Offer, needs_reset: bool, generation: u8) -> [u8; LEN] {
         let window = |features: u64, select: u32| match select {
             0 => features as u32,
             1 => (features >> 32) as u32,
@@ -98,7 +98,7 @@ impl Registers {
         fields.extend((self.config_vector as u16).to_le_bytes());
         fields.extend((offer.queue_sizes.len() as u16).to_le_bytes());
         fields.push(self.status as u8 | if needs_reset { status::NEEDS_RESET } else { 0 });
-        fields.push(0); // config_generation: the configuration space never changes
+        fields.push(generation); // config_generation
         fields.extend((self.queue_select as u16).to_le_bytes());
         // A queue that does not exist has size 0 (§4.1.4.3.1).
         let none = QueueState { vector: NO_VECTOR.into(), ..QueueState::default() };
