@@ -70,6 +70,9 @@ pub const GUEST_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd76, 0x6976, 0, 0, 0, 0, 0, 2)
 pub const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd76, 0x6976, 0, 0, 0, 0, 0, 1);
 /// Prefix length of the IPv6 link.
 pub const LINK_PREFIX_V6: u8 = 126;
+/// The largest packet on the link in bytes: a multiple of 8 just below IPv4's limit, so that a segment is worth its way through the rings
+/// even without offloads.
+pub const LINK_MTU: u16 = 65_520;
 /// The pool of synthetic addresses, one per name; the link is its first /30. Network and prefix length. RFC 2544's range.
 pub const SYNTHETIC_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 /// The same for IPv6, from the unique local range.

@@ -98,6 +98,7 @@ pub(crate) fn start(
         base,
         disks,
         shares,
+        network: None,
     };
     let vmm = Vmm::start(plan, &descriptors)?;
     Ok((vmm, console))

@@ -38,6 +38,19 @@ pub struct Plan {
     pub disks: Vec<Disk>,
     /// Shared folders; none means no virtio-fs device.
     pub shares: Vec<SharedFolder>,
+    /// The link to the network; none means no network card.
+    pub network: Option<Network>,
+}
+
+/// The guest's side of a link to the network: what `frame_ring::pair` made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The rings.
+    pub memory: Slot,
+    /// Rung by the network for the guest.
+    pub bell: Slot,
+    /// Rung by the guest for the network.
+    pub far_bell: Slot,
 }
 
 /// A block device.
@@ -104,6 +117,10 @@ pub enum ToVmm {
     },
     /// Say what the engine counted.
     Count,
+    /// The network was started again: link up, with the new memory that comes along and the same bells.
+    Network,
+    /// The network is gone: no carrier until there is another.
+    NetworkDown,
 }
 
 /// What the guest's disks have written and do just now; tells a guest that goes down slowly from one that never will.
@@ -138,6 +155,8 @@ pub enum FromVmm {
     },
     /// The host has no room for what the guest writes. From a disk that waits for room: at each attempt, and nothing when there is room.
     HostFull,
+    /// The network broke its link, which was given up: no carrier until there is another.
+    NetworkBroken,
     /// The guest powered off, or the vmm was told to end.
     PoweredOff,
     /// The guest reset its machine, which ends a sandbox as well: a reboot, or the end of a kernel panic.

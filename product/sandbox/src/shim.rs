@@ -359,6 +359,9 @@ impl Shim<'_> {
                 let notice = self.room.hear(Instant::now());
                 self.tell(notice);
             }
+            Ok(Some(FromVmm::NetworkBroken)) => {
+                tracing::warn!("The network broke its link to the guest");
+            }
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
                 tracing::error!(%why, "The virtual machine failed");
@@ -662,7 +665,10 @@ impl Shim<'_> {
                 FromVmm::Failed { why } => self.note(Ending::failure(plain(&why))),
                 FromVmm::Reset => self.reset = true,
                 FromVmm::PoweredOff => self.note(Ending::wanted("powered off")),
-                FromVmm::Confined { .. } | FromVmm::Counted { .. } | FromVmm::HostFull => {}
+                FromVmm::Confined { .. }
+                | FromVmm::Counted { .. }
+                | FromVmm::HostFull
+                | FromVmm::NetworkBroken => {}
             }
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());

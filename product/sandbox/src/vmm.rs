@@ -4,6 +4,7 @@
 //! confined it can open none.
 
 mod build;
+mod network;
 mod patient;
 
 use std::io;
@@ -45,14 +46,14 @@ fn run(control: &OwnedFd) -> Result<Exit, String> {
     #[cfg(feature = "hostile-hook")]
     crate::hostile::attempt()?;
     packet::send(control, &FromVmm::Confined { layers }, &[]).map_err(|error| sentence(&error))?;
-    let Built { machine, vsock, .. } = built;
+    let Built { machine, vsock, network, .. } = built;
     let handle = machine.handle();
     waiting.set_machine(handle.clone());
     let disks = waiting.clone();
     let ear = control.try_clone().map_err(|error| sentence(&error))?;
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || listen(&ear, &handle, &vsock, &disks))
+        .spawn(move || listen(&ear, &handle, &vsock, network.as_ref(), &disks))
         .map_err(|error| sentence(&error))?;
     Ok(machine.run())
 }
@@ -91,6 +92,7 @@ fn listen(
     control: &OwnedFd,
     machine: &MachineHandle,
     vsock: &virtio_devices::VsockHost,
+    network: Option<&network::Network>,
     disks: &patient::Waiting,
 ) {
     loop {
@@ -104,6 +106,17 @@ fn listen(
             Ok(Some((ToVmm::Count, _))) => {
                 let counters = machine.counters();
                 let _ = packet::send(control, &FromVmm::Counted { counters, disks: disks.work() }, &[]);
+            }
+            Ok(Some((ToVmm::Network, descriptors))) => {
+                let linked = network.zip(descriptors.into_iter().next());
+                if let Some(Err(why)) = linked.map(|(network, memory)| network.connect(memory)) {
+                    tracing::error!(%why, "The network cannot be linked");
+                }
+            }
+            Ok(Some((ToVmm::NetworkDown, _))) => {
+                if let Some(network) = network {
+                    network.disconnect();
+                }
             }
             Ok(Some((ToVmm::Start(_), _))) => {}
             Ok(None) | Err(_) => return machine.stop(),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use backends::FrameLink;
+use doorbell::Doorbell;
 use hv::{Hypervisor, Unavailable};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -149,6 +151,20 @@ fn address_in(folder: &Path, name: &str) -> io::Result<(SocketAddrUnix, OwnedFd)
 /// Whether the software CPU can be used.
 pub(crate) fn probe_soft() -> Result<(), Unavailable> {
     hv_soft::SoftEngine::new().probe().map(|_| ())
+}
+
+/// A bell that came as a descriptor.
+pub(crate) fn doorbell(bell: OwnedFd) -> io::Result<Doorbell> {
+    Ok(bell.into())
+}
+
+/// The guest's side of the link to the network.
+pub(crate) fn guest_link(
+    memory: OwnedFd,
+    mine: Doorbell,
+    theirs: Doorbell,
+) -> io::Result<Box<dyn FrameLink>> {
+    Ok(Box::new(frame_ring::Link::from_parts(memory, frame_ring::Side::Guest, mine, theirs)?))
 }
 
 /// The software CPU.

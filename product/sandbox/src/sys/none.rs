@@ -123,6 +123,20 @@ pub(crate) fn accept(_listener: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Refuses.
+pub(crate) fn doorbell(_bell: OwnedFd) -> io::Result<doorbell::Doorbell> {
+    Err(unsupported())
+}
+
+/// Refuses.
+pub(crate) fn guest_link(
+    _memory: OwnedFd,
+    _mine: doorbell::Doorbell,
+    _theirs: doorbell::Doorbell,
+) -> io::Result<Box<dyn backends::FrameLink>> {
+    Err(unsupported())
+}
+
+/// Refuses.
 pub(crate) fn probe_soft() -> Result<(), Unavailable> {
     Err(unavailable("soft"))
 }

@@ -13,6 +13,7 @@ use machine::pci::PciDevice;
 use machine::{Machine, MachineBuilder, MachineConfig, layout};
 use virtio_devices::{Block, Console, Fs, Pmem, Rng, Vsock, VsockHost, pci};
 
+use super::network::Network;
 use super::patient::{Impatient, Patient, Waiting};
 use crate::engine::{Engine, sentence};
 use crate::plan::{Plan, Received, Slot, Store};
@@ -21,6 +22,7 @@ use crate::plan::{Plan, Received, Slot, Store};
 pub(super) struct Built {
     pub(super) machine: Machine,
     pub(super) vsock: VsockHost,
+    pub(super) network: Option<Network>,
     /// The shared folders and whether each may only be read: all of the host's files that the process needs to reach.
     pub(super) shares: Vec<(OwnedFd, bool)>,
 }
@@ -51,6 +53,14 @@ pub(super) fn build(plan: &Plan, mut received: Received, waiting: &Waiting) -> R
     plug(&mut builder, slot::ENTROPY, pci(Rng::new(Box::new(HostRandom))))?;
     let (vsock, host) = Vsock::new(GUEST_CID.into()).map_err(|error| sentence(&error))?;
     plug(&mut builder, slot::VSOCK, pci(vsock))?;
+    let network = match &plan.network {
+        Some(plan) => {
+            let (device, network) = Network::new(plan, &mut received, waiting.control().clone())?;
+            plug(&mut builder, slot::NET, pci(device))?;
+            Some(network)
+        }
+        None => None,
+    };
     let mut extra = slot::EXTRA.into_iter();
     for disk in &plan.disks {
         let at = if disk.serial == serial::DISK { Some(slot::DISK) } else { extra.next() };
@@ -64,7 +74,7 @@ pub(super) fn build(plan: &Plan, mut received: Received, waiting: &Waiting) -> R
     }
     let engine = engine(plan, &mut received)?;
     let machine = builder.build(&*engine).map_err(|error| sentence(&error))?;
-    Ok(Built { machine, vsock: host, shares: granted })
+    Ok(Built { machine, vsock: host, network, shares: granted })
 }
 
 fn take(received: &mut Received, slot: Slot) -> Result<OwnedFd, String> {

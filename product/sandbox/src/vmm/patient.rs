@@ -40,6 +40,11 @@ impl Waiting {
         Self { control: Arc::new(control), machine: Arc::new(OnceLock::new()), work: Arc::default() }
     }
 
+    /// The line to the shim.
+    pub(super) fn control(&self) -> &Arc<OwnedFd> {
+        &self.control
+    }
+
     /// The machine whose end ends all waiting.
     pub(super) fn set_machine(&self, machine: MachineHandle) {
         let _ = self.machine.set(machine);
