@@ -10,6 +10,7 @@ mod life;
 mod many;
 mod places;
 mod sessions;
+mod trust;
 mod workspace;
 
 use std::process::ExitCode;
@@ -27,5 +28,6 @@ fn main() -> ExitCode {
         ("crowd", crowd::CASES),
         ("disk", disk::CASES),
         ("places", places::CASES),
+        ("trust", trust::CASES),
     ])
 }
