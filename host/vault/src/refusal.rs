@@ -1,0 +1,125 @@
+//! Why a request with a credential, or one that should not have it, is not passed on.
+
+/// The reason: one sentence, without a value in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A placeholder went to a host that its secret is not bound to.
+    #[error("the placeholder of the secret \"{secret}\" was sent to {host}, which that secret is not for")]
+    Exfiltration {
+        /// The secret's name.
+        secret: String,
+        /// Where it was sent.
+        host: String,
+    },
+    /// A placeholder was sent without TLS.
+    #[error("the placeholder of the secret \"{secret}\" was sent to {host} without TLS")]
+    Plaintext {
+        /// The secret's name.
+        secret: String,
+        /// Where it was sent.
+        host: String,
+    },
+    /// The host is right, but the secret is limited to other requests.
+    #[error("the secret \"{secret}\" is not for this method and path")]
+    NotForRequest {
+        /// The secret's name.
+        secret: String,
+    },
+    /// The place where the placeholder stands is there more than once.
+    #[error("{place} is there more than once, with the placeholder of the secret \"{secret}\" in it")]
+    Repeated {
+        /// The secret's name.
+        secret: String,
+        /// The place, for people.
+        place: String,
+    },
+    /// The guest sends a credential of its own to a host whose credential is kept here.
+    #[error("{place} has a credential that is not the secret \"{secret}\", which is kept for this host")]
+    Foreign {
+        /// The secret's name.
+        secret: String,
+        /// The place, for people.
+        place: String,
+    },
+    /// The request cannot be understood where a credential stands.
+    #[error("{what}")]
+    Malformed {
+        /// What is wrong.
+        what: String,
+    },
+    /// Understood, but nothing that can be done here.
+    #[error("{what}")]
+    Unsupported {
+        /// What it is.
+        what: String,
+    },
+    /// Something must be held as a whole and is too long for that.
+    #[error("{what} is longer than {limit} bytes")]
+    TooLarge {
+        /// What is too long.
+        what: &'static str,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The secret's value could not be had.
+    #[error("the secret \"{secret}\" cannot be had: {why}")]
+    Unavailable {
+        /// The secret's name.
+        secret: String,
+        /// The reason.
+        why: String,
+    },
+}
+
+impl Refusal {
+    pub(crate) fn malformed(what: impl Into<String>) -> Self {
+        Self::Malformed { what: what.into() }
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into() }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Malformed { .. } => 400,
+            Self::TooLarge { .. } => 413,
+            Self::Unavailable { .. } => 502,
+            Self::Unsupported { .. } => 501,
+            _ => 403,
+        }
+    }
+
+    /// The secret that it is about.
+    pub fn secret(&self) -> Option<&str> {
+        match self {
+            Self::Exfiltration { secret, .. }
+            | Self::Plaintext { secret, .. }
+            | Self::NotForRequest { secret }
+            | Self::Repeated { secret, .. }
+            | Self::Foreign { secret, .. }
+            | Self::Unavailable { secret, .. } => Some(secret),
+            Self::Malformed { .. } | Self::Unsupported { .. } | Self::TooLarge { .. } => None,
+        }
+    }
+
+    /// Whether somebody in the guest tried to get a credential out.
+    pub fn is_exfiltration(&self) -> bool {
+        matches!(self, Self::Exfiltration { .. } | Self::Plaintext { .. })
+    }
+
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Exfiltration { .. } => "viv secret ls shows which hosts each secret is for".into(),
+            Self::Plaintext { .. } => "use https".into(),
+            Self::NotForRequest { .. } => "viv secret ls --json shows the methods and paths".into(),
+            Self::Foreign { secret, .. } => {
+                format!("viv secret set {secret} --allow-other lets other credentials pass to these hosts")
+            }
+            Self::Unavailable { .. } => "viv secret ls shows where it comes from".into(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,410 @@
+use super::*;
+use crate::credentials::Destination;
+
+const VALUE: &str = "ghp_REALREALREALREALREALREALREALREALREAL";
+
+fn folders(root: &std::path::Path) -> Folders {
+    Folders { data: root.join("data/secrets"), config: root.join("config") }
+}
+
+fn github(scope: Scope) -> Entry {
+    Entry::of_service("github", scope, Source::Kept, false).unwrap()
+}
+
+fn nobody(_: &str) -> Result<Secret> {
+    Err(Error::Locked)
+}
+
+fn text(text: &str) -> Secret {
+    Secret::from(text.to_owned())
+}
+
+fn key_file() -> Keep {
+    Keep::Files(Some(Protection::KeyFile))
+}
+
+/// What a server would get for the placeholder of `sandbox`.
+fn sent(vault: &mut Vault, sandbox: &str) -> String {
+    let variables = vault.environment(sandbox);
+    let (_, holder) = variables.iter().find(|(name, _)| name == "GH_TOKEN").unwrap();
+    let set = vault.resolve(sandbox, &mut nobody).unwrap().credentials;
+    let (mut head, ()) =
+        http::Request::get("/").header("authorization", holder).body(()).unwrap().into_parts();
+    let to = Destination { host: "api.github.com", port: 443, tls: true };
+    set.place(&to, &mut head, SystemTime::now()).unwrap();
+    head.headers["authorization"].to_str().unwrap().to_owned()
+}
+
+/// All bytes of all files below a folder.
+fn all_files(folder: &std::path::Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(all_files(&path));
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_value_is_kept_and_found_again_and_in_no_file() {
+    use std::os::unix::fs::MetadataExt;
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    assert!(!vault.applies("box1") && vault.entries().is_empty());
+    assert!(!vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap());
+    let mut vault = Vault::open(&folders).unwrap();
+    assert!(vault.applies("box1") && !vault.is_locked("box1"));
+    assert_eq!(sent(&mut vault, "box1"), VALUE);
+    assert_ne!(
+        vault.environment("box1"),
+        vault.environment("box2"),
+        "each sandbox has placeholders of its own"
+    );
+    for (path, bytes) in all_files(root.path()) {
+        assert!(memchr::memmem::find(&bytes, b"REALREAL").is_none(), "{}", path.display());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o077, 0, "{}", path.display());
+    }
+    assert!(vault.storage().to_string().contains("vault.key: whoever reads both reads the values"));
+}
+
+#[test]
+fn a_sandboxs_own_wins_and_goes_with_it() {
+    let root = tempfile::tempdir().unwrap();
+    let mut vault = Vault::open(&folders(root.path())).unwrap();
+    let other = "ghp_OTHEROTHEROTHEROTHEROTHEROTHEROTHERO";
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    let before = vault.environment("box1");
+    vault.set(github(Scope::Sandbox("box1".into())), Some(&text(other)), key_file()).unwrap();
+    assert_eq!(vault.environment("box1"), before, "sessions that run go on working");
+    assert_eq!((sent(&mut vault, "box1").as_str(), sent(&mut vault, "box2").as_str()), (other, VALUE));
+    assert_eq!(vault.remove_sandbox("box1").unwrap(), 1);
+    assert_eq!(vault.remove_sandbox("box1").unwrap(), 0);
+    assert_eq!(sent(&mut vault, "box1"), VALUE);
+    assert_eq!(std::fs::read_dir(root.path().join("data/secrets/values")).unwrap().count(), 1);
+}
+
+#[test]
+fn replacing_and_removing_leave_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let mut vault = Vault::open(&folders(root.path())).unwrap();
+    vault.set(github(Scope::Global), Some(&text("ghp_old-old-old-old")), key_file()).unwrap();
+    let before = vault.environment("box1");
+    assert!(vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap());
+    assert_eq!(vault.environment("box1"), before);
+    assert_eq!(sent(&mut vault, "box1"), VALUE);
+    let values = root.path().join("data/secrets/values");
+    assert_eq!(std::fs::read_dir(&values).unwrap().count(), 1);
+    vault.remove(&Scope::Global, "github").unwrap();
+    assert_eq!(std::fs::read_dir(&values).unwrap().count(), 0);
+    assert!(matches!(vault.remove(&Scope::Global, "github"), Err(Error::UnknownSecret { .. })));
+}
+
+#[test]
+fn a_passphrase_locks_reading_but_not_setting() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    let keep = Keep::Files(Some(Protection::Passphrase(text("correct horse"))));
+    vault.set(github(Scope::Global), Some(&text(VALUE)), keep).unwrap();
+    let mut vault = Vault::open(&folders).unwrap();
+    assert!(vault.is_locked("box1"));
+    vault
+        .set(
+            Entry::of_service("openai", Scope::Global, Source::Kept, false).unwrap(),
+            Some(&text("sk-other")),
+            Keep::Files(None),
+        )
+        .unwrap();
+    assert!(matches!(vault.resolve("box1", &mut nobody), Err(Error::Locked)));
+    let error = vault.resolve("box1", &mut |_| Ok(text("wrong"))).unwrap_err();
+    assert!(matches!(error, Error::WrongPassphrase), "{error}");
+    let mut asked = 0;
+    let resolved = vault
+        .resolve("box1", &mut |_| {
+            asked += 1;
+            Ok(text("correct horse"))
+        })
+        .unwrap();
+    assert_eq!((asked, resolved.problems.len(), resolved.credentials.names().len()), (1, 0, 2));
+    assert!(!vault.is_locked("box1"));
+    assert_eq!(vault.environment("box1").iter().filter(|(name, _)| name == "OPENAI_API_KEY").count(), 1);
+}
+
+#[test]
+fn damaged_files_are_told_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    vault
+        .set(
+            Entry::of_service("openai", Scope::Global, Source::Kept, false).unwrap(),
+            Some(&text("sk-other")),
+            key_file(),
+        )
+        .unwrap();
+    let id = vault.entries().iter().find(|entry| entry.name == "github").unwrap().id.clone();
+    let path = folders.data.join("values").join(format!("{id}.age"));
+    let whole = std::fs::read(&path).unwrap();
+    let mut cut = whole.clone();
+    cut.truncate(whole.len() - 5);
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for bad in [b"".to_vec(), b"nonsense".to_vec(), cut, flipped] {
+        std::fs::write(&path, &bad).unwrap();
+        let resolved = Vault::open(&folders).unwrap().resolve("box1", &mut nobody).unwrap();
+        assert_eq!(resolved.problems.len(), 1, "only that one");
+        assert!(resolved.problems[0].contains("damaged"), "{}", resolved.problems[0]);
+        assert_eq!(std::fs::read(&path).unwrap(), bad, "left alone");
+    }
+    std::fs::remove_file(&path).unwrap();
+    let resolved = Vault::open(&folders).unwrap().resolve("box1", &mut nobody).unwrap();
+    assert!(resolved.problems[0].contains("gone"), "{}", resolved.problems[0]);
+    for (bad, word) in
+        [(&b"{\"schema\": 1,"[..], "damaged"), (b"{\"schema\": 99}", "newer"), (b"[]", "damaged")]
+    {
+        std::fs::write(folders.index(), bad).unwrap();
+        let error = Vault::open(&folders).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+        assert!(vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).is_err());
+        assert_eq!(std::fs::read(folders.index()).unwrap(), bad, "nothing is lost");
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_or_that_is_gone_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    let key = folders.config.join("vault.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let problems = Vault::open(&folders).unwrap().resolve("box1", &mut nobody).unwrap().problems;
+    assert!(problems[0].contains("may be read or changed by others (mode 644)"), "{problems:?}");
+    std::fs::remove_file(&key).unwrap();
+    let problems = Vault::open(&folders).unwrap().resolve("box1", &mut nobody).unwrap().problems;
+    assert!(problems[0].contains("it is gone"), "{problems:?}");
+}
+
+#[test]
+fn an_index_that_was_changed_sends_no_value_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    let index = std::fs::read_to_string(folders.index()).unwrap();
+    std::fs::write(folders.index(), index.replace("\"api.github.com\"", "\"evil.example\"")).unwrap();
+    let resolved = Vault::open(&folders).unwrap().resolve("box1", &mut nobody).unwrap();
+    assert!(resolved.problems[0].contains("binding"), "{:?}", resolved.problems);
+    assert!(!resolved.credentials.to_wire().unwrap().contains("UkVBTFJFQUx"));
+}
+
+#[test]
+fn commands_are_cached_and_asked_again() {
+    let root = tempfile::tempdir().unwrap();
+    let count = root.path().join("count");
+    let command =
+        format!("echo x >> {0}; wc -l < {0} | tr -d ' ' | sed s/^/ghp_value-number-/", count.display());
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    let mut entry = Entry::of_service("github", Scope::Global, Source::Command(command), false).unwrap();
+    vault.verify(&entry).unwrap();
+    vault.set(entry.clone(), None, key_file()).unwrap();
+    assert_eq!(sent(&mut vault, "box1"), "ghp_value-number-2");
+    assert_eq!(sent(&mut vault, "box1"), "ghp_value-number-2");
+    assert!(vault.resolve("box1", &mut nobody).unwrap().next_refresh.unwrap() > SystemTime::now());
+    entry.refresh = Refresh::OnDemand;
+    vault.set(entry.clone(), None, key_file()).unwrap();
+    assert_eq!(
+        (sent(&mut vault, "box1").as_str(), sent(&mut vault, "box1").as_str()),
+        ("ghp_value-number-3", "ghp_value-number-4")
+    );
+    entry.source = Source::Command("exit 7".into());
+    assert!(vault.verify(&entry).is_err());
+    vault.set(entry, None, key_file()).unwrap();
+    let problems = vault.resolve("box1", &mut nobody).unwrap().problems;
+    assert!(problems[0].contains("exit code 7"), "{problems:?}");
+    assert!(!folders.data.join("values").exists(), "nothing of it is kept");
+}
+
+#[test]
+fn signing_in_is_kept_for_that_sandbox() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    let entry = Entry::of_service("anthropic", Scope::Global, Source::SignIn, false).unwrap();
+    vault.set(entry, None, key_file()).unwrap();
+    assert!(vault.environment("box1").is_empty());
+    let set = vault.resolve("box1", &mut nobody).unwrap().credentials;
+    assert!(set.is_bound("console.anthropic.com", 443) && set.is_bound("api.anthropic.com", 443));
+    let to = Destination { host: "console.anthropic.com", port: 443, tls: true };
+    let (mut head, ()) = http::Request::post("/v1/oauth/token").body(()).unwrap().into_parts();
+    let crate::Body::Token(exchange) = set.place(&to, &mut head, SystemTime::now()).unwrap().body else {
+        panic!()
+    };
+    let answer = br#"{"access_token":"sk-ant-oat01-REALREALREALREALREAL","refresh_token":"sk-ant-ort01-REAL","expires_in":3600}"#;
+    let kept = exchange.response(200, answer, SystemTime::now()).unwrap().unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&kept.body).unwrap();
+    let sentinel = shown["access_token"].as_str().unwrap();
+    vault.keep_grant("box1", &kept.grant).unwrap();
+    for (sandbox, works) in [("box1", true), ("box2", false)] {
+        let set = Vault::open(&folders).unwrap().resolve(sandbox, &mut nobody).unwrap().credentials;
+        let (mut head, ()) = http::Request::get("/")
+            .header("authorization", format!("Bearer {sentinel}"))
+            .body(())
+            .unwrap()
+            .into_parts();
+        let to = Destination { host: "api.anthropic.com", port: 443, tls: true };
+        let outcome = set.place(&to, &mut head, SystemTime::now());
+        assert_eq!(outcome.is_ok(), works, "{sandbox}");
+        if works {
+            assert_eq!(head.headers["authorization"], "Bearer sk-ant-oat01-REALREALREALREALREAL");
+            assert!(set.next_refresh().is_some());
+            assert_eq!(set.refreshes_due(SystemTime::now(), Duration::from_secs(7200)).len(), 1);
+            assert!(set.refreshes_due(SystemTime::now(), Duration::from_secs(60)).is_empty());
+        }
+    }
+    assert!(all_files(root.path()).iter().all(|(_, bytes)| memchr::memmem::find(bytes, b"REAL").is_none()));
+    vault.remove_sandbox("box1").unwrap();
+    assert_eq!(std::fs::read_dir(folders.data.join("values")).unwrap().count(), 0);
+}
+
+#[test]
+fn git_gets_the_placeholder_from_its_own_settings() {
+    let root = tempfile::tempdir().unwrap();
+    let mut vault = Vault::open(&folders(root.path())).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    let variables = vault.environment("box1");
+    let holder = &variables.iter().find(|(name, _)| name == "GITHUB_TOKEN").unwrap().1;
+    let output = std::process::Command::new("git")
+        .args(["credential", "fill"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", root.path())
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .envs(variables.iter().cloned())
+        .stdin({
+            let path = root.path().join("question");
+            std::fs::write(&path, "protocol=https\nhost=github.com\n\n").unwrap();
+            std::fs::File::open(path).unwrap()
+        })
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("username=x-access-token\n") && said.contains(&format!("password={holder}\n")),
+        "{said} {output:?}"
+    );
+}
+
+#[test]
+fn aws_keys_have_many_forms() {
+    let of = |given: &str| aws_keys(&text(given));
+    let (id, key) = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+    for given in [
+        format!("{id}\n{key}\n"),
+        format!("{id}\r\n{key}\r\ntoken-token\r\n"),
+        format!("export AWS_SECRET_ACCESS_KEY={key}\nexport AWS_ACCESS_KEY_ID={id}"),
+        format!(
+            r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{key}","SessionToken":"t","Expiration":"2030-01-01T00:00:00+00:00"}}"#
+        ),
+    ] {
+        let (keys, _) = of(&given).unwrap();
+        assert_eq!((keys.key_id.expose(), keys.secret.expose()), (id.as_bytes(), key.as_bytes()), "{given}");
+    }
+    let (keys, ends) = of(&format!(r#"{{"AccessKeyId":"{id}","SecretAccessKey":"{key}","SessionToken":"t","Expiration":"2030-01-01T00:00:00Z"}}"#)).unwrap();
+    assert!(keys.session_token.is_some() && ends.is_some());
+    for bad in ["", "AKIA", id, "{}", "{", &format!("{id}\n{key}\na\nb"), &format!("{id} {key}")] {
+        let error = of(bad).unwrap_err().to_string();
+        assert!(!error.contains("wJalr"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_secret_cannot_be_is_told() {
+    let custom = |name: &str, env: &[&str], hosts: &[&str]| {
+        let binding = crate::Binding {
+            hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            ..crate::Binding::default()
+        };
+        let wish = Custom {
+            binding,
+            env: env.iter().map(|&variable| variable.to_owned()).collect(),
+            ..Custom::default()
+        };
+        Entry::custom(name, Scope::Global, Source::Kept, wish)
+    };
+    assert!(custom("mine", &["MY_TOKEN"], &["a.example"]).is_ok());
+    assert!(custom("github", &["X"], &["a.example"]).unwrap_err().to_string().contains("viv secret set"));
+    for (name, env) in [
+        ("", "X"),
+        ("a b", "X"),
+        ("\u{1b}[2J", "X"),
+        ("-x", "X"),
+        ("mine", "1X"),
+        ("mine", "A=B"),
+        ("mine", ""),
+    ] {
+        let error = custom(name, &[env], &["a.example"]).unwrap_err().to_string();
+        assert!(!error.chars().any(char::is_control), "{error:?}");
+    }
+    assert!(custom("mine", &["X"], &[]).is_err(), "no host");
+    assert!(custom("mine", &[], &["a.example"]).is_err(), "no variable and no place");
+    let error = Entry::of_service("gihub", Scope::Global, Source::Kept, false).unwrap_err();
+    assert_eq!(error.hint().unwrap(), "did you mean github?  viv secret set --help names all");
+    assert!(Entry::of_service("npm", Scope::Global, Source::SignIn, false).is_err());
+    let entry = github(Scope::Global);
+    for bad in ["", "a\nb", "a\0b", " a", "a ", "\u{e4}", &"x".repeat(MAX_VALUE + 1)] {
+        assert!(checked_value(&entry, &text(bad)).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn two_programs_that_set_at_once_lose_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    Vault::open(&folders).unwrap().set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let folders = &folders;
+            scope.spawn(move || {
+                let mut vault = Vault::open(folders).unwrap();
+                let entry = github(Scope::Sandbox(format!("box{number}")));
+                vault.set(entry, Some(&text(VALUE)), Keep::Files(None)).unwrap();
+            });
+        }
+    });
+    assert_eq!(Vault::open(&folders).unwrap().entries().len(), 9);
+}
+
+/// Against a real Secret Service, where the tests run inside a session that has one (`VIV_TEST_KEYCHAIN=1`, see docs/development.md).
+#[test]
+fn the_keychain_keeps_values() {
+    if std::env::var_os("VIV_TEST_KEYCHAIN").is_none() {
+        let error =
+            Vault::open(&folders(std::path::Path::new("/nonexistent"))).unwrap().place(Keep::Keychain);
+        if std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_none()
+            && std::env::var_os("XDG_RUNTIME_DIR").is_none()
+        {
+            assert!(error.unwrap_err().to_string().contains("no session bus"));
+        }
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), Keep::Best(None)).unwrap();
+    assert_eq!(vault.entries()[0].kept, Some(KeptIn::Keychain));
+    assert_eq!(sent(&mut Vault::open(&folders).unwrap(), "box1"), VALUE);
+    assert!(all_files(root.path()).iter().all(|(_, bytes)| memchr::memmem::find(bytes, b"REAL").is_none()));
+    vault.remove(&Scope::Global, "github").unwrap();
+    let keychain = Keychain::connect().unwrap().unwrap();
+    assert!(keychain.get("probe").unwrap().is_none());
+}
