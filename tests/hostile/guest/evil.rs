@@ -82,7 +82,7 @@ const LOCAL_APIC: u64 = 0xfee0_0000;
 const TRAMPOLINE: u64 = 0x8000;
 /// Where the second processor counts its rounds.
 const ROUNDS: u64 = 30 << 20;
-const DEVICES: u64 = 7;
+const DEVICES: u64 = 8;
 const QUEUES: u64 = 4;
 const SIZE: u64 = 64;
 
@@ -335,9 +335,9 @@ impl Evil {
         let count = 1 + self.chance.below(6);
         let mut readable = self.chance.below(count + 1);
         // What the device fills, and what it has no answer to.
-        if device == 2 || (queue == 0 && (device == 1 || device == 3)) {
+        if device == 2 || (queue == 0 && matches!(device, 1 | 3 | 7)) {
             readable = 0;
-        } else if device == 1 || device == 3 {
+        } else if matches!(device, 1 | 3 | 7) {
             readable = count;
         }
         let next_free = &mut self.free[device as usize][queue as usize];

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::far::Far;
 use sandbox::engine::Engine;
 use sandbox::packet;
 use sandbox::plan::{Descriptors, Disk, FromVmm, Plan, SharedFolder, Store, ToVmm};
@@ -37,7 +38,7 @@ const MOST_GROWTH: u64 = 8 << 20;
 pub const LONG_ENOUGH: Duration = Duration::from_secs(120);
 
 /// The devices by their slots; 0 is the host bridge, which has no queues.
-pub const DEVICES: [&str; 7] = ["bridge", "console", "random", "vsock", "base", "disk", "files"];
+pub const DEVICES: [&str; 8] = ["bridge", "console", "random", "vsock", "base", "disk", "files", "net"];
 
 /// How long a vmm whose shim is gone may take to end before it counts as hanging.
 const UNTIL_GONE: Duration = Duration::from_secs(60);
@@ -276,7 +277,7 @@ pub fn run(
     let before = bait.untouchable().map_err(text)?;
     let (near, far) = packet::pair().map_err(text)?;
     let (console, console_in) = std::io::pipe().map_err(text)?;
-    let (plan, descriptors) = plan(guest, bait, (form, seed), console_in.into())?;
+    let (plan, descriptors, far_end) = plan(guest, bait, (form, seed), console_in.into())?;
     let mut child = Command::new(viv)
         .arg("vmm")
         .env_clear()
@@ -294,7 +295,7 @@ pub fn run(
     let log = child.stderr.take().map(|log| std::thread::spawn(move || words(log)));
     let line = Arc::new(near);
     let said = hear(line.clone());
-    let watched = watch(&mut child, &line, time);
+    let watched = watch(&mut child, &line, far_end, time);
     // Its shim is gone.
     let _ = rustix::net::shutdown(&*line, rustix::net::Shutdown::Both);
     let ended = wait(&mut child);
@@ -327,7 +328,7 @@ fn plan(
     bait: &Bait,
     (form, seed): (Form, u64),
     console: OwnedFd,
-) -> Result<(Plan, Descriptors), String> {
+) -> Result<(Plan, Descriptors, Far), String> {
     let text = |error: std::io::Error| error.to_string();
     let wrong = |error: disk::DiskError| error.to_string();
     let mut descriptors = Descriptors::new();
@@ -352,6 +353,7 @@ fn plan(
         Ok::<_, String>(SharedFolder { folder, read_only })
     };
     let shares = vec![share("rw", false)?, share("ro", true)?];
+    let (far, network) = Far::new(&mut descriptors).map_err(text)?;
     let kvm = match form.engine {
         Engine::Soft => None,
         Engine::Kvm => {
@@ -371,8 +373,9 @@ fn plan(
         base: Some(base),
         disks: vec![Disk { serial: "viv-disk".into(), store }],
         shares,
+        network: Some(network),
     };
-    Ok((plan, descriptors))
+    Ok((plan, descriptors, far))
 }
 
 /// Reads what the guest says, whatever it is, and keeps its last numbers.
@@ -422,7 +425,7 @@ type Samples = Vec<(Duration, Usage)>;
 
 /// Does what a shim does meanwhile, connects to ports of the guest and talks to them, and looks at what the vmm holds.
 /// Gives all that it saw, and whether the guest ended before its time.
-fn watch(child: &mut Child, line: &OwnedFd, time: Duration) -> Result<(Samples, bool), String> {
+fn watch(child: &mut Child, line: &OwnedFd, mut far: Far, time: Duration) -> Result<(Samples, bool), String> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     let mut streams: Vec<UnixStream> = Vec::new();
@@ -451,6 +454,7 @@ fn watch(child: &mut Child, line: &OwnedFd, time: Duration) -> Result<(Samples, 
         if streams.len() > 16 {
             streams.remove(round as usize % 16);
         }
+        far.round(round, line).map_err(|error| error.to_string())?;
         if round % 10 == 0 {
             let _ = packet::send_now(line, &ToVmm::Count, &[]);
         }

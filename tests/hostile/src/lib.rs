@@ -5,6 +5,7 @@
 //! would. Nothing is needed of the guest but its image, which must be there.
 
 pub mod evil;
+mod far;
 pub mod recorder;
 pub mod workload;
 
