@@ -6,6 +6,8 @@
 //!   both are the same; with any other size a guest that sends past the window ends the process. See [`Buffers::new`].
 //! * Its own time-outs count from the last segment that came, however long ago, and make timers for idle connections; they
 //!   are not used.
+//! * It takes a FIN whose data it cut at the end of the window; such segments are given in two parts (`stack::tcp::split`).
+//! * A FIN that is lost is forgotten if three acknowledgements are repeated after it: the flow ends by [`Limits::handshake`].
 //! * At the end of TIME-WAIT it clears its receive buffer, read or not; a flow in TIME-WAIT is never polled for time.
 
 use std::net::SocketAddr;

@@ -65,16 +65,21 @@ proptest! {
         large: bool,
         segmentation: bool,
         mtu in prop_oneof![Just(1500usize), Just(9000), Just(MTU)],
+        calm: bool,
         (loss, repeat, reorder) in (0u8..12, 0u8..24, 0u8..64),
         seed in 1u64..,
     ) {
+        // Windows below a segment and reordering together keep two smoltcps repeating themselves for very long.
+        let small_buffer = if calm || reorder == 0 { small_buffer } else { 65535 };
         let (handshake, buffer_bytes) = (Duration::from_secs(900), if large { 4 << 20 } else { 0 });
         let limits = Limits { small_buffer, buffer_bytes, handshake, ..Limits::default() };
         let mut link = config();
         link.segmentation = segmentation;
         let mut net = Net::new(&link, limits, mtu);
         net.dice.0 = seed;
-        net.weather = Weather { loss, repeat, reorder };
+        net.weather = if calm { Weather::default() } else { Weather { loss, repeat, reorder } };
+        // The guest, smoltcp, takes a FIN for data that it cut at the end of its window; in bad weather more is sent than that.
+        let guest_buffer = if calm { guest_buffer } else { 1 << 20 };
         exchange(&mut net, v6, up, down, guest_buffer);
     }
 }

@@ -88,6 +88,36 @@ fn a_guest_that_sends_past_the_window_at_once_does_no_harm() {
     assert_eq!(net.stack.counters().bad_checksum, 0);
 }
 
+/// smoltcp takes the FIN of a segment whose data it cut at the end of the window.
+#[test]
+fn a_fin_behind_data_that_was_cut_is_not_taken() {
+    let limits = Limits { buffer_bytes: 0, small_buffer: 100, ..Limits::default() };
+    let mut net = Net::new(&config(), limits, MTU);
+    let socket = net.connect(remote(false), 1000, 1000);
+    let flow = net.accept();
+    // What the guest sends within the window, made longer, with a FIN.
+    net.socket(socket).send_slice(&[1; 100]).unwrap();
+    let at = smoltcp::time::Instant::from_micros(net.now.as_micros() as i64);
+    net.guest.poll(at, &mut net.card, &mut net.sockets);
+    let mut frame = net.card.tx.pop_front().unwrap();
+    frame.extend([2; 50]);
+    let len = frame.len() - HEADER - 14;
+    let mut ip = Ipv4Packet::new_unchecked(&mut frame[HEADER + 14..]);
+    ip.set_total_len(len as u16);
+    ip.fill_checksum();
+    let mut tcp = TcpPacket::new_unchecked(&mut frame[HEADER + 34..]);
+    tcp.set_fin(true);
+    tcp.fill_checksum(&common::abi::GUEST_IPV4.into(), &remote(false).ip().into());
+    net.stack.frame_in(&frame, net.now);
+    assert_eq!(net.read(flow), [1; 100]);
+    assert_eq!(net.stack.recv_with(flow, |_| unreachable!()), Ok(Received::Empty));
+    net.settle();
+    // Once more, now that there is room.
+    net.stack.frame_in(&frame, net.now);
+    assert_eq!(net.read(flow), [2; 50]);
+    assert_eq!(net.stack.recv_with(flow, |_| unreachable!()), Ok(Received::Finished));
+}
+
 #[test]
 fn a_syn_is_heard_once_and_answered_when_accepted() {
     let mut net = Net::usual();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{TcpControl, TcpSeqNumber};
+use smoltcp::wire::{Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket};
 
 use super::Stack;
 use super::frames::count;
@@ -69,7 +69,14 @@ impl Stack {
         }
         let before = tcp.socket().recv_queue();
         let last_ack = matches!(tcp.state(), State::LastAck);
-        let reply = self.engine.ingress(tcp, segment.ip, now);
+        let reply = match (segment.tcp.control, segment.tcp.payload) {
+            (TcpControl::Fin, [_, ..]) => {
+                let [data, fin] = split(segment);
+                let reply = self.engine.ingress(tcp, &data, now);
+                self.engine.ingress(tcp, &fin, now).or(reply)
+            }
+            _ => self.engine.ingress(tcp, segment.ip, now),
+        };
         let readable = tcp.socket().recv_queue() > before;
         match tcp.state() {
             // Reset by the guest; in LAST-ACK a plain acknowledgement leads there too.
@@ -346,20 +353,37 @@ fn has_room(tcp: &tcp::TcpFlow) -> bool {
     free.saturating_mul(4) >= socket.send_capacity()
 }
 
-/// What is kept of a SYN: without data, which is sent again (we do not do TCP Fast Open).
-fn syn(segment: &Segment<'_>) -> Syn {
+/// A segment's data and its FIN as packets of their own. smoltcp cuts data that goes past the window and takes the FIN
+/// behind it all the same: the stream would end early, and look complete.
+fn split(segment: &Segment<'_>) -> [Vec<u8>; 2] {
+    let payload = segment.tcp.payload.len();
+    let header = if segment.key.remote.is_ipv4() { 20 } else { 40 };
+    let mut data = segment.ip.to_vec();
+    let mut fin = headers(segment);
+    if let Some(tcp) = data.get_mut(header..) {
+        TcpPacket::new_unchecked(tcp).set_fin(false);
+    }
+    if let Some(tcp) = fin.get_mut(header..) {
+        TcpPacket::new_unchecked(tcp).set_seq_number(emit::after(segment.tcp.seq_number, payload));
+    }
+    [data, fin]
+}
+
+/// A segment's packet without its data; checksums are not made right.
+fn headers(segment: &Segment<'_>) -> Vec<u8> {
     let len = segment.ip.len().saturating_sub(segment.tcp.payload.len());
-    let mut ip: Box<[u8]> = segment.ip.get(..len).unwrap_or_default().into();
+    let mut ip = segment.ip.get(..len).unwrap_or_default().to_vec();
     let total = u16::try_from(len).unwrap_or(u16::MAX);
     if segment.key.remote.is_ipv4() {
-        if let Ok(mut packet) = smoltcp::wire::Ipv4Packet::new_checked(&mut *ip) {
-            packet.set_total_len(total);
-        } else {
-            smoltcp::wire::Ipv4Packet::new_unchecked(&mut *ip).set_total_len(total);
-        }
+        Ipv4Packet::new_unchecked(&mut ip[..]).set_total_len(total);
     } else {
-        smoltcp::wire::Ipv6Packet::new_unchecked(&mut *ip).set_payload_len(total.saturating_sub(40));
+        Ipv6Packet::new_unchecked(&mut ip[..]).set_payload_len(total.saturating_sub(40));
     }
-    let seq: TcpSeqNumber = segment.tcp.seq_number;
+    ip
+}
+
+/// What is kept of a SYN: without data, which is sent again (we do not do TCP Fast Open).
+fn syn(segment: &Segment<'_>) -> Syn {
+    let (ip, seq) = (headers(segment).into(), segment.tcp.seq_number);
     Syn { ip, seq, mss: tcp::mss(&segment.tcp) }
 }

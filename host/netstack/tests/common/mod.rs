@@ -9,7 +9,7 @@ use std::time::Duration;
 use netstack::{Config, Event, FlowId, HEADER, Limits, MAX_FRAME, MTU, Stack};
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpProtocol, Ipv4Packet, Ipv6Packet,
@@ -448,12 +448,11 @@ pub(crate) fn exchange(net: &mut Net, v6: bool, up: usize, down: usize, guest_bu
         }
         net.now += Duration::from_micros(50);
         if !moved && !net.wait() {
-            // smoltcp, the guest, forgets a lost FIN when three acknowledgements are repeated after it.
+            // smoltcp, on either side, forgets a lost FIN when three acknowledgements are repeated after it. Ours is given
+            // up in the end, the guest's is not.
             let (up_left, down_left) = (up - got_up.len(), down - got_down.len());
             assert!(lossy && up_left + down_left == 0, "nothing moves: up {up_left} down {down_left}");
-            let guest = net.socket(socket);
-            assert!(matches!(guest.state(), State::FinWait1 | State::Closing | State::LastAck));
-            guest.abort();
+            net.socket(socket).abort();
             net.weather = Weather::default();
         }
     }
