@@ -21,6 +21,8 @@ pub struct Attempt {
     pub name: &'static str,
     vmm: End,
     shim: End,
+    /// Of a gateway, and of the keeper that it comes from.
+    gateway: End,
     /// The errors by which it may fail in a free process, too, because of its user or its host. Without one it must
     /// succeed for everybody.
     pub lacking: &'static [i32],
@@ -33,24 +35,25 @@ impl Attempt {
         match role {
             Role::Vmm => self.vmm,
             Role::Shim => self.shim,
+            Role::Keeper | Role::Gateway => self.gateway,
         }
     }
 }
 
 /// One that kills, and succeeds for everybody in a free process.
 const fn killed(name: &'static str) -> Attempt {
-    Attempt { name, vmm: End::Killed, shim: End::Killed, lacking: &[] }
+    Attempt { name, vmm: End::Killed, shim: End::Killed, gateway: End::Killed, lacking: &[] }
 }
 
 /// One that kills, and that a free process may not be able to make, either.
 const fn killed_unless(name: &'static str, lacking: &'static [i32]) -> Attempt {
-    Attempt { name, vmm: End::Killed, shim: End::Killed, lacking }
+    Attempt { name, vmm: End::Killed, shim: End::Killed, gateway: End::Killed, lacking }
 }
 
-/// One that Landlock refuses.
+/// One that Landlock refuses, and a gateway's filter.
 const fn denied(name: &'static str) -> Attempt {
     let end = End::Refused(c::EACCES);
-    Attempt { name, vmm: end, shim: end, lacking: &[] }
+    Attempt { name, vmm: end, shim: end, gateway: End::Killed, lacking: &[] }
 }
 
 /// Every attempt.
@@ -62,6 +65,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         name: "open-passwd-by-openat",
         vmm: End::Refused(c::ENOSYS),
         shim: End::Refused(c::EACCES),
+        gateway: End::Killed,
         lacking: &[],
     },
     denied("open-ssh-folder"),
@@ -77,7 +81,10 @@ pub const ATTEMPTS: &[Attempt] = &[
     killed("pipe-node"),
     killed_unless("device-node", &[c::EPERM]),
     killed_unless("chroot", &[c::EPERM]),
+    // A gateway's are never waited for, which this one is.
     killed("socket-inet"),
+    killed_unless("socket-raw", &[c::EPERM]),
+    killed("bind"),
     killed("socket-unix"),
     killed("socket-netlink"),
     killed_unless("socket-vsock", &[c::EAFNOSUPPORT]),

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use libc as c;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::table::{Call, Shown};
 
@@ -28,6 +29,8 @@ pub struct Ground {
     terminal: Option<OwnedFd>,
     /// `/dev/kvm`, if it can be opened.
     kvm: Option<File>,
+    /// A socket without an address.
+    udp: OwnedFd,
 }
 
 impl Ground {
@@ -50,6 +53,7 @@ impl Ground {
             parents_memory: start.unwrap_or(0x1000),
             terminal: terminal().ok(),
             kvm: File::options().read(true).write(true).open("/dev/kvm").ok(),
+            udp: rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?,
         })
     }
 
@@ -78,6 +82,12 @@ impl Ground {
             "device-node" => node(&self.folder.join("null"), c::S_IFCHR, c::makedev(1, 3)),
             "chroot" => chroot(&text(&self.folder)?),
             "socket-inet" => socket(c::AF_INET, c::SOCK_STREAM),
+            // As a gateway makes them, but for the kind.
+            "socket-raw" => {
+                let kind = c::SOCK_RAW | c::SOCK_NONBLOCK | c::SOCK_CLOEXEC;
+                call(c::SYS_socket, [c::AF_INET.into(), kind.into(), c::IPPROTO_ICMP.into(), 0, 0, 0])
+            }
+            "bind" => bind(&self.udp),
             "socket-unix" => socket(c::AF_UNIX, c::SOCK_STREAM),
             "socket-netlink" => socket(c::AF_NETLINK, c::SOCK_RAW),
             "socket-vsock" => socket(c::AF_VSOCK, c::SOCK_STREAM),
@@ -195,6 +205,11 @@ fn call(number: c_long, a: [i64; 6]) -> io::Result<()> {
 
 fn socket(family: i32, kind: i32) -> io::Result<()> {
     call(c::SYS_socket, [family.into(), kind.into(), 0, 0, 0, 0])
+}
+
+/// Takes any port of this host's own address.
+fn bind(socket: &OwnedFd) -> io::Result<()> {
+    Ok(rustix::net::bind(socket, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0))?)
 }
 
 /// Becomes a program that says what a test looks for.

@@ -44,6 +44,13 @@ pub enum Role {
     /// writes files beneath the sandbox's folder only; it cannot start a program, make a connection, or signal another
     /// process than the vmm.
     Shim,
+    /// Starts the gateway, and starts it again when it dies, which a confined shim cannot: it forks, waits and kills. What
+    /// a gateway may do it must be able to do as well, because its child can only lose more. It hears its shim alone.
+    Keeper,
+    /// A sandbox's network: it makes TCP and UDP connections, serves listeners that were handed over, and reads frames
+    /// from memory that it was given. It opens no file, binds no address, starts nothing and signals nobody. A keeper's
+    /// child becomes one by [`Keeper::fork`] alone.
+    Gateway,
 }
 
 /// How a granted directory may be used.
@@ -113,6 +120,38 @@ pub enum ConfineError {
 /// use any more.
 pub fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, ConfineError> {
     sys::confine(role, grants)
+}
+
+/// The right to fork, which a process has that is confined as [`Role::Keeper`]: it has one thread, and its table lets it
+/// make no other, so that nothing is held by a thread that the child does not have.
+#[derive(Debug)]
+pub struct Keeper(());
+
+/// Who returns from [`Keeper::fork`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The keeper; its new child has this process id.
+    Keeper(u32),
+    /// The child, confined as [`Role::Gateway`]. It ends with its keeper.
+    Child,
+}
+
+/// Confines the calling process as [`Role::Keeper`], without any grants.
+///
+/// # Errors
+/// As [`confine`]; and the process has a second thread.
+pub fn become_keeper() -> Result<(Keeper, Report), ConfineError> {
+    sys::become_keeper().map(|report| (Keeper(()), report))
+}
+
+impl Keeper {
+    /// Makes a child that is confined as [`Role::Gateway`] before this returns in it; one that cannot be ends.
+    ///
+    /// # Errors
+    /// The host has no room for another process.
+    pub fn fork(&self) -> Result<Forked, ConfineError> {
+        sys::fork()
+    }
 }
 
 /// The part of [`confine`] that no process of ours minds, for a role that still has something to start or to open: no new

@@ -4,10 +4,10 @@
 mod linux;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{confine, harden, keep_descriptors, landlock, table};
+pub(crate) use linux::{become_keeper, confine, fork, harden, keep_descriptors, landlock, table};
 
 #[cfg(not(target_os = "linux"))]
 mod none;
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use none::{confine, harden, keep_descriptors, landlock, table};
+pub(crate) use none::{become_keeper, confine, fork, harden, keep_descriptors, landlock, table};

@@ -34,6 +34,8 @@ pub enum When {
     Refused,
     /// The argument has one of these values.
     OneOf(u8, &'static [u64]),
+    /// One argument has the first and another the second value of one of these pairs.
+    Pairs(u8, u8, &'static [(u64, u64)]),
     /// None of these bits is set in the argument.
     Without(u8, u64),
     /// All of these bits are set in the argument.

@@ -19,6 +19,7 @@
 mod link;
 mod memory;
 mod signal;
+mod sys;
 
 #[cfg(test)]
 mod tests;

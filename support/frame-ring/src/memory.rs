@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use doorbell::Doorbell;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -78,10 +77,7 @@ pub fn pair() -> io::Result<Pair> {
 /// # Errors
 /// The host has no memory or no descriptor left.
 pub fn memory() -> io::Result<OwnedFd> {
-    let fd = memfd_create("vivarium-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&fd, MEMORY)?;
-    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(fd)
+    crate::sys::memory(MEMORY)
 }
 
 /// A link's memory, mapped.

@@ -2,6 +2,7 @@
 
 mod files;
 mod filter;
+mod gateway;
 mod process;
 mod rare;
 mod shim;
@@ -10,21 +11,29 @@ mod vmm;
 use std::os::fd::RawFd;
 use std::sync::LazyLock;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, getpid, getppid, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::set_no_new_privs;
 
 pub(crate) use files::offered as landlock;
 
 use crate::table::Call;
-use crate::{ConfineError, Grants, Report, Role};
+use crate::{ConfineError, Forked, Grants, Report, Role};
 
 /// The system calls of a role.
 pub(crate) fn table(role: Role) -> &'static [Call] {
     static VMM: LazyLock<Vec<Call>> = LazyLock::new(|| [vmm::TABLE, process::TABLE].concat());
     static SHIM: LazyLock<Vec<Call>> = LazyLock::new(|| [shim::TABLE, process::TABLE].concat());
+    static KEEPER: LazyLock<Vec<Call>> =
+        LazyLock::new(|| [gateway::KEEPER, gateway::TABLE, process::TABLE].concat());
+    static GATEWAY: LazyLock<Vec<Call>> = LazyLock::new(|| [gateway::TABLE, process::TABLE].concat());
     match role {
         Role::Vmm => &VMM,
         Role::Shim => &SHIM,
+        Role::Keeper => &KEEPER,
+        Role::Gateway => &GATEWAY,
     }
 }
 
@@ -55,6 +64,42 @@ pub(crate) fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, Confine
         "no tracing, no core dumps".to_owned(),
     ];
     Ok(Report { layers, landlock, system_calls })
+}
+
+/// See [`crate::become_keeper`].
+pub(crate) fn become_keeper() -> Result<Report, ConfineError> {
+    match std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count) {
+        1 => confine(Role::Keeper, &Grants::default()),
+        threads => Err(ConfineError::Threads(threads)),
+    }
+}
+
+/// See [`crate::Keeper::fork`].
+pub(crate) fn fork() -> Result<Forked, ConfineError> {
+    let keeper = getpid();
+    // SAFETY: a `Keeper` has one thread and can make no other (its table), so that the child has all that it can wait for.
+    match unsafe { libc::fork() } {
+        -1 => Err(refused_io("another process")(std::io::Error::last_os_error())),
+        0 => match become_gateway(keeper) {
+            Ok(()) => Ok(Forked::Child),
+            // Nothing of the keeper's is this process's to do.
+            Err(error) => {
+                eprintln!("{error}");
+                std::process::exit(1)
+            }
+        },
+        child => Ok(Forked::Keeper(child.unsigned_abs())),
+    }
+}
+
+fn become_gateway(keeper: Pid) -> Result<(), ConfineError> {
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(refused("an end with the keeper"))?;
+    // It may have ended before that.
+    if getppid() != Some(keeper) {
+        return Err(refused("a keeper")(rustix::io::Errno::SRCH));
+    }
+    // All but the filter it has from its keeper.
+    filter::install(table(Role::Gateway), None).map(|_| ())
 }
 
 fn refused(layer: &'static str) -> impl Fn(rustix::io::Errno) -> ConfineError {
@@ -151,7 +196,9 @@ mod tests {
         c::SYS_chown,
     ];
 
-    const ROLES: [Role; 2] = [Role::Vmm, Role::Shim];
+    /// Of those, what who has the network does all the same, and who starts it.
+    const GATEWAYS: &[c::c_long] = &[c::SYS_socket, c::SYS_connect];
+    const ROLES: [Role; 4] = [Role::Vmm, Role::Shim, Role::Keeper, Role::Gateway];
 
     #[test]
     fn a_started_program_gets_no_descriptor_of_the_callers() {
@@ -172,7 +219,20 @@ mod tests {
     #[test]
     fn no_role_makes_sockets_or_processes() {
         for role in ROLES {
-            assert!(table(role).iter().all(|call| !NEVER.contains(&call.number)), "{role:?}");
+            let is_gateway = matches!(role, Role::Keeper | Role::Gateway);
+            let never = |call: &&Call| {
+                NEVER.contains(&call.number) && !(is_gateway && GATEWAYS.contains(&call.number))
+            };
+            assert_eq!(table(role).iter().find(never).map(Call::name), None, "{role:?}");
+        }
+        // Who has the network has no file, and no process but itself.
+        let files = [c::SYS_open, c::SYS_openat, c::SYS_openat2, c::SYS_creat, c::SYS_unlink, c::SYS_rename];
+        let others = [c::SYS_clone, c::SYS_kill, c::SYS_pipe2, c::SYS_wait4, c::SYS_seccomp];
+        for number in files.into_iter().chain(others) {
+            assert!(table(Role::Gateway).iter().all(|call| call.number != number));
+        }
+        for number in files {
+            assert!(table(Role::Keeper).iter().all(|call| call.number != number));
         }
         // Only a shim takes connections in, and only it signals another process: its vmm.
         for number in [c::SYS_accept4, c::SYS_socketpair, c::SYS_kill] {

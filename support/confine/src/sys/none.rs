@@ -1,9 +1,19 @@
 //! Systems without a confinement of ours yet. They refuse: nothing may run unconfined.
 
-use crate::{Call, ConfineError, Grants, Report, Role};
+use crate::{Call, ConfineError, Forked, Grants, Report, Role};
 
 /// Refuses.
 pub(crate) fn confine(_role: Role, _grants: &Grants<'_>) -> Result<Report, ConfineError> {
+    Err(unsupported())
+}
+
+/// Refuses.
+pub(crate) fn become_keeper() -> Result<Report, ConfineError> {
+    Err(unsupported())
+}
+
+/// Refuses.
+pub(crate) fn fork() -> Result<Forked, ConfineError> {
     Err(unsupported())
 }
 

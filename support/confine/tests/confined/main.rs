@@ -18,7 +18,8 @@ const CONFINED: &str = "CONFINED\n";
 const FINE: &str = "FINE";
 
 /// The roles by the names that the cases have.
-const ROLES: [(&str, Role); 2] = [("vmm", Role::Vmm), ("shim", Role::Shim)];
+const ROLES: [(&str, Role); 4] =
+    [("vmm", Role::Vmm), ("shim", Role::Shim), ("keeper", Role::Keeper), ("gateway", Role::Gateway)];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -118,23 +118,17 @@ fn buffers(len: usize, mergeable: bool, active: &mut Active<'_>) -> Result<Optio
     let mut chains = Vec::new();
     let mut room = 0usize;
     while room < len {
-        match active.pop(RECEIVE)? {
-            Some(chain) => {
-                room = room.saturating_add(chain.writable_len() as usize);
-                chains.push(chain);
-            }
-            None => {
-                while let Some(chain) = chains.pop() {
-                    active.put_back(RECEIVE, chain);
-                }
-                return Ok(None);
-            }
+        let next = active.pop(RECEIVE)?;
+        let starved = next.is_none();
+        if let Some(chain) = next {
+            room = room.saturating_add(chain.writable_len() as usize);
+            chains.push(chain);
         }
-        if room < len && !mergeable {
+        if starved || (room < len && !mergeable) {
             while let Some(chain) = chains.pop() {
                 active.put_back(RECEIVE, chain);
             }
-            break;
+            return Ok((!starved).then_some(chains));
         }
     }
     Ok(Some(chains))

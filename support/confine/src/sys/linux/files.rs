@@ -40,7 +40,7 @@ pub(super) fn restrict(
     let mut created = ruleset
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(WANTED))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(WANTED)))
+        .and_then(|ruleset| ruleset.handle_access(network(role)))
         .and_then(|ruleset| ruleset.scope(scopes(role)))
         .and_then(Ruleset::create)
         .map_err(failed)?;
@@ -69,7 +69,12 @@ pub(super) fn sentence(version: Option<u32>, directories: usize) -> String {
         2 => ", which does not keep read-only files from being truncated",
         _ => "",
     };
-    format!("Landlock version {version} on {directories} directories{lacks}")
+    let reach = match directories {
+        0 => "no files at all".to_owned(),
+        1 => "1 directory".to_owned(),
+        count => format!("{count} directories"),
+    };
+    format!("Landlock version {version} on {reach}{lacks}")
 }
 
 /// A right beneath a granted directory, and who needs it.
@@ -107,12 +112,22 @@ const SHIM_WRITING: &[Right] = &[
     (AccessFs::RemoveFile, "the old ones are replaced; the control socket is removed at the end"),
 ];
 
+/// What of TCP is refused.
+fn network(role: Role) -> BitFlags<AccessNet> {
+    match role {
+        Role::Vmm | Role::Shim => AccessNet::from_all(WANTED),
+        // To connect is what they are for; nobody connects to them but over what was handed to them.
+        Role::Keeper | Role::Gateway => AccessNet::BindTcp.into(),
+    }
+}
+
 /// The rights beneath a granted directory.
 fn rights(role: Role, access: Access) -> BitFlags<AccessFs> {
     let writing: &[Right] = match (access, role) {
-        (Access::ReadOnly, _) => &[],
         (Access::ReadWrite, Role::Vmm) => VMM_WRITING,
         (Access::ReadWrite, Role::Shim) => SHIM_WRITING,
+        // The two others get no directories.
+        (Access::ReadOnly, _) | (_, Role::Keeper | Role::Gateway) => &[],
     };
     READING.iter().chain(writing).map(|(right, _)| *right).collect()
 }
@@ -120,7 +135,8 @@ fn rights(role: Role, access: Access) -> BitFlags<AccessFs> {
 /// What is cut off from processes outside.
 fn scopes(role: Role) -> BitFlags<Scope> {
     match role {
-        Role::Vmm => Scope::from_all(WANTED),
+        // A keeper's child is within its scope.
+        Role::Vmm | Role::Keeper | Role::Gateway => Scope::from_all(WANTED),
         // It must kill its vmm, which started before it was confined; the filter lets it signal no other process.
         Role::Shim => Scope::from_all(WANTED) & !Scope::Signal,
     }
@@ -145,7 +161,7 @@ mod tests {
     #[test]
     fn no_role_may_run_files_or_make_devices() {
         let forbidden = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
-        for role in [Role::Vmm, Role::Shim] {
+        for role in [Role::Vmm, Role::Shim, Role::Keeper, Role::Gateway] {
             for access in [Access::ReadOnly, Access::ReadWrite] {
                 assert!((rights(role, access) & forbidden).is_empty());
             }
@@ -154,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_read_only_share_cannot_be_changed() {
-        for role in [Role::Vmm, Role::Shim] {
+        for role in [Role::Vmm, Role::Shim, Role::Keeper, Role::Gateway] {
             assert!((rights(role, Access::ReadOnly) & AccessFs::from_write(WANTED)).is_empty());
         }
     }
@@ -172,11 +188,23 @@ mod tests {
         assert!(AccessFs::from_all(REQUIRED).contains(AccessFs::Truncate | AccessFs::Refer));
         assert!(!AccessFs::from_all(ABI::V1).contains(AccessFs::Refer));
         assert!(sentence(None, 2).contains("no Landlock"));
+        assert_eq!(sentence(Some(7), 1), "Landlock version 7 on 1 directory");
+    }
+
+    #[test]
+    fn only_who_has_the_network_may_connect_and_nobody_may_bind() {
+        for role in [Role::Vmm, Role::Shim, Role::Keeper, Role::Gateway] {
+            assert!(network(role).contains(AccessNet::BindTcp));
+            let connects = matches!(role, Role::Keeper | Role::Gateway);
+            assert_ne!(network(role).contains(AccessNet::ConnectTcp), connects, "{role:?}");
+        }
     }
 
     #[test]
     fn only_a_shim_signals_other_processes() {
-        assert!(scopes(Role::Vmm).contains(Scope::Signal));
+        for role in [Role::Vmm, Role::Keeper, Role::Gateway] {
+            assert!(scopes(role).contains(Scope::Signal));
+        }
         assert!(!scopes(Role::Shim).contains(Scope::Signal));
     }
 }

@@ -78,6 +78,10 @@ fn conditions(
         When::OneOf(argument, values) => {
             values.iter().map(|value| Ok(vec![equal(argument, *value)?])).collect::<Result<_, _>>()?
         }
+        When::Pairs(one, other, values) => values
+            .iter()
+            .map(|(first, second)| Ok(vec![equal(one, *first)?, equal(other, *second)?]))
+            .collect::<Result<_, _>>()?,
         When::Without(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), 0)?]],
         When::With(argument, bits) => vec![vec![compare(argument, SeccompCmpOp::MaskedEq(bits), bits)?]],
         When::OwnProcess(argument) => vec![vec![equal(argument, processes.own.into())?]],

@@ -17,7 +17,6 @@ pub(super) const TABLE: &[Call] = &[
     call!(SYS_fcntl, OneOf(1, &[c::F_GETFD as u64]), rare::DEBUG, "standard library, in builds for tests"),
     // Time.
     call!(SYS_clock_gettime, Always, rare::CLOCK, "the clock"),
-    call!(SYS_restart_syscall, Always, rare::RESTART, "the kernel, on a thread's behalf"),
     // Memory, none of it executable.
     call!(SYS_mmap, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, stacks of threads"),
     call!(SYS_mprotect, Without(2, c::PROT_EXEC as u64), Recorded, "allocator, guard pages of stacks"),

@@ -44,6 +44,42 @@ pub(super) const SLEEP: Shown = Case(
 pub(super) const YIELD: Shown =
     Case("yield", "a vCPU that waits for another one, as at a guest's PAUSE, lets it go first");
 
+pub(super) const IPV6: Shown = Case(
+    "make_every_socket",
+    "a host without IPv6, or a name without such an address, leaves two of the four kinds unmade",
+);
+
+pub(super) const PUBLISHED: Shown =
+    Case("serve_a_listener", "a sandbox that publishes a port takes its clients in; most publish none");
+
+pub(super) const PIECES: Shown = Case(
+    "send_in_pieces",
+    "HTTP messages are written in pieces, head and body, where traffic is looked into",
+);
+
+pub(super) const NAMES: Shown = Case(
+    "ask_for_addresses",
+    "a published port's client is told apart by its address; a connection is logged with it",
+);
+
+pub(super) const MEMORY: Shown = Case(
+    "hand_over_memory",
+    "words of more than 128 KiB, such as all root certificates, go over in memory that is sealed",
+);
+
+pub(super) const RING: Shown =
+    Case("make_a_ring", "a gateway that died is started again with empty memory for frames");
+
+pub(super) const LIST: Shown = Case(
+    "list_a_folder",
+    "a sandbox with kits has a folder of their rules, which a change makes the shim read",
+);
+
+pub(super) const HUNG: Shown = Case(
+    "kill_its_gateway",
+    "a gateway that does not read its shim's words any more is ended, and another one started",
+);
+
 pub(super) const INTERNAL_ERROR: Shown =
     Argued("where KVM gives up on an instruction, the sentence that ends the machine says where it stood");
 

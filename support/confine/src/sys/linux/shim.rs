@@ -60,6 +60,22 @@ pub(super) const TABLE: &[Call] = &[
         "the vmm, when it is to end and does not: SIGKILL and nothing else"
     ),
     call!(SYS_wait4, Always, Recorded, "the vmm's end"),
+    // The network: a gateway that is started again gets fresh memory for frames, and what is longer than a packet.
+    call!(
+        SYS_memfd_create,
+        OneOf(1, &[(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING) as u64]),
+        rare::MEMORY,
+        "memory for another process: frames, a long word; nothing of it can be executed"
+    ),
+    call!(SYS_ftruncate, Always, rare::RING, "the length of the memory for frames"),
+    call!(
+        SYS_fcntl,
+        OneOf(1, &[c::F_ADD_SEALS as u64, c::F_GET_SEALS as u64]),
+        rare::MEMORY,
+        "that memory stays as it is"
+    ),
+    call!(SYS_lseek, Always, rare::MEMORY, "a long word of the gateway is read from its beginning"),
+    call!(SYS_getdents64, Always, rare::LIST, "the rules files of kits, when the policy has changed"),
     // Time, memory, threads: what the other roles have, too, is in `process`.
     call!(SYS_futex, Always, Recorded, "locks, the steward's orders"),
     call!(
@@ -68,6 +84,7 @@ pub(super) const TABLE: &[Call] = &[
         Recorded,
         "steward: between two attempts to reach an agent that does not listen yet"
     ),
+    call!(SYS_restart_syscall, Always, rare::RESTART, "the kernel, on a thread's behalf"),
     call!(SYS_getrandom, Always, Recorded, "steward: entropy for the guest; seeds of hash tables"),
     call!(SYS_mremap, Always, rare::MREMAP, "allocator"),
     call!(SYS_clone, With(0, THREAD), Recorded, "pthread_create: the steward"),

@@ -97,6 +97,7 @@ pub(super) const TABLE: &[Call] = &[
         rare::SLEEP,
         "machine: vCPUs that are to end are kicked once more; a disk that waits for room on the host"
     ),
+    call!(SYS_restart_syscall, Always, rare::RESTART, "the kernel, on a thread's behalf"),
     // Sockets that exist already: the shim's, and those that it passes on.
     call!(SYS_recvmsg, Always, Recorded, "the shim's orders, with descriptors"),
     call!(SYS_sendmsg, Always, Recorded, "answers to the shim"),
