@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
@@ -430,18 +430,15 @@ impl Credentials {
         Self::new(list.collect())
     }
 
-    /// What must be asked for now: tokens that end within `ahead`.
-    pub fn refreshes_due(&self, now: SystemTime, ahead: Duration) -> Vec<Refresh> {
-        let limit = now.checked_add(ahead).unwrap_or(now);
-        self.sign_ins()
-            .filter(|sign_in| sign_in.ends().is_some_and(|ends| ends <= limit))
-            .filter_map(SignIn::refresh)
-            .collect()
+    /// The secrets whose tokens can be refreshed, each with the time when they end.
+    pub fn renewable(&self) -> Vec<(String, SystemTime)> {
+        let can = self.sign_ins().filter_map(|sign_in| Some((sign_in.refresh()?.name, sign_in.ends()?)));
+        can.collect()
     }
 
-    /// When the first token ends that can be refreshed.
-    pub fn next_refresh(&self) -> Option<SystemTime> {
-        self.sign_ins().filter(|sign_in| sign_in.refresh().is_some()).filter_map(SignIn::ends).min()
+    /// What must be asked for the tokens of one secret.
+    pub fn refresh(&self, name: &str) -> Option<Refresh> {
+        self.sign_ins().filter_map(SignIn::refresh).find(|refresh| refresh.name == name)
     }
 
     fn sign_ins(&self) -> impl Iterator<Item = &SignIn> {

@@ -72,8 +72,24 @@ impl Endpoint {
 
     /// Whether a request to there is one for tokens.
     pub fn takes(&self, host: &str, port: u16, path: &str) -> bool {
-        self.is_at(host, port) && self.paths.iter().any(|known| known == path)
+        self.is_at(host, port) && self.paths.iter().any(|known| spelt_plainly(known) == spelt_plainly(path))
     }
+}
+
+/// A path as the most lenient server may read it: decoded, without empty and dotted segments, parameters, a form's suffix and case.
+/// Whoever is in the guest chooses the spelling, and an exchange that is not seen puts real tokens there.
+fn spelt_plainly(path: &str) -> String {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split(['/', '\\']) {
+        match segment.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => _ = segments.pop(),
+            segment => segments.push(segment),
+        }
+    }
+    let joined = segments.join("/");
+    joined.strip_suffix(".json").map_or(joined.clone(), str::to_owned)
 }
 
 /// A service where somebody signs in inside the guest.

@@ -137,11 +137,10 @@ impl Pending {
         let scope = self.claim.scope.on(day);
         let key = SigningKey::derive(&self.keys.secret, day, &self.claim.scope);
         ensure_host(head)?;
+        let signer = Signer { pending: &self, date: &date, scope: &scope, key: &key, hash: &payload_hash };
         let signature = match self.claim.location {
-            Location::Header => self.sign_header(head, &date, &scope, &key, &payload_hash)?,
-            Location::Query { expires } => {
-                self.sign_query(head, &date, &scope, &key, &payload_hash, expires)?
-            }
+            Location::Header => signer.sign_header(head)?,
+            Location::Query { expires } => signer.sign_query(head, expires)?,
         };
         Ok(match self.hash {
             Hash::Chunks { has_trailer, .. } => {
@@ -150,46 +149,46 @@ impl Pending {
             _ => None,
         })
     }
+}
 
-    fn path_rules(&self) -> PathRules {
-        PathRules::of(&self.claim.scope.service)
+/// What both places of a signature are made from.
+struct Signer<'a> {
+    pending: &'a Pending,
+    date: &'a str,
+    scope: &'a str,
+    key: &'a SigningKey,
+    hash: &'a str,
+}
+
+impl Signer<'_> {
+    /// The signature of the head as it is, with these query fields in place of its own if there are any.
+    fn signature(&self, head: &Parts, query: Option<&str>) -> Result<(CanonicalRequest, String), Refusal> {
+        let claim = &self.pending.claim;
+        let rules = PathRules::of(&claim.scope.service);
+        let canonical = CanonicalRequest::new(head, query, &claim.signed_headers, self.hash, rules)?;
+        let signature = self.key.sign(&string_to_sign(self.date, self.scope, &canonical.text));
+        Ok((canonical, signature))
     }
 
-    fn sign_header(
-        &self,
-        head: &mut Parts,
-        date: &str,
-        scope: &str,
-        key: &SigningKey,
-        hash: &str,
-    ) -> Result<String, Refusal> {
+    fn sign_header(&self, head: &mut Parts) -> Result<String, Refusal> {
         head.headers.remove(AUTHORIZATION);
         head.headers.remove(TOKEN);
-        head.headers.insert(DATE, plain_value(date.as_bytes())?);
-        if let Some(token) = &self.keys.session_token {
+        head.headers.insert(DATE, plain_value(self.date.as_bytes())?);
+        if let Some(token) = &self.pending.keys.session_token {
             head.headers.insert(TOKEN, sensitive_value(token.expose())?);
         }
-        let canonical =
-            CanonicalRequest::new(head, None, &self.claim.signed_headers, hash, self.path_rules())?;
-        let signature = key.sign(&string_to_sign(date, scope, &canonical.text));
-        let key_id = self.key_id()?;
+        let (canonical, signature) = self.signature(head, None)?;
         let value = format!(
-            "{ALGORITHM} Credential={key_id}/{scope}, SignedHeaders={}, Signature={signature}",
+            "{ALGORITHM} Credential={}/{}, SignedHeaders={}, Signature={signature}",
+            self.key_id()?,
+            self.scope,
             canonical.signed_headers
         );
         head.headers.insert(AUTHORIZATION, sensitive_value(value.as_bytes())?);
         Ok(signature)
     }
 
-    fn sign_query(
-        &self,
-        head: &mut Parts,
-        date: &str,
-        scope: &str,
-        key: &SigningKey,
-        hash: &str,
-        expires: u32,
-    ) -> Result<String, Refusal> {
+    fn sign_query(&self, head: &mut Parts, expires: u32) -> Result<String, Refusal> {
         let encoded = |bytes: &str| utf8_percent_encode(bytes, UNRESERVED).to_string();
         head.headers.remove(TOKEN);
         let query = head.uri.query().unwrap_or_default();
@@ -198,32 +197,29 @@ impl Pending {
             .filter(|field| !field.is_empty() && !parse::is_signature_field(field))
             .map(str::to_owned)
             .collect();
-        let signed_headers = canonical::names(head, &self.claim.signed_headers).join(";");
+        let signed_headers = canonical::names(head, &self.pending.claim.signed_headers).join(";");
         fields.push(format!("X-Amz-Algorithm={ALGORITHM}"));
-        fields.push(format!("X-Amz-Credential={}", encoded(&format!("{}/{scope}", self.key_id()?))));
-        fields.push(format!("X-Amz-Date={date}"));
+        fields.push(format!("X-Amz-Credential={}", encoded(&format!("{}/{}", self.key_id()?, self.scope))));
+        fields.push(format!("X-Amz-Date={}", self.date));
         fields.push(format!("X-Amz-Expires={expires}"));
         fields.push(format!("X-Amz-SignedHeaders={}", encoded(&signed_headers)));
-        if let Some(token) = &self.keys.session_token {
+        if let Some(token) = &self.pending.keys.session_token {
             let token =
                 token.expose_text().ok_or_else(|| Refusal::malformed("the session token is no text"))?;
             fields.push(format!("X-Amz-Security-Token={}", encoded(token)));
         }
         let unsigned = fields.join("&");
-        let canonical = CanonicalRequest::new(
-            head,
-            Some(&unsigned),
-            &self.claim.signed_headers,
-            hash,
-            self.path_rules(),
-        )?;
-        let signature = key.sign(&string_to_sign(date, scope, &canonical.text));
+        let (_, signature) = self.signature(head, Some(&unsigned))?;
         crate::place::set_query(&mut head.uri, &format!("{unsigned}&X-Amz-Signature={signature}"))?;
         Ok(signature)
     }
 
     fn key_id(&self) -> Result<&str, Refusal> {
-        self.keys.key_id.expose_text().ok_or_else(|| Refusal::malformed("the access key id is no text"))
+        self.pending
+            .keys
+            .key_id
+            .expose_text()
+            .ok_or_else(|| Refusal::malformed("the access key id is no text"))
     }
 }
 

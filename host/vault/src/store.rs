@@ -20,6 +20,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -563,14 +564,9 @@ fn no_keychain() -> Error {
 
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    let mut filled = 0usize;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled = filled.saturating_add(count),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::BadValue(format!("the host gives no random numbers: {error}"))),
-        }
-    }
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Error::BadValue("the host gives no random numbers".into()))?;
     Ok(bytes)
 }
 

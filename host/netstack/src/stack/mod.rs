@@ -157,7 +157,10 @@ impl Stack {
     /// Ends a flow at once: a TCP guest is sent a reset, a UDP flow is forgotten. No event follows.
     pub fn reset(&mut self, flow: FlowId) -> Result<(), NoFlow> {
         let entry = self.remove(flow).ok_or(NoFlow)?;
-        if let Some(reset) = final_reset(&entry) {
+        // Beyond that the guest hears it with its next segment.
+        if let Some(reset) = final_reset(&entry)
+            && self.resets.len() < self.limits.tcp_flows.saturating_add(self.limits.out_frames)
+        {
             self.resets.push_back(reset);
         }
         Ok(())

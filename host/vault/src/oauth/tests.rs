@@ -149,3 +149,22 @@ fn a_renewal_that_fails_says_so() {
     assert_eq!(back.ends(), sign_in.ends());
     assert!(!format!("{back:?}").contains("REAL"));
 }
+
+#[test]
+fn an_exchange_is_seen_however_its_path_is_spelt() {
+    let endpoint = services::endpoint("github").unwrap();
+    let (host, known) = (endpoint.hosts[0].to_string(), endpoint.paths[0].clone());
+    let under = known.replacen('_', "%5F", 1);
+    for path in [
+        known.clone(),
+        format!("{known}/"),
+        format!("/{known}"),
+        format!("{known}.json"),
+        under,
+        known.to_uppercase(),
+        format!("/x/..{known};v=1"),
+    ] {
+        assert!(endpoint.takes(&host, 443, &path), "{path}");
+    }
+    assert!(!endpoint.takes(&host, 443, &format!("{known}s")) && !endpoint.takes(&host, 443, "/"));
+}

@@ -147,24 +147,13 @@ impl Entry {
             // Tools that see a key do not offer to sign in.
             env.clear();
         }
-        let now = timestamp();
         Ok(Self {
-            id: String::new(),
-            name: service.name.clone(),
             service: Some(service.name.clone()),
-            scope,
-            binding,
             kind: service.kind,
-            shape: service.shape.clone(),
             key_id: service.key_id.clone(),
             env,
             git: service.git.clone(),
-            source,
-            refresh: Refresh::Every(DEFAULT_REFRESH.as_secs()),
-            kept: None,
-            signed_in: Vec::new(),
-            created: now.clone(),
-            replaced: now,
+            ..Self::fresh(&service.name, scope, source, binding, service.shape.clone())
         })
     }
 
@@ -206,8 +195,17 @@ impl Entry {
             Some(shape) => shape,
             None => "viv-{alnum:32}".parse()?,
         };
-        let now = timestamp();
         Ok(Self {
+            env: custom.env.into_iter().map(|variable| (variable, "{value}".to_owned())).collect(),
+            git,
+            ..Self::fresh(name, scope, source, binding, shape)
+        })
+    }
+
+    /// A token that nothing was kept of yet.
+    fn fresh(name: &str, scope: Scope, source: Source, binding: Binding, shape: Shape) -> Self {
+        let now = timestamp();
+        Self {
             id: String::new(),
             name: name.to_owned(),
             service: None,
@@ -216,15 +214,15 @@ impl Entry {
             kind: Kind::Token,
             shape,
             key_id: None,
-            env: custom.env.into_iter().map(|variable| (variable, "{value}".to_owned())).collect(),
-            git,
+            env: BTreeMap::new(),
+            git: None,
             source,
             refresh: Refresh::Every(DEFAULT_REFRESH.as_secs()),
             kept: None,
             signed_in: Vec::new(),
             created: now.clone(),
             replaced: now,
-        })
+        }
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {
