@@ -1,0 +1,289 @@
+//! Bodies on their way: counted, watched, signed, masked. None is held beyond what its part says.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+
+use crate::record::{Decision, RequestRecord, Sink};
+
+/// What goes wrong in a body; its text is for the log.
+pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
+/// Any body of ours.
+pub(crate) type Payload = Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>;
+
+pub(crate) fn empty() -> Payload {
+    Box::pin(Empty::new().map_err(|never| match never {}))
+}
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Payload {
+    Box::pin(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+/// One request until the last of it is over; told to the log then.
+pub(crate) struct Exchange {
+    sink: Rc<dyn Sink>,
+    record: std::cell::RefCell<RequestRecord>,
+    refusal: std::cell::RefCell<Option<vault::Refusal>>,
+}
+
+impl Exchange {
+    pub(crate) fn new(sink: Rc<dyn Sink>, record: RequestRecord) -> Rc<Self> {
+        Rc::new(Self { sink, record: record.into(), refusal: None.into() })
+    }
+
+    pub(crate) fn note(&self, change: impl FnOnce(&mut RequestRecord)) {
+        change(&mut self.record.borrow_mut());
+    }
+
+    /// A body that may not go on, and why.
+    pub(crate) fn refuse(&self, refusal: vault::Refusal) -> BodyError {
+        let text = refusal.to_string();
+        self.note(|record| describe(record, &refusal));
+        *self.refusal.borrow_mut() = Some(refusal);
+        text.into()
+    }
+
+    /// Why the request's body was cut off, once.
+    pub(crate) fn take_refusal(&self) -> Option<vault::Refusal> {
+        self.refusal.borrow_mut().take()
+    }
+
+    fn broken(&self, what: &dyn std::fmt::Display) {
+        self.note(|record| {
+            if record.detail.is_none() {
+                record.detail = Some(what.to_string());
+            }
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.sink.request(self.record.borrow().clone());
+    }
+}
+
+/// Writes into a record what the vault refused.
+pub(crate) fn describe(record: &mut RequestRecord, refusal: &vault::Refusal) {
+    record.decision = match refusal.secret() {
+        Some(secret) if refusal.is_exfiltration() => Decision::Exfiltration { secret: secret.to_owned() },
+        Some(_) => Decision::CredentialFailed,
+        None => Decision::Malformed,
+    };
+    record.detail = Some(refusal.to_string());
+    record.remedy = refusal.hint();
+}
+
+/// A request's body from the guest to the host.
+pub(crate) struct Outbound {
+    pub(crate) inner: Incoming,
+    pub(crate) exchange: Rc<Exchange>,
+    pub(crate) watch: vault::Watch,
+    pub(crate) signer: Option<vault::sigv4::ChunkSigner>,
+}
+
+impl Outbound {
+    fn data(&mut self, data: Bytes) -> Result<Bytes, BodyError> {
+        self.exchange.note(|record| record.sent = record.sent.saturating_add(data.len() as u64));
+        self.watch.feed(&data).map_err(|refusal| self.exchange.refuse(refusal))?;
+        let Some(signer) = &mut self.signer else { return Ok(data) };
+        let mut out = Vec::with_capacity(data.len());
+        signer.feed(&data, &mut out).map_err(|refusal| self.exchange.refuse(refusal))?;
+        Ok(out.into())
+    }
+
+    /// Trailers are watched like the body: the value that a placeholder stands for never goes there.
+    fn trailers(&mut self, trailers: &HeaderMap) -> Result<(), BodyError> {
+        for value in trailers.values() {
+            // The line ends keep two fields from being read as one.
+            self.watch
+                .feed(b"\r\n")
+                .and_then(|()| self.watch.feed(value.as_bytes()))
+                .map_err(|refusal| self.exchange.refuse(refusal))?;
+        }
+        Ok(())
+    }
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                None => match self.signer.take().map(|mut signer| signer.finish()) {
+                    Some(Err(refusal)) => Some(Err(self.exchange.refuse(refusal))),
+                    _ => None,
+                },
+                Some(Err(error)) => {
+                    self.exchange.broken(&format_args!("the request's body broke off: {error}"));
+                    Some(Err(error.into()))
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => match self.data(data) {
+                        // The signer holds a chunk until it is whole.
+                        Ok(data) if data.is_empty() => continue,
+                        result => Some(result.map(Frame::data)),
+                    },
+                    Err(frame) => match frame.into_trailers() {
+                        Ok(mut trailers) => {
+                            let result = self.trailers(&trailers);
+                            clean_trailers(&mut trailers);
+                            Some(result.map(|()| Frame::trailers(trailers)))
+                        }
+                        Err(_) => continue,
+                    },
+                },
+            });
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.signer.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An answer's body from the host to the guest.
+pub(crate) struct Inbound {
+    pub(crate) inner: Incoming,
+    pub(crate) exchange: Rc<Exchange>,
+    /// Where a value may be echoed. Dropped without `finish` it shows nothing of what it holds: a body that breaks off
+    /// stays masked (CVE-2026-101998).
+    pub(crate) masker: Option<vault::Masker>,
+    /// For trailers, where gRPC puts its errors.
+    pub(crate) credentials: vault::Credentials,
+    /// Trailers that came while the masker held bytes.
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+impl Inbound {
+    fn count(&self, bytes: usize) {
+        self.exchange.note(|record| record.received = record.received.saturating_add(bytes as u64));
+    }
+
+    /// What the masker still holds, at the end.
+    fn rest(&mut self) -> Option<Bytes> {
+        let mut masker = self.masker.take()?;
+        let mut out = Vec::new();
+        masker.finish(&mut out);
+        (!out.is_empty()).then(|| out.into())
+    }
+}
+
+impl Body for Inbound {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                None => {
+                    let Some(rest) = self.rest() else { return Poll::Ready(None) };
+                    self.count(rest.len());
+                    return Poll::Ready(Some(Ok(Frame::data(rest))));
+                }
+                Some(Err(error)) => {
+                    self.masker = None;
+                    self.exchange.broken(&format_args!("the answer's body broke off: {error}"));
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Some(Ok(frame)) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    let data = match &mut self.masker {
+                        Some(masker) => {
+                            let mut out = Vec::with_capacity(data.len());
+                            masker.feed(&data, &mut out);
+                            out.into()
+                        }
+                        None => data,
+                    };
+                    if data.has_remaining() {
+                        self.count(data.len());
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Err(frame) => {
+                    let Ok(mut trailers) = frame.into_trailers() else { continue };
+                    clean_trailers(&mut trailers);
+                    self.credentials.mask_headers(&mut trailers);
+                    let Some(rest) = self.rest() else {
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    };
+                    self.trailers = Some(trailers);
+                    self.count(rest.len());
+                    return Poll::Ready(Some(Ok(Frame::data(rest))));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.masker.is_none() && self.trailers.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // The masker gives out as many bytes as it is given; some may still be with it.
+        if self.masker.is_some() { SizeHint::default() } else { self.inner.size_hint() }
+    }
+}
+
+/// Takes out of trailers what may only stand in a head (RFC 9110 §6.5.1).
+fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
+    for name in [
+        http::header::TRANSFER_ENCODING,
+        http::header::CONTENT_LENGTH,
+        http::header::HOST,
+        http::header::AUTHORIZATION,
+        http::header::PROXY_AUTHORIZATION,
+        http::header::CONTENT_ENCODING,
+        http::header::CONTENT_TYPE,
+        http::header::CONTENT_RANGE,
+        http::header::SET_COOKIE,
+        http::header::COOKIE,
+        http::header::CONNECTION,
+        http::header::UPGRADE,
+        http::header::TRAILER,
+        http::header::TE,
+    ] {
+        trailers.remove(name);
+    }
+}
+
+/// A whole body of at most `limit` bytes; `Ok(None)` when there is more.
+pub(crate) async fn collect(mut body: Incoming, limit: usize) -> Result<Option<Vec<u8>>, BodyError> {
+    let mut whole = Vec::new();
+    if body.size_hint().lower() > limit as u64 {
+        return Ok(None);
+    }
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if whole.len().saturating_add(data.len()) > limit {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(Some(whole))
+}

@@ -1,0 +1,13 @@
+//! Flows from end to end: a guest, a host and the interceptor between them. One program, as most of it is hyper.
+
+mod adversarial;
+mod ca;
+mod corpus;
+mod credentials;
+mod http2;
+mod messages;
+mod rules;
+mod signing;
+mod support;
+mod tls;
+mod websocket;
