@@ -1,0 +1,214 @@
+//! The beginning of a TLS connection: the name that the client asks the server for, before any byte goes upstream.
+//!
+//! rustls parses the ClientHello (split over records and reads, up to 64 KiB); what it refuses is refused here. Encrypted
+//! ClientHello it does not tell of, so the extension is looked for in what it found well-formed.
+
+use rustls::server::Acceptor;
+
+/// Bytes of a ClientHello with the headers of its records. rustls takes a message of up to 64 KiB.
+const LONGEST: usize = 72 << 10;
+/// Content type of handshake records (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
+const APPLICATION_DATA: u8 = 23;
+const HEARTBEAT: u8 = 24;
+/// The extension's number (RFC 9849 §5).
+const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+
+/// What the first bytes of a connection are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Too few to say.
+    More,
+    /// Neither TLS nor HTTP.
+    Other,
+    /// An HTTP request in clear.
+    Http,
+    /// A whole ClientHello.
+    Hello {
+        /// The server's name; `None` without one, or when it is an address.
+        name: Option<String>,
+        /// Whether there is an inner ClientHello that only the server can read, or one that looks so (GREASE).
+        encrypted: bool,
+    },
+    /// TLS, but no ClientHello that a server would take.
+    Broken(String),
+}
+
+/// Methods (RFC 9110 §9, RFC 5789, RFC 4918, and HTTP/2's preface) that begin a request on any port.
+const METHODS: [&[u8]; 17] = [
+    b"GET",
+    b"HEAD",
+    b"POST",
+    b"PUT",
+    b"DELETE",
+    b"CONNECT",
+    b"OPTIONS",
+    b"TRACE",
+    b"PATCH",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"MKCOL",
+    b"COPY",
+    b"MOVE",
+    b"LOCK",
+    b"UNLOCK",
+    b"PRI",
+];
+/// Bytes of the longest method that is looked for.
+const LONGEST_METHOD: usize = 32;
+/// The longest first line of an HTTP request that is waited for, in bytes.
+const LONGEST_LINE: usize = 16 << 10;
+
+/// What is not TLS: HTTP if its first line is a request's (RFC 9112 §3; servers overlook empty lines before it, §2.2).
+fn clear(seen: &[u8], any_method: bool) -> Seen {
+    let start = seen.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(seen.len());
+    let rest = seen.get(start..).unwrap_or_default();
+    let method =
+        rest.iter().take_while(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_')).count();
+    let word = rest.get(..method).unwrap_or_default();
+    let could_be = match rest.get(method) {
+        _ if method > LONGEST_METHOD => false,
+        None => any_method || METHODS.iter().any(|known| known.starts_with(word)),
+        Some(b' ' | b'\t') => method > 0 && (any_method || METHODS.contains(&word)),
+        Some(_) => false,
+    };
+    if !could_be || start > LONGEST_LINE {
+        return Seen::Other;
+    }
+    match rest.iter().position(|byte| *byte == b'\n') {
+        Some(end) => {
+            let line = rest.get(..end).unwrap_or_default().trim_ascii_end();
+            let version = line.rsplit(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
+            if version.len() >= 5 && version.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"HTTP/"))
+            {
+                Seen::Http
+            } else {
+                Seen::Other
+            }
+        }
+        // Too long to wait for: whoever looks into it says so.
+        None if rest.len() > LONGEST_LINE => Seen::Http,
+        None => Seen::More,
+    }
+}
+
+/// The first bytes of a connection.
+#[derive(Default)]
+pub struct Hello {
+    acceptor: Acceptor,
+    seen: Vec<u8>,
+    /// Whether each word that begins a line may be HTTP's.
+    any_method: bool,
+}
+
+impl std::fmt::Debug for Hello {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Hello").field("seen", &self.seen.len()).finish_non_exhaustive()
+    }
+}
+
+impl Hello {
+    /// On port 80 each word that could be a method is waited for; elsewhere only methods that are known, for protocols in which
+    /// a client says one word and waits are not held up then.
+    pub fn on_port(port: u16) -> Self {
+        Self { any_method: port == 80, ..Self::default() }
+    }
+
+    /// Looks at the next bytes, and keeps them. Once the answer is not [`Seen::More`] no more bytes may be given.
+    pub fn push(&mut self, bytes: &[u8]) -> Seen {
+        self.seen.extend_from_slice(bytes);
+        match self.seen.as_slice() {
+            [] => return Seen::More,
+            [HANDSHAKE] => return Seen::More,
+            [HANDSHAKE, 3, ..] => {}
+            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT] => return Seen::More,
+            // Servers overlook some of these, and take the ClientHello behind them.
+            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT, 3, ..] => {
+                return Seen::Broken("a TLS record before the ClientHello".into());
+            }
+            seen => return clear(seen, self.any_method),
+        }
+        if self.seen.len() > LONGEST {
+            return Seen::Broken("a ClientHello of more than 64 KiB".into());
+        }
+        // The first byte was kept back until the second one came.
+        let new = bytes.len().max(if self.seen.len() == bytes.len().saturating_add(1) {
+            self.seen.len()
+        } else {
+            0
+        });
+        let mut rest = self.seen.get(self.seen.len().saturating_sub(new)..).unwrap_or_default();
+        while !rest.is_empty() {
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(0) => return Seen::Broken("a ClientHello that does not end".into()),
+                Ok(_) => {}
+                Err(error) => return Seen::Broken(error.to_string()),
+            }
+            match self.acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(str::to_owned);
+                    return Seen::Hello { name, encrypted: is_encrypted(&self.seen) };
+                }
+                Err((error, _)) => return Seen::Broken(error.to_string()),
+            }
+        }
+        Seen::More
+    }
+
+    /// All bytes that were looked at.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.seen
+    }
+}
+
+/// Whether a well-formed ClientHello has the extension. One that this cannot walk through counts as if it had.
+fn is_encrypted(records: &[u8]) -> bool {
+    let message = handshake(records);
+    extensions(&message).is_none_or(|kinds| kinds.contains(&ENCRYPTED_CLIENT_HELLO))
+}
+
+/// The handshake bytes of records (RFC 8446 §5.1).
+fn handshake(mut records: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    while let Some((&[HANDSHAKE, _, _, high, low], rest)) = records.split_first_chunk::<5>() {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let (payload, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        message.extend_from_slice(payload);
+        records = after;
+    }
+    message
+}
+
+/// The kinds of extensions of a ClientHello (RFC 8446 §4.1.2, §4.2).
+fn extensions(message: &[u8]) -> Option<Vec<u16>> {
+    let (&[1, high, middle, low], rest) = message.split_first_chunk::<4>()? else { return None };
+    let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).ok()?;
+    // Version and random.
+    let rest = rest.get(..length)?.get(34..)?;
+    let (_session, rest) = vector(rest, 1)?;
+    let (_suites, rest) = vector(rest, 2)?;
+    let (_compressions, rest) = vector(rest, 1)?;
+    if rest.is_empty() {
+        return Some(Vec::new());
+    }
+    let (mut extensions, _) = vector(rest, 2)?;
+    let mut kinds = Vec::new();
+    while let Some((kind, rest)) = extensions.split_first_chunk::<2>() {
+        kinds.push(u16::from_be_bytes(*kind));
+        extensions = vector(rest, 2)?.1;
+    }
+    extensions.is_empty().then_some(kinds)
+}
+
+/// A vector with its length in one or two bytes before it, and what comes after.
+fn vector(bytes: &[u8], width: usize) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_at_checked(width)?;
+    let length = length.iter().fold(0usize, |sum, byte| (sum << 8) | usize::from(*byte));
+    rest.split_at_checked(length)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! The gateway: the process beside a sandbox that is its only way out.
+//!
+//! Frames of the guest's network card come over a ring in shared memory and go into a TCP/IP stack of our own
+//! ([`netstack`]); what comes out are flows. Names are answered with synthetic addresses, so a flow's destination is a name that the
+//! guest asked for and may have. The gateway resolves it itself, asks the [`policy`] about every address, connects, and only
+//! then answers the guest. TLS is passed on untouched once its client asks for the name of the flow; what has rules about
+//! requests, or credentials, goes to an [`Interceptor`](intercept::Interceptor).
+//!
+//! Everything of a sandbox is one thread. The process opens no file: what the host knows (name servers, its table of names,
+//! roots, proxies, policy, secrets) the shim says in [`control`] words. It never binds a socket: published ports come as
+//! descriptors.
+//!
+//! # Limits
+//! What a guest can ask for without end has a bound; each that is hit writes a record of [`Kind::Limit`](record::Kind).
+//!
+//! | what | at most | then |
+//! |---|---|---|
+//! | flows, half-open flows, buffers, frames | [`netstack::Limits`] | see there |
+//! | upstream connections being made | [`dial::MOST_DIALS`] | reset |
+//! | DNS questions in a second | 1000, 2000 at once | dropped |
+//! | DNS connections | 64 | reset |
+//! | bytes of a DNS message | [`dns::LONGEST`] | dropped |
+//! | names with addresses | [`names::MOST`] | SERVFAIL while all were asked for within a minute or have flows |
+//! | bytes of a ClientHello | 64 KiB | reset |
+//! | questions to the user | [`ask::MOST_QUESTIONS`], 64 flows each, one minute | reset |
+//! | different records in a second | 200 after 1024 | folded by zone, with an exact count |
+//! | peers of a published UDP port | [`publish::MOST_PEERS`] | the quietest makes room |
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod ask;
+pub mod control;
+mod core;
+pub mod dial;
+pub mod dns;
+pub mod flow;
+pub mod hello;
+mod inspect;
+pub mod intercept;
+pub mod names;
+mod proxy;
+pub mod publish;
+mod pump;
+pub mod record;
+mod relay;
+mod renew;
+pub mod resolve;
+mod serve;
+mod sys;
+mod tcp;
+mod udp;
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+pub use core::Target;
+pub use pump::PumpError;
+pub use serve::{GatewayError, main_loop};
+
+/// What makes the interceptor of a gateway.
+pub fn interceptor() -> intercept::MakeInterceptor {
+    Box::new(inspect::make)
+}
+
+/// The role of the process: serves the sandbox whose shim holds the other end of `control` until that closes.
+pub fn main(control: OwnedFd) -> ExitCode {
+    match main_loop(control, interceptor()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a guest tries that wants out: each case says what became of it.
+
+mod guest;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use gateway::control::Configuration;
+use gateway::record::{Decision, Kind};
+use guest::{Guest, echo, hosts, question, rules};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, RecordType};
+use rustls::pki_types::ServerName;
+
+/// A real client's ClientHello.
+fn hello(server: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let name = ServerName::try_from(server.to_owned()).unwrap();
+    let mut bytes = Vec::new();
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+/// The content of an outer encrypted ClientHello's extension (RFC 9849 §5): suite, configuration, key, payload.
+const OUTER: [u8; 12] = [0, 0, 1, 0, 1, 7, 0, 1, 0xaa, 0, 1, 0xbb];
+
+/// The hello with an extension of this kind before the others.
+fn with_extension(hello: &[u8], kind: u16) -> Vec<u8> {
+    let mut bytes = hello.to_vec();
+    // Record header 5, message header 4, version and random 34.
+    let mut at = 43;
+    at += 1 + usize::from(bytes[at]);
+    at += 2 + usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    at += 1 + usize::from(bytes[at]);
+    let extension = [&kind.to_be_bytes()[..], &[0, 12], &OUTER].concat();
+    for (place, width) in [(3, 2), (6, 3), (at, 2)] {
+        let old = bytes[place..place + width].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let new = (old + extension.len()).to_be_bytes();
+        bytes[place..place + width].copy_from_slice(&new[8 - width..]);
+    }
+    bytes.splice(at + 2..at + 2, extension);
+    bytes
+}
+
+fn two_names(port: u16) -> Guest {
+    let network = format!("127.0.0.1:{port}");
+    Guest::start(Configuration {
+        policy: rules(&["a.example.com:*", "b.example.com:*", &network], &[]),
+        hosts: hosts(&[("a.example.com", "127.0.0.1"), ("b.example.com", "127.0.0.1")]),
+        ..Configuration::default()
+    })
+}
+
+/// What the server behind `a.example.com` gets of these bytes: all, or a reset before any.
+fn passes(guest: &mut Guest, port: u16, bytes: &[u8]) -> bool {
+    let handle = guest.connect_to("a.example.com", port).unwrap();
+    // In pieces, as a slow or a sly client sends it.
+    for piece in bytes.chunks(bytes.len().div_ceil(5)) {
+        guest.send(handle, piece);
+        guest.turn();
+    }
+    let echoed = guest.receive(handle, bytes.len());
+    guest.tcp(handle).abort();
+    assert!(echoed.is_empty() || echoed == bytes);
+    !echoed.is_empty()
+}
+
+#[test]
+fn tls_must_ask_for_the_name_of_its_flow() {
+    let port = echo("127.0.0.1");
+    let mut guest = two_names(port);
+    let good = hello("a.example.com");
+    assert!(passes(&mut guest, port, &good));
+    let grease = with_extension(&good, 0x3a3a);
+    assert!(passes(&mut guest, port, &grease));
+    let cases = [
+        ("another allowed name", hello("b.example.com"), "b.example.com"),
+        ("a name that nobody allowed", hello("evil.example"), "evil.example"),
+        ("no name", hello("192.0.2.1"), "SNI"),
+        ("an encrypted hello", with_extension(&good, 0xfe0d), "encrypted"),
+        ("TLS that is none", [&[22, 3, 1, 0, 5][..], b"hello"].concat(), "begins wrong"),
+    ];
+    for (what, bytes, text) in cases {
+        assert!(!passes(&mut guest, port, &bytes), "{what} went through");
+        let record =
+            guest.record(what, |record| record.what.kind == Kind::Tls && record.what.text.contains(text));
+        assert_eq!(
+            (record.what.decision, record.what.host.as_str()),
+            (Decision::Refused, "a.example.com"),
+            "{what}"
+        );
+    }
+    // What is not TLS is not looked into.
+    assert!(passes(&mut guest, port, b"SSH-2.0-OpenSSH_10.0\r\n"));
+    guest.end();
+}
+
+#[test]
+fn half_a_hello_goes_nowhere() {
+    let port = echo("127.0.0.1");
+    let mut guest = two_names(port);
+    let handle = guest.connect_to("a.example.com", port).unwrap();
+    let bytes = hello("a.example.com");
+    guest.send(handle, &bytes[..bytes.len() - 1]);
+    for _ in 0..200 {
+        guest.turn();
+    }
+    assert!(!guest.tcp(handle).can_recv(), "the server got bytes before the name was known");
+    guest.send(handle, &bytes[bytes.len() - 1..]);
+    assert_eq!(guest.receive(handle, bytes.len()), bytes);
+    guest.end();
+}
+
+#[test]
+fn the_gateway_answers_dns_whatever_server_is_asked() {
+    let mut guest = two_names(1);
+    let ours = guest.resolve("a.example.com").unwrap();
+    for server in [[8, 8, 8, 8], [1, 1, 1, 1], [198, 18, 77, 7]] {
+        let answer = guest
+            .datagram((Ipv4Addr::from(server), 53).into(), &question("a.example.com", RecordType::A))
+            .unwrap();
+        let answer = Message::from_vec(&answer).unwrap();
+        assert!(matches!(answer.answers[0].data, RData::A(address) if address.0 == ours));
+    }
+    // Over TCP, two questions in one connection, to somebody else's server.
+    let handle = guest.connect((Ipv4Addr::new(9, 9, 9, 9), 53)).unwrap();
+    for name in ["a.example.com", "nothing.example.net"] {
+        let message = question(name, RecordType::A);
+        guest.send(handle, &u16::try_from(message.len()).unwrap().to_be_bytes());
+        guest.send(handle, &message);
+    }
+    let mut codes = Vec::new();
+    for _ in 0..2 {
+        let length = guest.receive(handle, 2);
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+        codes.push(Message::from_vec(&guest.receive(handle, length)).unwrap().metadata.response_code);
+    }
+    assert_eq!(codes, [ResponseCode::NoError, ResponseCode::NXDomain]);
+    // A message longer than any real one ends the connection.
+    guest.send(handle, &[0xff; 100]);
+    assert_eq!(guest.receive_all(handle), b"");
+    // DNS over TLS and QUIC are flows like others.
+    assert!(guest.connect((Ipv4Addr::new(9, 9, 9, 9), 853)).is_none());
+    guest.end();
+}
+
+#[test]
+fn a_dns_tunnel_reaches_nobody_and_every_question_is_counted() {
+    // The only server that the host has says who asks it.
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut configuration =
+        Configuration { policy: rules(&["good.example.com"], &[]), ..Configuration::default() };
+    configuration.resolver.servers = vec![server.local_addr().unwrap()];
+    let mut guest = Guest::start(configuration);
+    // As many as may come at once, however fast this machine is.
+    let questions = 1900u64;
+    for n in 0..questions {
+        let answer = guest.ask(&format!("secret-{n:06x}.tunnel.example.net"), RecordType::TXT);
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    }
+    server.set_nonblocking(true).unwrap();
+    assert!(server.recv(&mut [0; 512]).is_err(), "a question went upstream");
+    let counted = |guest: &mut Guest| guest.records.iter().map(|record| record.count).sum::<u64>();
+    guest.until("every question in the records", |guest| (counted(guest) == questions).then_some(()));
+    guest.end();
+}
+
+#[test]
+fn junk_for_dns_is_answered_or_dropped_and_the_next_question_works() {
+    let mut guest = two_names(1);
+    let good = question("a.example.com", RecordType::A);
+    let mut cases = vec![vec![], vec![0; 11], vec![0xff; 700], good[..15].to_vec(), vec![0; 5000]];
+    for at in 0..good.len() {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0xff;
+        cases.push(damaged);
+    }
+    let server = (agent_proto::abi::GATEWAY_IPV4, 53);
+    for case in cases {
+        guest.cast(server.into(), &case);
+    }
+    assert!(guest.resolve("a.example.com").is_some());
+    guest.end();
+}
+
+#[test]
+fn addresses_that_no_name_has_go_nowhere() {
+    let port = echo("127.0.0.1");
+    let mut guest = two_names(port);
+    let literals = [
+        "198.18.200.200",
+        "198.18.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "192.0.2.1",
+        "fd76:6976::1",
+        "fd76:6976::abcd",
+        "2001:db8::1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::1",
+    ];
+    for literal in literals {
+        let address: IpAddr = literal.parse().unwrap();
+        assert!(guest.connect((address, port)).is_none(), "{literal}");
+    }
+    guest.end();
+}
+
+#[test]
+fn a_name_does_not_lead_to_another_ones_flow() {
+    // Both names share an address upstream; only the port of one is allowed.
+    let port = echo("127.0.0.1");
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&[&format!("a.example.com:{port}"), "b.example.com:9", "127.0.0.1:*"], &[]),
+        hosts: hosts(&[("a.example.com", "127.0.0.1"), ("b.example.com", "127.0.0.1")]),
+        ..Configuration::default()
+    });
+    assert!(guest.connect_to("a.example.com", port).is_some());
+    assert!(guest.connect_to("b.example.com", port).is_none());
+    guest.end();
+}

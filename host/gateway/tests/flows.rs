@@ -1,0 +1,351 @@
+//! Flows of a real guest stack over the real frame ring, to real servers on this host.
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use gateway::control::{Configuration, FromGateway, Mode, ToGateway};
+use gateway::record::{Decision, Kind, Record};
+use guest::{Guest, echo, hosts, rules};
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+use policy::PolicySet;
+
+fn with(policy: PolicySet, table: &[(&str, &str)]) -> Guest {
+    Guest::start(Configuration { policy, hosts: hosts(table), ..Configuration::default() })
+}
+
+#[test]
+fn a_name_is_resolved_connected_and_relayed_both_ways() {
+    let port = echo("127.0.0.1");
+    let policy = rules(&[&format!("echo.example.com:{port}"), &format!("127.0.0.1:{port}")], &[]);
+    let mut guest = with(policy, &[("echo.example.com", "127.0.0.1")]);
+    let handle = guest.connect_to("echo.example.com", port).expect("allowed");
+    guest.send(handle, b"hello");
+    assert_eq!(guest.receive(handle, 5), b"hello");
+    // The guest says goodbye; the server's answer to that comes back.
+    guest.finish(handle);
+    assert_eq!(guest.receive_all(handle), b"");
+    let ended = guest.record("its end", |record| record.what.kind == Kind::Ended);
+    assert_eq!((ended.bytes_up, ended.bytes_down), (5, 5));
+    let opened = guest.record("its beginning", |record| record.what.kind == Kind::Connect);
+    assert_eq!((opened.what.decision, opened.what.host.as_str()), (Decision::Allowed, "echo.example.com"));
+    assert_eq!(opened.what.address, Some(Ipv4Addr::LOCALHOST.into()));
+    guest.end();
+}
+
+#[test]
+fn megabytes_arrive_whole_in_both_directions() {
+    let port = echo("127.0.0.1");
+    let policy = rules(&[&format!("echo.example.com:{port}"), &format!("127.0.0.1:{port}")], &[]);
+    let mut guest = with(policy, &[("echo.example.com", "127.0.0.1")]);
+    let handle = guest.connect_to("echo.example.com", port).unwrap();
+    let data: Vec<u8> = (0..24u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    // The echo is read while it is written: more than all buffers hold.
+    let (mut sent, mut back) = (0, Vec::new());
+    guest.until("the echo", |guest| {
+        let socket = guest.tcp(handle);
+        if sent < data.len() && socket.can_send() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        while socket.can_recv() {
+            socket.recv(|part| (part.len(), back.extend_from_slice(part))).unwrap();
+        }
+        (back.len() == data.len()).then_some(())
+    });
+    assert!(back == data);
+    guest.end();
+}
+
+#[test]
+fn a_refused_name_does_not_exist_and_leaves_a_record() {
+    let mut guest = with(rules(&["good.example.com"], &["bad.example.com"]), &[]);
+    for name in ["other.example.com", "bad.example.com", "intranet"] {
+        let reply = guest.ask(name, RecordType::A);
+        assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
+        let record = guest.record(name, |record| record.what.host == name);
+        assert_eq!((record.what.kind, record.what.decision), (Kind::Dns, Decision::Refused));
+    }
+    assert!(guest.resolve("good.example.com").is_some());
+    guest.end();
+}
+
+#[test]
+fn an_address_needs_a_rule_that_names_its_network() {
+    // A guest sends nothing to loopback addresses: it has its own. This host's address is one, if there is a network.
+    let own = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let own =
+        own.connect("192.0.2.1:9").and_then(|()| own.local_addr()).map(|address| address.ip().to_string());
+    let listening = own.is_ok();
+    let own = own.unwrap_or_else(|_| "192.0.2.1".into());
+    let port = if listening { echo(&own) } else { 9 };
+    let mut guest = with(rules(&["good.example.com"], &[]), &[]);
+    let elsewhere: SocketAddr = (own.parse::<IpAddr>().unwrap(), port).into();
+    assert!(guest.connect(elsewhere).is_none());
+    let refused = guest.record("the refusal", |record| record.what.kind == Kind::Connect);
+    assert_eq!((refused.what.decision, refused.what.port), (Decision::Refused, port));
+    if !listening {
+        return;
+    }
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[&format!("{own}:{port}")], &[])) }, &[]);
+    let handle = guest.until("the new policy", |guest| guest.connect(elsewhere));
+    guest.send(handle, b"by address");
+    assert_eq!(guest.receive(handle, 10), b"by address");
+    guest.end();
+}
+
+#[test]
+fn a_name_that_points_into_the_private_network_is_refused() {
+    let port = echo("127.0.0.1");
+    let table = [
+        ("rebind.example.com", "127.0.0.1"),
+        ("meta.example.com", "169.254.169.254"),
+        ("mapped.example.com", "::ffff:10.0.0.1"),
+        ("nat64.example.com", "64:ff9b::a00:1"),
+    ];
+    let mut guest = with(rules(&["**.example.com:*"], &[]), &table);
+    for (name, _) in table {
+        assert!(guest.connect_to(name, port).is_none(), "{name}");
+        let record =
+            guest.record(name, |record| record.what.host == name && record.what.kind == Kind::Connect);
+        assert_eq!(record.what.decision, Decision::Refused, "{name}");
+        assert_eq!(record.what.layer.as_deref(), Some("floor"), "{record:?}");
+    }
+    guest.end();
+}
+
+#[test]
+fn all_addresses_of_a_name_are_tried() {
+    let port = echo("127.0.0.1");
+    let policy = rules(&["two.example.com:*", "127.0.0.0/8:*", "[::1]:*"], &[]);
+    // Nobody listens on the first two.
+    let table =
+        [("two.example.com", "::1"), ("two.example.com", "127.9.9.9"), ("two.example.com", "127.0.0.1")];
+    let mut guest = with(policy, &table);
+    let handle = guest.connect_to("two.example.com", port).expect("the last address takes it");
+    guest.send(handle, b"x");
+    assert_eq!(guest.receive(handle, 1), b"x");
+    guest.end();
+}
+
+#[test]
+fn nobody_listening_is_a_reset_for_the_guest() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut guest =
+        with(rules(&["gone.example.com:*", "127.0.0.1:*"], &[]), &[("gone.example.com", "127.0.0.1")]);
+    assert!(guest.connect_to("gone.example.com", free).is_none());
+    let record = guest.record("the failure", |record| record.what.kind == Kind::Connect);
+    assert_eq!(record.what.decision, Decision::Failed);
+    guest.end();
+}
+
+#[test]
+fn a_changed_policy_resets_established_flows() {
+    let port = echo("127.0.0.1");
+    let network = format!("127.0.0.1:{port}");
+    let policy = rules(&["a.example.com:*", "b.example.com:*", &network], &[]);
+    let mut guest = with(policy, &[("a.example.com", "127.0.0.1"), ("b.example.com", "127.0.0.1")]);
+    let a = guest.connect_to("a.example.com", port).unwrap();
+    let b = guest.connect_to("b.example.com", port).unwrap();
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&["b.example.com:*", &network], &[])) }, &[]);
+    guest.is_reset(a);
+    guest.send(b, b"still here");
+    assert_eq!(guest.receive(b, 10), b"still here");
+    // Without its network the guard holds again, for the established flow too.
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&["b.example.com:*"], &[])) }, &[]);
+    guest.is_reset(b);
+    guest.end();
+}
+
+#[test]
+fn a_held_flow_waits_for_the_answer() {
+    let port = echo("127.0.0.1");
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&[&format!("127.0.0.1:{port}")], &["never.example.com"]),
+        hosts: hosts(&[("asked.example.com", "127.0.0.1")]),
+        mode: Mode::Ask,
+        ..Configuration::default()
+    });
+    assert!(guest.resolve("never.example.com").is_none(), "a denial is not asked about");
+    let question = |guest: &mut Guest| {
+        let word = guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
+        let FromGateway::Question { question, host, port: asked, .. } = word else { unreachable!() };
+        assert_eq!((host.as_str(), asked), ("asked.example.com", port));
+        question
+    };
+    let address = guest.resolve("asked.example.com").expect("an address to hold the flow to");
+    let held = guest.dial((IpAddr::from(address), port));
+    let number = question(&mut guest);
+    assert_eq!(guest.tcp(held).state(), smoltcp::socket::tcp::State::SynSent);
+    guest.say(&ToGateway::Answer { question: number, allow: true }, &[]);
+    assert!(guest.opened(held));
+    guest.send(held, b"once");
+    assert_eq!(guest.receive(held, 4), b"once");
+    // Once: the next one is asked about again, and the first one lives through a change of policy.
+    let second = guest.dial((IpAddr::from(address), port));
+    let number = question(&mut guest);
+    guest.say(
+        &ToGateway::Policy { policy: Box::new(rules(&[&format!("127.0.0.1:{port}"), "x.example.com"], &[])) },
+        &[],
+    );
+    guest.say(&ToGateway::Answer { question: number, allow: false }, &[]);
+    assert!(!guest.opened(second));
+    guest.send(held, b"more");
+    assert_eq!(guest.receive(held, 4), b"more");
+    guest.end();
+}
+
+#[test]
+fn a_rule_answers_a_question() {
+    let port = echo("127.0.0.1");
+    let network = format!("127.0.0.1:{port}");
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&[&network], &[]),
+        hosts: hosts(&[("asked.example.com", "127.0.0.1")]),
+        mode: Mode::Ask,
+        ..Configuration::default()
+    });
+    let address = guest.resolve("asked.example.com").unwrap();
+    let held = guest.dial((IpAddr::from(address), port));
+    guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[&network, "asked.example.com:*"], &[])) }, &[]);
+    guest.word("its end", |word| matches!(word, FromGateway::QuestionOver { .. }));
+    assert!(guest.opened(held));
+    guest.end();
+}
+
+#[test]
+fn observed_flows_pass_and_are_recorded() {
+    let port = echo("127.0.0.1");
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&[&format!("127.0.0.1:{port}")], &["no.example.com"]),
+        hosts: hosts(&[("seen.example.com", "127.0.0.1")]),
+        mode: Mode::Observe,
+        ..Configuration::default()
+    });
+    assert!(guest.connect_to("seen.example.com", port).is_some());
+    let record = guest.record("the observation", |record| record.what.kind == Kind::Connect);
+    assert_eq!(record.what.decision, Decision::Observed);
+    assert!(guest.resolve("no.example.com").is_none());
+    guest.end();
+}
+
+/// What listens on the host's loopback trusts whoever reaches it.
+#[test]
+fn the_hosts_services_are_not_observed() {
+    let port = echo("127.0.0.1");
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&[&format!("localhost:{}", port ^ 1)], &[]),
+        mode: Mode::Observe,
+        ..Configuration::default()
+    });
+    let address = guest.resolve("host.viv.internal").expect("another port of it is allowed");
+    assert!(guest.connect((IpAddr::from(address), port)).is_none());
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[], &[])) }, &[]);
+    guest.until("no such name", |guest| guest.resolve("host.docker.internal").is_none().then_some(()));
+    guest.end();
+}
+
+#[test]
+fn datagrams_are_relayed_and_refused_like_connections() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok((count, peer)) = server.recv_from(&mut buffer) {
+            buffer[..count].reverse();
+            server.send_to(&buffer[..count], peer).unwrap();
+        }
+    });
+    let datagrams = |text: &str| {
+        let rule = policy::Rule::new(policy::Decision::Allow, policy::Resource::parse(text).unwrap());
+        rule.with_protocols(policy::Protocols::parse("udp").unwrap()).unwrap()
+    };
+    let mut policy = rules(&["tcp.example.com:*"], &[]);
+    policy.local.extend([datagrams("udp.example.com:*"), datagrams("127.0.0.1:*")]);
+    let mut guest = with(policy, &[("udp.example.com", "127.0.0.1"), ("tcp.example.com", "127.0.0.1")]);
+    let address = guest.resolve("udp.example.com").unwrap();
+    assert_eq!(guest.datagram((address, port).into(), b"abc").as_deref(), Some(&b"cba"[..]));
+    assert!(guest.connect((IpAddr::from(address), port)).is_none(), "a rule for UDP is none for TCP");
+    let address = guest.resolve("tcp.example.com").unwrap();
+    assert_eq!(guest.datagram((address, port).into(), b"abc"), None);
+    let refused =
+        |record: &Record| record.what.kind == Kind::Datagram && record.what.host == "tcp.example.com";
+    assert_eq!(guest.record("the refusal", refused).what.decision, Decision::Refused);
+    guest.end();
+}
+
+#[test]
+fn a_service_of_the_host_is_reached_by_its_names() {
+    let port = echo("127.0.0.1");
+    let mut guest = with(rules(&[], &[]), &[]);
+    assert!(guest.resolve("host.docker.internal").is_none(), "without a rule there is no such name");
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[&format!("localhost:{port}")], &[])) }, &[]);
+    for name in ["host.docker.internal", "host.viv.internal"] {
+        let address = guest.until("the name", |guest| guest.resolve(name));
+        let handle = guest.connect((IpAddr::from(address), port)).expect(name);
+        guest.send(handle, b"db");
+        assert_eq!(guest.receive(handle, 2), b"db");
+        assert!(guest.connect((IpAddr::from(address), port ^ 1)).is_none());
+    }
+    guest.end();
+}
+
+#[test]
+fn a_published_port_reaches_the_guest() {
+    let mut guest = with(rules(&[], &[]), &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap();
+    let publish = ToGateway::Publish { number: 5, protocol: policy::Protocol::Tcp, guest_port: 8080 };
+    guest.say(&publish, &[&listener.into()]);
+    guest.word("the port", |word| matches!(word, FromGateway::Published { number: 5 }));
+    // Nothing listens in the guest yet.
+    let client = std::thread::spawn(move || {
+        let mut stream = std::net::TcpStream::connect(place).unwrap();
+        let mut byte = [0];
+        stream.read(&mut byte).map_err(|error| error.kind())
+    });
+    guest.until("the refusal", |_| client.is_finished().then_some(()));
+    assert!(matches!(client.join().unwrap(), Ok(0) | Err(std::io::ErrorKind::ConnectionReset)));
+    let server = guest.listen(8080);
+    let client = std::thread::spawn(move || {
+        let mut stream = std::net::TcpStream::connect(place).unwrap();
+        stream.write_all(b"ping").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    assert!(guest.opened(server));
+    assert_eq!(guest.receive_all(server), b"ping");
+    guest.send(server, b"pong");
+    guest.finish(server);
+    guest.until("the client", |_| client.is_finished().then_some(()));
+    assert_eq!(client.join().unwrap(), "pong");
+    let record = guest.record("the connection", |record| {
+        record.what.decision == Decision::Allowed && record.what.kind == Kind::Publish
+    });
+    assert_eq!((record.bytes_up, record.bytes_down, record.what.port), (4, 4, 8080));
+    guest.say(&ToGateway::Unpublish { number: 5 }, &[]);
+    guest.until("the closed port", |_| std::net::TcpStream::connect(place).is_err().then_some(()));
+    guest.end();
+}
+
+#[test]
+fn names_keep_their_addresses_over_a_restart() {
+    let policy = rules(&["**.example.com"], &[]);
+    let mut guest = with(policy.clone(), &[]);
+    let first: Vec<_> = (0..5).map(|n| guest.resolve(&format!("n{n}.example.com")).unwrap()).collect();
+    guest.say(&ToGateway::Save, &[]);
+    let saved = guest.word("the state", |word| matches!(word, FromGateway::Saved { .. }));
+    let FromGateway::Saved { state } = saved else { unreachable!() };
+    // All records come before the state.
+    assert_eq!(guest.records.iter().map(|record| record.count).sum::<u64>(), 5);
+    guest.end();
+    let mut guest = Guest::start(Configuration { policy, restore: Some(state), ..Configuration::default() });
+    for n in [4, 2, 0, 1, 3] {
+        assert_eq!(guest.resolve(&format!("n{n}.example.com")).unwrap(), first[n]);
+    }
+    guest.end();
+}
