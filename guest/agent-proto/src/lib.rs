@@ -14,5 +14,6 @@ pub mod client;
 pub mod error;
 pub mod frame;
 pub mod messages;
+pub mod pieces;
 
 pub use error::ProtoError;

@@ -35,6 +35,7 @@ mod session;
 mod shares;
 mod shutdown;
 mod spawn;
+mod ssh;
 mod status;
 mod sys;
 mod trust;
@@ -50,7 +51,11 @@ fn main() -> ExitCode {
     if oci::is_meant(arguments.next().as_ref()) {
         return oci::run(arguments);
     }
-    if let Some(code) = power::command(arguments) {
+    let arguments: Vec<_> = arguments.collect();
+    if let Some(code) = ssh::command(arguments.iter().cloned()) {
+        return code;
+    }
+    if let Some(code) = power::command(arguments.into_iter()) {
         return code;
     }
     eprintln!(

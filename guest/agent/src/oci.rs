@@ -34,7 +34,7 @@ const APT: &str = "/run/vivarium/apt.conf";
 /// What is mounted, and its name in [`INSIDE`].
 const MOUNTS: [(&str, &str); 3] = [(BUNDLE, "ca-certificates.crt"), (ROOTS, "roots.pem"), (APT, "apt.conf")];
 /// The variables and the files that they name.
-const VARIABLES: [(&str, &str); 10] = [
+const VARIABLES: [(&str, &str); 11] = [
     ("SSL_CERT_FILE", "ca-certificates.crt"),
     ("CURL_CA_BUNDLE", "ca-certificates.crt"),
     ("REQUESTS_CA_BUNDLE", "ca-certificates.crt"),
@@ -42,6 +42,7 @@ const VARIABLES: [(&str, &str); 10] = [
     ("GIT_SSL_CAINFO", "ca-certificates.crt"),
     ("CARGO_HTTP_CAINFO", "ca-certificates.crt"),
     ("AWS_CA_BUNDLE", "ca-certificates.crt"),
+    ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "ca-certificates.crt"),
     ("NODE_EXTRA_CA_CERTS", "roots.pem"),
     ("DENO_CERT", "roots.pem"),
     ("APT_CONFIG", "apt.conf"),

@@ -249,9 +249,7 @@ fn launch(
     group: Option<Group>,
     variables: &Variables,
 ) -> Result<Running, NotStarted> {
-    let user = accounts
-        .find(&exec.user)
-        .ok_or_else(|| refusal(Cause::NoSuchUser, format!("There is no user {:?}", exec.user)))?;
+    let user = accounts.find(&exec.user).map_err(|error| refusal(Cause::NoSuchUser, error.to_string()))?;
     let cwd = if exec.cwd.is_empty() { user.home.clone().into_bytes() } else { exec.cwd.clone() };
     let cwd = CString::new(cwd).map_err(|_| refusal(Cause::Invalid, "The folder's name holds a NUL"))?;
     let mut command = command_line(exec, &user)?;

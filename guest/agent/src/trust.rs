@@ -32,13 +32,15 @@ const JAVA_HOOK: &str = "/etc/ca-certificates/update.d/jks-keystore";
 const JAVA_STORE: &str = "/etc/ssl/certs/java/cacerts";
 
 /// The variables by which programs that bring roots of their own are told of others: the first two add them, the rest go by them alone.
-const POINTERS: [(&str, &str); 5] = [
+const POINTERS: [(&str, &str); 6] = [
     ("NODE_EXTRA_CA_CERTS", ROOTS),
     ("DENO_CERT", ROOTS),
     // Python's httpx, and everything with an OpenSSL that was built for other folders.
     ("SSL_CERT_FILE", BUNDLE),
     ("REQUESTS_CA_BUNDLE", BUNDLE),
     ("AWS_CA_BUNDLE", BUNDLE),
+    // gRPC's C core, which Python, Ruby and PHP have; it looks nowhere else.
+    ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", BUNDLE),
 ];
 
 /// Only one change at a time.

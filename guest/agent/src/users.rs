@@ -4,6 +4,8 @@ use std::fs;
 
 use agent_proto::abi;
 
+use crate::fail::{Failure, Outcome};
+
 /// Who a process runs as, and what a login knows of that user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
@@ -41,7 +43,10 @@ impl Accounts {
     }
 
     /// Looks up `NAME`, `UID`, and either with `:GROUP` or `:GID`; empty is the user `agent`. A number needs no entry.
-    pub(crate) fn find(&self, wanted: &str) -> Option<User> {
+    ///
+    /// # Errors
+    /// Which of the two is not there.
+    pub(crate) fn find(&self, wanted: &str) -> Outcome<User> {
         let wanted = if wanted.is_empty() { abi::AGENT_USER } else { wanted };
         let (name, group) = match wanted.split_once(':') {
             Some((name, group)) => (name, Some(group)),
@@ -60,7 +65,7 @@ impl Accounts {
             },
             None => User {
                 name: name.to_owned(),
-                uid: number?,
+                uid: number.ok_or_else(|| Failure::new(format!("There is no user {name:?}")))?,
                 gid: 0,
                 groups: vec![0],
                 home: "/".into(),
@@ -68,10 +73,11 @@ impl Accounts {
             },
         };
         if let Some(group) = group {
-            user.gid = self.group_id(group)?;
+            let id = self.group_id(group);
+            user.gid = id.ok_or_else(|| Failure::new(format!("There is no group {group:?}")))?;
             user.groups = vec![user.gid];
         }
-        Some(user)
+        Ok(user)
     }
 
     /// A group's number, by its name or the number itself.
@@ -137,8 +143,10 @@ mod tests {
         assert_eq!((grouped.gid, grouped.groups), (101, vec![101]));
         assert_eq!(accounts.find("agent:5").expect("a number").gid, 5);
         assert_eq!(accounts.find("nobody").expect("there").shell, "/bin/sh");
-        assert!(accounts.find("nothere").is_none());
-        assert!(accounts.find("agent:nothere").is_none());
-        assert!(accounts.find("-1").is_none());
+        let missing = |wanted: &str| accounts.find(wanted).expect_err("it is not there").to_string();
+        assert_eq!(missing("nothere"), "There is no user \"nothere\"");
+        assert_eq!(missing("agent:nothere"), "There is no group \"nothere\"");
+        assert_eq!(missing("-1"), "There is no user \"-1\"");
+        assert_eq!(missing("agent:"), "There is no group \"\"");
     }
 }
