@@ -13,10 +13,11 @@ use crate::engine::{self, Engine};
 use crate::error::{self, Error, Result};
 use crate::folder::Sandbox;
 use crate::launch::Vmm;
+use crate::network::{Handover, Network};
 use crate::places::Places;
-use crate::plan::{Descriptors, Disk, Plan, SharedFolder, Slot, Store};
+use crate::plan::{self, Descriptors, Disk, Plan, SharedFolder, Slot, Store};
 use crate::shim::Machine;
-use crate::spec::Spec;
+use crate::spec::{Networking, Spec};
 use crate::{naming, workspace};
 
 /// Words of every guest's command line. Early messages come over the serial port, until the virtio console is there: then the
@@ -38,7 +39,7 @@ const COMMAND_LINE: &[&str] = &[
 const DISK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Starts the vmm of a sandbox.
-pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Machine> {
+pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets, handover: Handover) -> Result<Machine> {
     let spec = &sandbox.spec;
     let asked = spec.engine.as_deref().and_then(Engine::from_name);
     let choice = engine::choose(asked, places)?;
@@ -50,9 +51,17 @@ pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets) -> Result<Ma
     if disk::is_made(disk_folder(sandbox)?.as_fd()).map_err(|error| unusable(sandbox, &error))? {
         words.push(format!("{}=made", cmdline::DISK));
     }
-    let shape = Shape { engine: choice.engine, cpus: spec.cpus, memory: spec.memory, words };
+    // Last: what can go wrong before has no process to end.
+    let (network, card) = match spec.network {
+        Networking::None => (None, None),
+        Networking::Gateway => {
+            let (network, card) = Network::start(sandbox, places, handover, &mut descriptors)?;
+            (Some(network), Some(card))
+        }
+    };
+    let shape = Shape { engine: choice.engine, cpus: spec.cpus, memory: spec.memory, words, network: card };
     let (vmm, console) = start(shape, assets, vec![disk], shares, descriptors)?;
-    Ok(Machine { vmm, console, engine: choice.engine.name().into() })
+    Ok(Machine { vmm, console, engine: choice.engine.name().into(), network })
 }
 
 /// What a machine is besides its devices.
@@ -63,6 +72,8 @@ pub(crate) struct Shape {
     pub(crate) memory: u64,
     /// Further words of the command line.
     pub(crate) words: Vec<String>,
+    /// The network card's far end.
+    pub(crate) network: Option<plan::Network>,
 }
 
 /// Opens what every machine has and starts its vmm. Gives the reading end of its console, too.
@@ -98,7 +109,7 @@ pub(crate) fn start(
         base,
         disks,
         shares,
-        network: None,
+        network: shape.network,
     };
     let vmm = Vmm::start(plan, &descriptors)?;
     Ok((vmm, console))

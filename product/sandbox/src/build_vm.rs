@@ -66,7 +66,13 @@ pub(crate) fn run_with(
             Store::Raw { file: descriptors.add(file), length, read_only: disk.read_only, durable: false };
         disks.push(Disk { serial: disk.serial.clone(), store });
     }
-    let shape = Shape { engine: job.engine, cpus: job.cpus, memory: job.memory, words: job.words.clone() };
+    let shape = Shape {
+        engine: job.engine,
+        cpus: job.cpus,
+        memory: job.memory,
+        words: job.words.clone(),
+        network: None,
+    };
     let (mut vmm, console) = assemble::start(shape, job.assets, disks, Vec::new(), descriptors)?;
     if !listen(console.as_fd(), vmm.errors(), patience.map(|time| Instant::now() + time), line) {
         vmm.kill();

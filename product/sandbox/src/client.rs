@@ -6,13 +6,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use gateway::record::Record;
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Connection, Hold, Notice, Reply, Request, Status};
+use crate::control::{Attention, Connection, Hold, NetworkStatus, Notice, Reply, Request, Status, Unkept};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::folder::Sandbox;
+use crate::folder::{Folder, Sandbox};
 use crate::logs::Source;
+use crate::network::ports::{self, Publish};
+use crate::network::{Handover, SecretText, Secrets};
 use crate::room::NO_ROOM_TO_START;
 use crate::spec::State;
 use crate::sys::own_program;
@@ -33,8 +36,17 @@ const METRICS: Duration = Duration::from_secs(2);
 const STATUS: Duration = Duration::from_secs(2);
 
 /// The variables that a shim gets; it starts with no others.
-const KEPT_VARIABLES: [&str; 6] =
-    ["HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VIV_LOG", "PATH"];
+const KEPT_VARIABLES: [&str; 8] = [
+    "HOME",
+    "XDG_STATE_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "VIV_LOG",
+    "PATH",
+    // Which roots servers are checked against.
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
 
 /// The one line that a shim writes to the client that started it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +85,26 @@ impl Held {
         self.connection.next_notice()
     }
 
+    /// Says what the user answered to [`Notice::Asked`]. May be called while another thread waits in [`Self::next_notice`].
+    pub fn answer(&self, question: u64, allow: bool) -> Result<()> {
+        self.connection.answer(question, allow)
+    }
+
+    /// Says whether the tokens of [`Notice::Grant`] are kept. As [`Self::answer`].
+    pub fn grant_kept(&self, number: u64, kept: bool) -> Result<()> {
+        self.connection.grant_kept(number, kept)
+    }
+
+    /// Hands another certificate authority over. As [`Self::answer`].
+    pub fn set_authority(&self, authority: SecretText) -> Result<()> {
+        self.connection.set_authority(authority)
+    }
+
+    /// Has records of kind [`gateway::record::Kind::SshAgent`] written down. As [`Self::answer`].
+    pub fn ssh_agent(&self, records: Vec<Record>) -> Result<()> {
+        self.connection.ssh_agent(records)
+    }
+
     /// How the sandbox fares.
     pub fn status(&self) -> Result<Status> {
         status_over(&self.connection)
@@ -89,11 +121,24 @@ impl Held {
 
 /// Connects to the sandbox and starts it when it does not run. Waits until the guest is ready. `starting` is told, once,
 /// that there is something to wait for.
-pub fn hold(sandbox: &Sandbox, starting: impl FnMut()) -> Result<Held> {
-    hold_within(sandbox, PATIENCE, starting)
+///
+/// `attention` says what this session is told of the network; `handover` is made when a shim is started.
+pub fn hold<E: From<Error>>(
+    sandbox: &Sandbox,
+    attention: Attention,
+    handover: impl FnMut() -> Result<Handover, E>,
+    starting: impl FnMut(),
+) -> Result<Held, E> {
+    hold_within(sandbox, attention, PATIENCE, handover, starting)
 }
 
-fn hold_within(sandbox: &Sandbox, patience: Duration, mut starting: impl FnMut()) -> Result<Held> {
+fn hold_within<E: From<Error>>(
+    sandbox: &Sandbox,
+    attention: Attention,
+    patience: Duration,
+    mut handover: impl FnMut() -> Result<Handover, E>,
+    mut starting: impl FnMut(),
+) -> Result<Held, E> {
     let mut started = false;
     let mut told = false;
     let mut deadline = Instant::now() + patience;
@@ -104,13 +149,13 @@ fn hold_within(sandbox: &Sandbox, patience: Duration, mut starting: impl FnMut()
                 told = true;
             }
             // A guest may take minutes to be ready, but its shim answers meanwhile.
-            match connection.hold(patience, || status(sandbox).is_ok())? {
+            match connection.hold(attention, patience, || status(sandbox).is_ok())? {
                 Hold::Held => {
                     tracing::info!(sandbox = sandbox.spec.name, started, "The guest is ready");
                     return Ok(Held { connection, started });
                 }
-                Hold::Failed(why) => return Err(not_started(sandbox, why)),
-                Hold::Silent => return Err(silent(sandbox)),
+                Hold::Failed(why) => return Err(not_started(sandbox, why).into()),
+                Hold::Silent => return Err(silent(sandbox).into()),
                 Hold::Ending => {
                     // Its disk may have much to write yet.
                     if !told {
@@ -124,29 +169,29 @@ fn hold_within(sandbox: &Sandbox, patience: Duration, mut starting: impl FnMut()
             }
         }
         if sandbox.is_checked() {
-            return Err(Error::Checked { name: sandbox.spec.name.clone() });
+            return Err(Error::Checked { name: sandbox.spec.name.clone() }.into());
         }
         if sandbox.is_running() {
             // Another shim that does not listen yet, or no longer.
             if Instant::now() >= deadline {
-                return Err(silent(sandbox));
+                return Err(silent(sandbox).into());
             }
             std::thread::sleep(Duration::from_millis(10));
             continue;
         }
         if started {
             let why = sandbox.runtime().and_then(|runtime| runtime.reason);
-            return Err(not_started(sandbox, why.unwrap_or_else(|| "it ended at once".into())));
+            return Err(not_started(sandbox, why.unwrap_or_else(|| "it ended at once".into())).into());
         }
         if !told {
             starting();
             told = true;
         }
         tracing::info!(sandbox = sandbox.spec.name, id = sandbox.spec.id, "Starting the sandbox's process");
-        match spawn_shim(sandbox)? {
+        match spawn_shim(sandbox, &handover()?)? {
             Announcement::Listening => started = true,
             Announcement::Busy => {}
-            Announcement::Failed { why, hint } => return Err(Error::NotStarted { why, hint }),
+            Announcement::Failed { why, hint } => return Err(Error::NotStarted { why, hint }.into()),
         }
     }
 }
@@ -169,11 +214,12 @@ fn not_started(sandbox: &Sandbox, why: String) -> Error {
 }
 
 /// Starts a shim and waits for its announcement. It is in no terminal's session and outlives this process.
-fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
+fn spawn_shim(sandbox: &Sandbox, handover: &Handover) -> Result<Announcement> {
     let fail = |source: std::io::Error| Error::host("cannot start the sandbox's process", source);
     // It outlives us: a lock or a pipe that our caller left open would be held for as long.
     confine::keep_descriptors().map_err(fail)?;
     let (heard, said) = std::io::pipe().map_err(fail)?;
+    let (given, giving) = std::io::pipe().map_err(fail)?;
     let kept = KEPT_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value)));
     let child = Command::new(own_program())
         .arg0("viv")
@@ -182,11 +228,13 @@ fn spawn_shim(sandbox: &Sandbox) -> Result<Announcement> {
         .envs(kept)
         .envs(crate::environment::passed_on())
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::from(given))
         .stdout(Stdio::from(said))
         .stderr(Stdio::null())
         .spawn()
         .map_err(fail)?;
+    // One that is gone already says so, or says nothing.
+    let _ = handover.write(giving);
     // Never waited for: it ends with its sandbox, which may be long after this process.
     drop(child);
     announcement(heard)
@@ -215,6 +263,102 @@ fn status_over(connection: &Connection) -> Result<Status> {
     }
 }
 
+/// How a running sandbox's network fares; `None` when it does not run or does not listen yet.
+pub fn network(sandbox: &Sandbox) -> Result<Option<NetworkStatus>> {
+    let Some(connection) = sandbox.connect()? else { return Ok(None) };
+    connection.set_patience(STATUS)?;
+    match connection.ask(&Request::Network)? {
+        (Reply::Network(status), _) => Ok(Some(status)),
+        (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+    }
+}
+
+/// Publishes a port, now and after each start. Gives what is published then.
+pub fn publish(sandbox: &Sandbox, publish: Publish) -> Result<Publish> {
+    if sandbox.spec.network == crate::spec::Networking::None {
+        return Err(Error::Mistake {
+            why: format!("{} has no network: it was made with --network none", sandbox.spec.name),
+            hint: "another sandbox can have one".into(),
+        });
+    }
+    let (bound, socket) = publish.bind().map_err(|error| publish.refusal(&error))?;
+    change_ports(
+        sandbox,
+        |connection| connection.ask_with(&Request::Publish { publish: bound }, &socket),
+        |all| ports::add(all, bound),
+    )?;
+    Ok(bound)
+}
+
+/// Publishes a port no longer.
+pub fn unpublish(sandbox: &Sandbox, publish: Publish) -> Result<()> {
+    change_ports(
+        sandbox,
+        |connection| connection.ask(&Request::Unpublish { publish }).map(|(reply, _)| reply),
+        |all| ports::remove(all, &publish).map(|_| ()),
+    )
+}
+
+/// Lets the shim of a sandbox change what is published, or does it where there is none.
+fn change_ports(
+    sandbox: &Sandbox,
+    ask: impl Fn(&Connection) -> Result<Reply>,
+    change: impl Fn(&mut Vec<Publish>) -> Result<()>,
+) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(connection) = sandbox.connect()? {
+            connection.set_patience(PATIENCE)?;
+            return match ask(&connection) {
+                Ok(Reply::Ports { .. }) => Ok(()),
+                Ok(other) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+                Err(Error::Lost { why }) => Err(Error::Mistake {
+                    why,
+                    hint: format!("viv ports {} lists what is published", sandbox.spec.name),
+                }),
+                Err(error) => Err(error),
+            };
+        }
+        if let Some(_lock) = sandbox.lock(Duration::from_millis(100))? {
+            let mut all = ports::read(sandbox.folder())?;
+            change(&mut all)?;
+            return ports::write(sandbox.folder(), &all);
+        }
+        // It starts just now, or its disk is checked.
+        if sandbox.is_checked() {
+            return Err(Error::Checked { name: sandbox.spec.name.clone() });
+        }
+        if Instant::now() >= deadline {
+            return Err(silent(sandbox));
+        }
+    }
+}
+
+/// Gives a running sandbox its secrets anew; false when it does not run.
+pub fn set_secrets(sandbox: &Sandbox, secrets: Secrets) -> Result<bool> {
+    let Some(connection) = sandbox.connect()? else { return Ok(false) };
+    connection.set_patience(STATUS)?;
+    match connection.ask(&Request::Secrets { secrets })? {
+        (Reply::SecretsTaken, _) => Ok(true),
+        (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+    }
+}
+
+/// Takes over the tokens that no session has kept: `keep` is given each, as crate `vault` writes it, and says whether it is kept now.
+pub fn keep_grants(sandbox: &Folder, mut keep: impl FnMut(&SecretText) -> bool) -> Result<()> {
+    let Some(connection) = sandbox.connect()? else { return Ok(()) };
+    connection.set_patience(STATUS)?;
+    loop {
+        match connection.ask(&Request::TakeGrant)? {
+            (Reply::Grant { grant: Some(Unkept { number, grant }) }, _) => {
+                connection.grant_kept(number, keep(&grant))?;
+            }
+            (Reply::Grant { grant: None }, _) => return Ok(()),
+            (other, _) => return Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+        }
+    }
+}
+
 /// What the guest uses; `None` when it cannot be asked just now.
 pub fn metrics(sandbox: &Sandbox) -> Option<agent_proto::messages::Metrics> {
     let connection = sandbox.connect().ok()??;
@@ -238,8 +382,8 @@ pub enum Stopped {
 }
 
 /// Shuts a sandbox down and waits until it is gone, as long as its shim answers. An `urgent` stop, of one that is to be deleted,
-/// does not wait for its disk.
-pub fn stop(sandbox: &Sandbox, urgent: bool) -> Result<Stopped> {
+/// does not wait for its disk. What it is need not be known.
+pub fn stop(sandbox: &Folder, urgent: bool) -> Result<Stopped> {
     let mut heard = Instant::now();
     let (mut ran, mut end) = (false, None);
     // One that is being checked does not run.
@@ -269,9 +413,9 @@ pub fn stop(sandbox: &Sandbox, urgent: bool) -> Result<Stopped> {
 }
 
 /// What is said of a shim that does not answer.
-fn silent(sandbox: &Sandbox) -> Error {
+fn silent(sandbox: &Folder) -> Error {
     let pid = sandbox.runtime().filter(|runtime| !runtime.state.is_over()).map(|runtime| runtime.pid);
-    Error::Silent { name: sandbox.spec.name.clone(), pid }
+    Error::Silent { name: sandbox.name().to_owned(), pid }
 }
 
 #[cfg(test)]
@@ -288,7 +432,14 @@ mod tests {
         sandbox.note(&Runtime { pid: 4242, ..running() }).unwrap();
         // It listens, as one that was stopped does, and says nothing.
         let listener = crate::control::listen(sandbox.folder()).unwrap();
-        let silent = hold_within(&sandbox, Duration::from_millis(20), || {}).unwrap_err();
+        let silent = hold_within(
+            &sandbox,
+            Attention::default(),
+            Duration::from_millis(20),
+            || Ok::<_, Error>(Handover::default()),
+            || {},
+        )
+        .unwrap_err();
         assert!(matches!(silent, Error::Silent { pid: Some(4242), .. }), "{silent}");
         assert!(silent.hint().unwrap().contains("kill -9 4242"));
         drop((listener, lock));

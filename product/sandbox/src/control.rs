@@ -10,9 +10,12 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use gateway::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::network::ports::Publish;
+use crate::network::{SecretText, Secrets};
 use crate::packet;
 use crate::spec::State;
 
@@ -20,11 +23,15 @@ use crate::spec::State;
 pub const SOCKET: &str = "control.sock";
 
 /// What a client asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
 pub enum Request {
     /// Count this connection as a session. Answered with [`Reply::Held`] as soon as the guest is ready.
-    Hold,
+    Hold {
+        /// What it is to be told of the network.
+        #[serde(default)]
+        network: Attention,
+    },
     /// A connection to a vsock port of the guest. Answered with [`Reply::Opened`] and one descriptor.
     Open {
         /// The guest's port.
@@ -34,6 +41,49 @@ pub enum Request {
     Keep,
     /// How the sandbox fares. Answered with [`Reply::Status`] at once.
     Status,
+    /// How its network fares. Answered with [`Reply::Network`] at once.
+    Network,
+    /// What a user says to [`Notice::Asked`]. Not answered. Who says "always" writes the rule first.
+    Answer {
+        /// The question's number.
+        question: u64,
+        /// Whether the connections that wait may go on.
+        allow: bool,
+    },
+    /// Pass on who comes to the socket that is sent along, which is bound and, if it is TCP, listens. Answered with [`Reply::Ports`].
+    Publish {
+        /// Its address, and where to.
+        publish: Publish,
+    },
+    /// Do that no longer. Answered with [`Reply::Ports`].
+    Unpublish {
+        /// As it was published.
+        publish: Publish,
+    },
+    /// From the next request on these secrets hold, and no others. Answered with [`Reply::SecretsTaken`].
+    Secrets {
+        /// All of them.
+        secrets: Secrets,
+    },
+    /// Tokens that nobody has kept yet. Answered with [`Reply::Grant`]; not needed by a session whose [`Attention::keeps`] is set.
+    TakeGrant,
+    /// Whether the tokens that were handed over are kept now. Not answered.
+    GrantKept {
+        /// The number that they came with.
+        number: u64,
+        /// If not, another client gets them.
+        kept: bool,
+    },
+    /// Another certificate authority for the gateway, after [`Notice::AuthorityEnds`]. Not answered.
+    Authority {
+        /// As crate `intercept` writes it, with its key.
+        authority: SecretText,
+    },
+    /// What a session decided about requests to the user's SSH agent, which it forwards. Not answered.
+    SshAgent {
+        /// Of that kind only.
+        records: Vec<Record>,
+    },
     /// Shut the guest down. Answered with [`Reply::Stopping`] at once; the connection is closed by the shim's end.
     Stop {
         /// The sandbox is to be deleted: what its disk still writes gives it no more time.
@@ -54,6 +104,20 @@ pub enum Reply {
     Kept,
     /// How the sandbox fares.
     Status(Status),
+    /// How its network fares.
+    Network(NetworkStatus),
+    /// What is published from here on, also after the next start.
+    Ports {
+        /// All of it.
+        ports: Vec<Publish>,
+    },
+    /// The secrets hold.
+    SecretsTaken,
+    /// Tokens to keep; to be answered with [`Request::GrantKept`].
+    Grant {
+        /// None when there are none.
+        grant: Option<Unkept>,
+    },
     /// The guest is being shut down.
     Stopping,
     /// How that came out; not an answer, and the last word to who asked for it.
@@ -75,14 +139,124 @@ pub enum Reply {
     },
 }
 
-/// What a session's user is told unasked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a session is told of the network; a client of before the network wants nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attention {
+    /// Refusals, and when the network is down.
+    pub hints: bool,
+    /// While it is there, what no rule decides is asked about, and it answers.
+    pub asks: bool,
+    /// While it is there, what would be refused is let through and recorded, but for what the built-in rules keep.
+    pub observes: bool,
+    /// It keeps new tokens of logins, asks for values of secrets again, and issues certificate authorities anew.
+    pub keeps: bool,
+}
+
+/// Tokens of a login that nobody has kept yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unkept {
+    /// For the answer.
+    pub number: u64,
+    /// As crate `vault` writes a grant, with the values.
+    pub grant: SecretText,
+}
+
+/// What a session's user is told unasked. Words in it may be a guest's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "notice")]
 pub enum Notice {
     /// The host's disk is full: what the guest writes waits.
     HostFull,
     /// There is room again.
     HostHasRoom,
+    /// Something was refused.
+    Blocked {
+        /// What: `POST gist.github.com/`, `example.com:22`.
+        what: String,
+        /// The reason, with the layer that it comes from.
+        why: String,
+        /// The command that would allow it.
+        allow: Option<String>,
+        /// How many further refusals were not told since the last one that was.
+        untold: u64,
+    },
+    /// A placeholder of a secret was seen on its way to where it does not belong.
+    Exfiltration {
+        /// Where to.
+        what: String,
+        /// What was seen.
+        why: String,
+    },
+    /// May this be connected to? It waits for [`Request::Answer`], for a minute at most.
+    Asked {
+        /// The question's number.
+        question: u64,
+        /// The host's name or address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Whether it is UDP.
+        udp: bool,
+    },
+    /// A question needs no answer any more.
+    AskOver {
+        /// Its number.
+        question: u64,
+    },
+    /// There is no network just now.
+    NetworkDown {
+        /// Why.
+        why: String,
+    },
+    /// It is back.
+    NetworkBack,
+    /// The rules cannot be read: nothing is allowed.
+    NoPolicy {
+        /// Why.
+        why: String,
+    },
+    /// They can be again.
+    PolicyBack,
+    /// Tokens to keep; to be answered with [`Request::GrantKept`]. Sent to one session only.
+    Grant(Unkept),
+    /// Values of secrets that programs gave are to be asked for again; who keeps it going sends [`Request::Secrets`]. Sent to one session.
+    SecretsEnd,
+    /// The sandbox's certificate authority ends before long; who keeps it going sends [`Request::Authority`].
+    AuthorityEnds,
+    /// That was of no use.
+    AuthorityStays {
+        /// Why.
+        why: String,
+    },
+    /// A port could not be published.
+    NotPublished {
+        /// Which.
+        publish: Publish,
+        /// Why.
+        why: String,
+    },
+}
+
+/// How a running sandbox's network fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Whether the gateway serves frames.
+    pub up: bool,
+    /// Why not, or what is wrong all the same.
+    pub problem: Option<String>,
+    /// How the gateway is confined, in the words of `viv diagnose`.
+    pub confinement: Vec<String>,
+    /// How often it was started again in this run.
+    pub restarts: u32,
+    /// Process id of the keeper that starts the gateway; none without a network.
+    pub keeper: Option<u32>,
+    /// Whether what would be refused is let through and recorded.
+    pub observes: bool,
+    /// What is published.
+    pub ports: Vec<Publish>,
+    /// What the gateway counted.
+    pub counters: Vec<(String, u64)>,
 }
 
 /// How a running sandbox fares.
@@ -182,11 +356,41 @@ impl Connection {
         }
     }
 
+    /// Says what a user answered. May be used while another thread waits for notices: there is no answer to it.
+    pub(crate) fn answer(&self, question: u64, allow: bool) -> Result<()> {
+        self.say(&Request::Answer { question, allow }).map_err(|error| lost(&error))
+    }
+
+    /// Says whether tokens are kept. As [`Self::answer`].
+    pub(crate) fn grant_kept(&self, number: u64, kept: bool) -> Result<()> {
+        self.say(&Request::GrantKept { number, kept }).map_err(|error| lost(&error))
+    }
+
+    /// Hands another certificate authority over. As [`Self::answer`].
+    pub(crate) fn set_authority(&self, authority: SecretText) -> Result<()> {
+        self.say(&Request::Authority { authority }).map_err(|error| lost(&error))
+    }
+
+    /// Has records written down. As [`Self::answer`].
+    pub(crate) fn ssh_agent(&self, records: Vec<Record>) -> Result<()> {
+        self.say(&Request::SshAgent { records }).map_err(|error| lost(&error))
+    }
+
+    /// Asks with a descriptor.
+    pub(crate) fn ask_with(&self, request: &Request, descriptor: impl AsFd) -> Result<Reply> {
+        let sent = packet::send(&self.socket, request, &[descriptor.as_fd()]);
+        match sent.and_then(|()| self.hear()).map_err(|error| lost(&error))? {
+            Some((Reply::Refused { why, .. }, _)) => Err(Error::Lost { why }),
+            Some((reply, _)) => Ok(reply),
+            None => Err(Error::Lost { why: "the sandbox ended".into() }),
+        }
+    }
+
     /// Makes this connection a session. Waits until the guest is ready, as long as `is_alive` says so of the shim, which is asked
     /// each time that `patience` has ended.
-    pub fn hold(&self, patience: Duration, is_alive: impl Fn() -> bool) -> Result<Hold> {
+    pub fn hold(&self, network: Attention, patience: Duration, is_alive: impl Fn() -> bool) -> Result<Hold> {
         self.set_timeout(Some(patience))?;
-        self.say(&Request::Hold).map_err(|error| lost(&error))?;
+        self.say(&Request::Hold { network }).map_err(|error| lost(&error))?;
         let answer = loop {
             match self.hear() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -285,7 +489,7 @@ mod tests {
         rustix::fs::fcntl_setfl(&server, rustix::fs::OFlags::empty()).unwrap();
         let serve = std::thread::spawn(move || {
             let (request, _) = packet::receive::<Request>(&server).unwrap().unwrap();
-            assert_eq!(request, Request::Stop { urgent: true });
+            assert!(matches!(request, Request::Stop { urgent: true }));
             packet::send(&server, &Reply::Stopping, &[]).unwrap();
             packet::send(&server, &Reply::Ended { failed: true, reason: "cut off".into() }, &[]).unwrap();
         });
@@ -296,14 +500,20 @@ mod tests {
 
     #[test]
     fn the_words_of_an_older_client_are_understood() {
-        let stop: Request = serde_json::from_str(r#"{"ask":"stop"}"#).unwrap();
-        assert_eq!(stop, Request::Stop { urgent: false });
+        let heard = |text| serde_json::from_str::<Request>(text).unwrap();
+        assert!(matches!(heard(r#"{"ask":"stop"}"#), Request::Stop { urgent: false }));
+        let Request::Hold { network } = heard(r#"{"ask":"hold"}"#) else { panic!() };
+        assert_eq!(network, Attention::default());
         // And an older shim understands what is said now.
         #[derive(Debug, PartialEq, Eq, Deserialize)]
         #[serde(rename_all = "snake_case", tag = "ask")]
         enum Older {
             Stop,
+            Hold,
         }
+        let network = Attention { hints: true, ..Attention::default() };
+        let said = serde_json::to_string(&Request::Hold { network }).unwrap();
+        assert_eq!(serde_json::from_str::<Older>(&said).unwrap(), Older::Hold);
         let said = serde_json::to_string(&Request::Stop { urgent: true }).unwrap();
         assert_eq!(serde_json::from_str::<Older>(&said).unwrap(), Older::Stop);
     }

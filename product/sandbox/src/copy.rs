@@ -7,10 +7,10 @@ mod place;
 mod unpack;
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
-pub use self::pack::pack;
+pub use self::pack::{pack, pack_content};
 pub use self::place::{Source, open_folder, source, target};
 pub use self::unpack::{Done, unpack};
 
@@ -41,6 +41,12 @@ pub enum CopyError {
         /// Bytes that are free where it would be written.
         room: u64,
     },
+    /// A file whose size nobody tells goes on and on.
+    #[error("{name} does not say how large it is, and has more than {} MiB", MOST_UNTOLD >> 20)]
+    Endless {
+        /// The name beneath what is copied.
+        name: String,
+    },
     /// A file of the host could not be read or written.
     #[error("{what} {name}: {}", crate::error::in_words(source))]
     File {
@@ -55,6 +61,21 @@ pub enum CopyError {
     /// The other side takes no more. What it said itself says why.
     #[error("the copy was broken off")]
     Broken(#[source] io::Error),
+}
+
+/// The most that is taken of a file that does not say its size, as those in `/proc`, in bytes: it is kept in memory meanwhile.
+pub const MOST_UNTOLD: u64 = 64 << 20;
+
+/// All of a file whose size is not known before its end, called `name`.
+pub fn read_untold(file: impl Read, name: &[u8]) -> Result<Vec<u8>, CopyError> {
+    let mut content = Vec::new();
+    file.take(MOST_UNTOLD + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| failed("cannot read", name, error))?;
+    if content.len() as u64 > MOST_UNTOLD {
+        return Err(CopyError::Endless { name: String::from_utf8_lossy(name).into_owned() });
+    }
+    Ok(content)
 }
 
 fn failed(what: &'static str, name: &[u8], source: impl Into<io::Error>) -> CopyError {

@@ -11,20 +11,55 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No sandbox has this name.
-    #[error("no sandbox is called \"{name}\"")]
+    #[error("no sandbox is called \"{name}\"{}", others(*unreadable))]
     UnknownSandbox {
         /// What was asked for.
         name: String,
         /// A name that is close to it.
         nearest: Option<String>,
+        /// How many sandboxes there are whose name cannot be told.
+        unreadable: usize,
     },
-    /// No sandbox has this name, but there are some that cannot be read.
-    #[error("no sandbox that can be read is called \"{name}\"; {cause}")]
+    /// The sandbox that is meant cannot be read.
+    #[error("the sandbox \"{name}\" cannot be used; {cause}")]
     Unreadable {
         /// What was asked for.
         name: String,
-        /// What is wrong with the first of the others.
+        /// What is wrong with it.
         cause: Box<Error>,
+    },
+    /// The sandbox of this name cannot be read, and goes by its id.
+    #[error("the sandbox \"{name}\" cannot be read; it goes by its id, {id}")]
+    GoesById {
+        /// Its name.
+        name: String,
+        /// Its id.
+        id: String,
+    },
+    /// Several sandboxes have one name.
+    #[error("{} sandboxes are called \"{name}\": {}", ids.len(), ids.join(", "))]
+    SameName {
+        /// The name.
+        name: String,
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// A beginning of a name, where only the whole of it will do.
+    #[error("\"{wanted}\" is only the beginning of a name; rm -f wants it in full")]
+    OnlyBeginning {
+        /// What was asked for.
+        wanted: String,
+        /// The one that begins with it.
+        name: String,
+    },
+    /// A sandbox that cannot be read runs, and may be the one that is asked for.
+    #[error(
+        "a sandbox runs whose folder cannot be told, so it may be the one that is wanted: {}",
+        ids.join(", ")
+    )]
+    MayBeRunning {
+        /// The ids of all such.
+        ids: Vec<String>,
     },
     /// A unique prefix was wanted and several sandboxes begin with it.
     #[error("\"{prefix}\" is the beginning of several sandboxes: {}", names.join(", "))]
@@ -182,6 +217,14 @@ pub enum Error {
         /// The next step.
         hint: Option<String>,
     },
+    /// What the user wrote cannot be done, or not be understood.
+    #[error("{why}")]
+    Mistake {
+        /// One sentence.
+        why: String,
+        /// The next step.
+        hint: String,
+    },
     /// The base image could not be made ready.
     #[error("{why}")]
     SetUp {
@@ -202,6 +245,16 @@ impl Error {
             Self::UnknownSandbox { .. } => Some("viv ls shows all; viv run shell makes one".into()),
             Self::Unreadable { cause, .. } => cause.hint(),
             Self::AmbiguousName { .. } => Some("give more of the name".into()),
+            Self::GoesById { .. } => Some("viv diagnose says why, and what can be done".into()),
+            Self::SameName { ids, .. } => Some(format!(
+                "an id does as well as a name, as in  viv attach {}   viv ls shows which is which",
+                ids.first().map_or("ID", String::as_str)
+            )),
+            Self::OnlyBeginning { name, .. } => Some(format!("viv rm -f {name}")),
+            Self::MayBeRunning { ids } => Some(format!(
+                "viv stop {}, then the same command again; or --name NAME makes another one beside it",
+                ids.join(" ")
+            )),
             Self::SharesFixed { name, .. } | Self::Exchanged { name, .. } => {
                 Some(format!("viv stop {name}, then the same command again"))
             }
@@ -210,7 +263,9 @@ impl Error {
                 "use 2 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
                     .into(),
             ),
-            Self::BadWorkspace { hint, .. } | Self::Engine { hint, .. } => Some(hint.clone()),
+            Self::BadWorkspace { hint, .. } | Self::Engine { hint, .. } | Self::Mistake { hint, .. } => {
+                Some(hint.clone())
+            }
             Self::Running { name } => Some(format!("viv stop {name}   (viv rm -f stops it as well)")),
             Self::Checked { .. } => Some("viv check ends by itself; the same command again then".into()),
             Self::NamesHeld { .. } => {
@@ -220,9 +275,20 @@ impl Error {
             Self::NotStarted { hint, .. } | Self::Unchecked { hint, .. } | Self::SetUp { hint, .. } => {
                 hint.clone()
             }
+            Self::Damaged { path, .. } if path.ends_with("policy.json") => Some(format!(
+                "correct {}, or begin anew:  viv policy reset; nothing is allowed until then",
+                path.display()
+            )),
+            Self::Damaged { path, .. } if path.ends_with("network.json") => {
+                Some("correct it, or remove it; docs/network.md says what may stand in it".into())
+            }
             Self::Damaged { path, .. } => Some(match path.parent() {
+                // Its name cannot be told.
                 Some(folder) if path.ends_with("spec.json") => {
-                    format!("rm -r {} deletes that sandbox with its disk", folder.display())
+                    let id = folder.file_name().unwrap_or_default().to_string_lossy();
+                    format!(
+                        "viv rm -f {id} deletes it with its disk, also while it runs; the workspace stays as it is"
+                    )
                 }
                 _ => "viv rm deletes the sandbox; the workspace stays as it is".into(),
             }),
@@ -251,6 +317,17 @@ impl Error {
     /// A failed host operation without a path.
     pub fn host(what: &'static str, source: impl Into<io::Error>) -> Self {
         Self::Host { what, source: source.into() }
+    }
+}
+
+/// The second sentence of a search that found nothing: what was looked for may be one of these.
+fn others(unreadable: usize) -> String {
+    match unreadable {
+        0 => String::new(),
+        1 => ". One sandbox cannot be read and goes by its id alone: viv diagnose says which".into(),
+        count => {
+            format!(". {count} sandboxes cannot be read and go by their ids alone: viv diagnose says which")
+        }
     }
 }
 
@@ -299,8 +376,9 @@ mod tests {
     #[test]
     fn what_cannot_be_mended_by_trying_again_has_a_next_step() {
         let damaged = |path: &str| Error::Damaged { path: path.into(), why: "x".into() }.hint().unwrap();
-        assert!(damaged("/s/0123/spec.json").starts_with("rm -r /s/0123 "));
+        assert!(damaged("/s/0123/spec.json").starts_with("viv rm -f 0123 "));
         assert!(damaged("/s/0123/disk/disk.json").contains("viv rm"));
+        assert!(damaged("/c/vivarium/network.json").starts_with("correct it"));
         let full = Error::file("cannot write", "/x", io::Error::from_raw_os_error(28));
         assert!(full.hint().unwrap().contains("space"));
         let limited = Error::file("cannot write", "/x", io::Error::from_raw_os_error(27));

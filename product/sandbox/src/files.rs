@@ -46,12 +46,6 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
         .map_err(|source| Error::file("cannot write", folder, source))
 }
 
-/// The `name` that a JSON file has, whatever else is in it.
-pub(crate) fn read_name(path: &Path) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    Some(value.get("name")?.as_str()?.to_owned())
-}
-
 /// Reads a JSON file with a `schema` number no greater than `known`.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T> {
     let bytes = fs::read(path).map_err(|source| Error::file("cannot read", path, source))?;

@@ -6,6 +6,9 @@
 //!                lock            held (flock) by the shim for as long as it lives
 //!                check           held by who checks the disk, with the lock
 //!                control.sock    where the shim listens
+//!                policy.json     its own network rules; kits/ has those of kits
+//!                ports.json      what it publishes
+//!                network.jsonl   what was decided on its network, bounded
 //!                disk/           the writable disk's layers
 //!                logs/           console.log, agent.log, dockerd.log, vmm.log, shim.log, each bounded
 //! sandboxes/.new-<id>            being made; .gone-<id> being deleted: both are swept when nobody makes one
@@ -13,8 +16,13 @@
 //! ```
 //! A process may be killed at any moment: what it held is free at once, and a folder is there as a whole or not at all.
 
+mod damaged;
+mod find;
+mod one;
+
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -22,11 +30,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::control::Connection;
+pub use self::damaged::Damaged;
+pub use self::one::Folder;
 use crate::error::{Error, Result};
-use crate::logs::Source;
+use crate::network::policy_files;
+use crate::network::ports::{self, Publish};
 use crate::places::Places;
-use crate::spec::{Runtime, SCHEMA, Spec, State};
+use crate::spec::{Networking, SCHEMA, Spec, State};
 use crate::workspace::Share;
 use crate::{files, naming, workspace};
 
@@ -64,14 +74,34 @@ pub struct Wish {
     pub engine: Option<String>,
     /// Id of the base image.
     pub image: String,
+    /// Whether it has a network.
+    pub network: Networking,
+    /// Files with kits' rules.
+    pub kits: Vec<PathBuf>,
+    /// Ports that it publishes from its first start on.
+    pub ports: Vec<Publish>,
 }
 
-/// One sandbox's folder.
+/// One sandbox: its folder, with all that can be done with that alone, and what is in its spec.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    folder: PathBuf,
+    folder: Folder,
     /// What it is.
     pub spec: Spec,
+}
+
+impl Deref for Sandbox {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+impl AsRef<Folder> for Sandbox {
+    fn as_ref(&self) -> &Folder {
+        &self.folder
+    }
 }
 
 /// The right to be a sandbox's shim, or to delete it. Given back when dropped, also by a killed process.
@@ -94,76 +124,6 @@ impl Sandboxes {
         Ok(Self { root })
     }
 
-    /// All sandboxes that can be read, by name, and what is wrong with the others.
-    pub fn list(&self) -> Result<(Vec<Sandbox>, Vec<Error>)> {
-        let (mut found, mut wrong) = (Vec::new(), Vec::new());
-        for entry in
-            fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))?
-        {
-            let Ok(entry) = entry else { continue };
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            match Sandbox::read(entry.path()) {
-                Ok(sandbox) => found.push(sandbox),
-                Err(Error::File { source, path, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    // Else it was deleted between the two looks: a folder is there as a whole or not at all.
-                    if entry.path().is_dir() {
-                        wrong.push(Error::Damaged { path, why: "it is not there".into() });
-                    }
-                }
-                Err(error) => wrong.push(error),
-            }
-        }
-        found.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-        Ok((found, wrong))
-    }
-
-    /// The sandbox that the user means by a name or a unique beginning of one.
-    pub fn find(&self, wanted: &str) -> Result<Sandbox> {
-        let (mut all, mut unreadable) = self.list()?;
-        let names: Vec<&str> = all.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();
-        let name = match naming::resolve(wanted, &names) {
-            // It may be one of those.
-            Err(Error::UnknownSandbox { name, nearest: None }) if !unreadable.is_empty() => {
-                return Err(Error::Unreadable { name, cause: Box::new(unreadable.swap_remove(0)) });
-            }
-            other => other?,
-        };
-        let index = names.iter().position(|other| *other == name).unwrap_or(0);
-        Ok(all.swap_remove(index))
-    }
-
-    /// The sandbox with this id.
-    pub fn by_id(&self, id: &str) -> Result<Sandbox> {
-        Sandbox::read(self.root.join(id))
-    }
-
-    /// The sandbox that a `run` with this wish attaches to, if there is one: the one of this name, or without a name the
-    /// one of the same agent and workspace. A name that belongs to another agent or workspace is refused.
-    pub fn existing(&self, wish: &Wish) -> Result<Option<Sandbox>> {
-        let (all, _) = self.list()?;
-        let workspace = wish.shares.first().map(|share| share.path.as_path());
-        let same = |sandbox: &Sandbox| {
-            sandbox.spec.agent == wish.agent && Some(sandbox.spec.workspace()) == workspace
-        };
-        match &wish.name {
-            Some(name) => match all.into_iter().find(|sandbox| sandbox.spec.name == *name) {
-                Some(sandbox) if same(&sandbox) => Ok(Some(sandbox)),
-                Some(sandbox) => {
-                    Err(Error::NameTaken { name: name.clone(), workspace: sandbox.spec.workspace().into() })
-                }
-                None => Ok(None),
-            },
-            // The one with a default name before those that the user named, the oldest first.
-            None => {
-                let default = naming::default_name(&wish.agent, workspace.unwrap_or(Path::new("/")));
-                let rank = |s: &Sandbox| (!s.spec.name.starts_with(&default), s.spec.created.clone());
-                Ok(all.into_iter().filter(same).min_by_key(rank))
-            }
-        }
-    }
-
     /// Makes a sandbox, or gives the one that [`Self::existing`] finds, and says whether it is new. Two processes at once get
     /// the same one.
     pub fn create(&self, wish: &Wish) -> Result<(Sandbox, bool)> {
@@ -177,7 +137,7 @@ impl Sandboxes {
         }
         let taken = self.names()?;
         let name = match &wish.name {
-            Some(name) if taken.contains(name) => return Err(self.unreadable(name)),
+            Some(name) if taken.contains(name) => return Err(self.taken(name)),
             Some(name) => name.clone(),
             None => {
                 let workspace = wish.shares.first().map_or(Path::new("/"), |share| &share.path);
@@ -199,6 +159,7 @@ impl Sandboxes {
             disk: wish.disk,
             engine: wish.engine.clone(),
             image: wish.image.clone(),
+            network: wish.network,
         };
         let fresh = self.root.join(format!("{NEW}{id}"));
         let fail = |source| Error::file("cannot make the folder", &fresh, source);
@@ -206,34 +167,16 @@ impl Sandboxes {
             DirBuilder::new().mode(0o700).create(&folder).map_err(fail)?;
         }
         File::options().write(true).create_new(true).mode(0o600).open(fresh.join(LOCK)).map_err(fail)?;
+        let half = Sandbox::new(fresh.clone(), spec.clone());
+        policy_files::add_kits(&half, &wish.kits)?;
+        if !wish.ports.is_empty() {
+            ports::write(&fresh, &wish.ports)?;
+        }
         files::write_json(&fresh.join(SPEC), &spec)?;
         let folder = self.root.join(&id);
         fs::rename(&fresh, &folder).map_err(fail)?;
         files::sync_folder(&self.root)?;
-        Ok((Sandbox { folder, spec }, true))
-    }
-
-    /// All names that are taken, as far as they can be told: those of sandboxes of a newer version, too.
-    fn names(&self) -> Result<Vec<String>> {
-        let entries =
-            fs::read_dir(&self.root).map_err(|source| Error::file("cannot read", &self.root, source))?;
-        let folders = entries.flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
-        Ok(folders.filter_map(|entry| files::read_name(&entry.path().join(SPEC))).collect())
-    }
-
-    /// What is said of a name whose sandbox cannot be read.
-    fn unreadable(&self, name: &str) -> Error {
-        let wrong = self.list().map(|(_, wrong)| wrong).unwrap_or_default().into_iter();
-        let is_it = |error: &Error| match error {
-            Error::Damaged { path, .. } | Error::NewerFormat { path, .. } => {
-                files::read_name(path).is_some_and(|found| found == name)
-            }
-            _ => false,
-        };
-        match { wrong }.find(is_it) {
-            Some(cause) => Error::Unreadable { name: name.into(), cause: Box::new(cause) },
-            None => Error::BadName { name: name.into(), why: "another sandbox has it" },
-        }
+        Ok((Sandbox::new(folder, spec), true))
     }
 
     /// The folders that killed processes left half made or half deleted, with their disks.
@@ -278,85 +221,25 @@ impl Sandboxes {
 
 impl Sandbox {
     fn read(folder: PathBuf) -> Result<Self> {
-        let spec: Spec = files::read_json(&folder.join(SPEC), SCHEMA)?;
-        Ok(Self { folder, spec })
+        let path = folder.join(SPEC);
+        let spec: Spec = files::read_json(&path, SCHEMA)?;
+        // As in a copy of another one's folder, which would be taken for that one.
+        if folder.file_name().is_none_or(|id| id != spec.id.as_str()) {
+            return Err(Error::Damaged { path, why: format!("it is that of the sandbox {}", spec.id) });
+        }
+        match spec.fault() {
+            Some(why) => Err(Error::Damaged { path, why }),
+            None => Ok(Self::new(folder, spec)),
+        }
+    }
+
+    fn new(folder: PathBuf, spec: Spec) -> Self {
+        Self { folder: Folder::new(folder, spec.name.clone()), spec }
     }
 
     /// Its folder.
     pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// The folder of its writable disk's layers.
-    pub fn disk_folder(&self) -> PathBuf {
-        self.folder.join("disk")
-    }
-
-    /// The file of one of its logs.
-    pub fn log(&self, source: Source) -> PathBuf {
-        self.folder.join("logs").join(format!("{}.log", source.name()))
-    }
-
-    /// Takes the lock, waiting as long as `patience`; `None` when somebody else keeps it. A client that only looks
-    /// ([`Self::state`]) holds it for an instant, so no patience at all would be too little.
-    pub fn lock(&self, patience: Duration) -> Result<Option<Lock>> {
-        let file = self.lock_file()?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::file("cannot lock", &self.folder, error)),
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // It may have been deleted while it was waited for.
-        if !self.folder.join(LOCK).exists() {
-            return Err(Error::UnknownSandbox { name: self.spec.name.clone(), nearest: None });
-        }
-        Ok(Some(Lock { _file: file, _check: None }))
-    }
-
-    fn lock_file(&self) -> Result<File> {
-        File::options().write(true).open(self.folder.join(LOCK)).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::UnknownSandbox { name: self.spec.name.clone(), nearest: None },
-            _ => Error::file("cannot lock", &self.folder, source),
-        })
-    }
-
-    /// Takes the lock to look at the disk, which may last minutes and is no start.
-    ///
-    /// # Errors
-    /// It runs, or somebody looks at it already.
-    pub fn lock_to_check(&self) -> Result<Lock> {
-        let lock = self.lock(Duration::from_millis(500))?.ok_or_else(|| self.in_use())?;
-        let path = self.folder.join(CHECK);
-        let fail = |source: io::Error| Error::file("cannot lock", &path, source);
-        let check = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let check = check.map_err(fail)?;
-        flock(&check, FlockOperation::NonBlockingLockExclusive).map_err(|error| fail(error.into()))?;
-        Ok(Lock { _check: Some(check), ..lock })
-    }
-
-    /// Whether its disk is being checked.
-    pub fn is_checked(&self) -> bool {
-        let file = File::open(self.folder.join(CHECK));
-        file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
-    }
-
-    /// What is said when the lock cannot be had.
-    fn in_use(&self) -> Error {
-        let name = self.spec.name.clone();
-        if self.is_checked() { Error::Checked { name } } else { Error::Running { name } }
-    }
-
-    /// Whether a shim lives, or another process has the right to be one.
-    pub fn is_running(&self) -> bool {
-        let Ok(file) = self.lock_file() else { return false };
-        flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+        self.folder.path()
     }
 
     /// Takes the folders that the user has just named, as they are now. A folder that was deleted and made again is another
@@ -368,8 +251,8 @@ impl Sandbox {
     /// what a guest sees is decided before it starts.
     pub fn adopt(&mut self, named: &[Share]) -> Result<()> {
         // Another client may name folders for it at the same moment.
-        let _names = hold_names(self.folder.parent().unwrap_or(Path::new("/")))?;
-        self.spec = files::read_json(&self.folder.join(SPEC), SCHEMA)?;
+        let _names = hold_names(self.folder().parent().unwrap_or(Path::new("/")))?;
+        self.spec = files::read_json(&self.folder().join(SPEC), SCHEMA)?;
         let mut spec = self.spec.clone();
         let (mut other, mut exchanged) = (None, None);
         for now in named {
@@ -408,86 +291,9 @@ impl Sandbox {
                 }
             }
         };
-        files::write_json(&self.folder.join(SPEC), &spec)?;
+        files::write_json(&self.folder().join(SPEC), &spec)?;
         self.spec = spec;
         Ok(())
-    }
-
-    /// What it does, as its shim last noted it.
-    pub fn state(&self) -> State {
-        let noted = |sandbox: &Self| sandbox.runtime().map(|runtime| runtime.state);
-        if self.is_running() {
-            return match noted(self) {
-                _ if self.is_checked() => State::Checking,
-                // Of the run before: the new shim has not written yet.
-                None | Some(State::Stopped | State::Failed) => State::Starting,
-                Some(state) => state,
-            };
-        }
-        match noted(self) {
-            None | Some(State::Stopped) => State::Stopped,
-            Some(State::Failed) => State::Failed,
-            // It may have begun to run between the two looks; else its shim could note no end.
-            Some(_) if self.is_running() => State::Starting,
-            Some(_) => State::Failed,
-        }
-    }
-
-    /// Why it does not run, when it has run before; `state` is what [`Self::state`] has just said.
-    pub fn end(&self, state: State) -> Option<String> {
-        let runtime = self.runtime().filter(|_| state.is_over())?;
-        if runtime.state.is_over() {
-            return runtime.reason;
-        }
-        // Its shim was killed before it could say so, maybe with the whole host.
-        let booted = crate::sys::uptime().and_then(|up| SystemTime::now().checked_sub(up));
-        let started = crate::spec::from_rfc3339(&runtime.started);
-        let before = booted.zip(started).is_some_and(|(booted, started)| started < booted);
-        Some(if before { "host restarted".into() } else { "shim killed".into() })
-    }
-
-    /// What its shim noted last, also that of a run that has ended.
-    pub fn runtime(&self) -> Option<Runtime> {
-        files::read_json(&self.folder.join(RUNTIME), SCHEMA).ok()
-    }
-
-    pub(crate) fn note(&self, runtime: &Runtime) -> Result<()> {
-        files::write_json(&self.folder.join(RUNTIME), runtime)
-    }
-
-    /// Forgets what was noted of the run before, and what its shim was killed at noting.
-    pub(crate) fn forget_run(&self) {
-        let pieces = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let pieces = pieces.filter(|entry| entry.file_name().to_string_lossy().starts_with(RUNTIME));
-        for piece in pieces {
-            let _ = fs::remove_file(piece.path());
-        }
-    }
-
-    /// Notes a run's end. If that cannot be written, nothing is noted any more: what was written before says that it runs,
-    /// which would be taken for a killed shim's.
-    pub(crate) fn note_end(&self, runtime: &Runtime) -> Result<()> {
-        self.note(runtime).inspect_err(|_| {
-            let _ = fs::remove_file(self.folder.join(RUNTIME));
-        })
-    }
-
-    /// Connects to the shim; `None` when there is none.
-    pub fn connect(&self) -> Result<Option<Connection>> {
-        match Connection::open(&self.folder) {
-            Ok(connection) => Ok(Some(connection)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound
-                | io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::ConnectionReset => Ok(None),
-                _ => Err(Error::host("cannot reach the sandbox", error)),
-            },
-        }
-    }
-
-    /// Bytes that it takes on the host's disk.
-    pub fn disk_use(&self) -> u64 {
-        room(&self.folder)
     }
 
     /// Whether its first start has failed, as far as that can be told without its lock.
@@ -495,11 +301,6 @@ impl Sandbox {
         let made =
             File::open(self.disk_folder()).is_ok_and(|folder| disk::is_made(folder.as_fd()).unwrap_or(true));
         self.state() == State::Failed && self.ended_failed() && !made
-    }
-
-    /// Whether its shim has noted a failure: one that was killed may have been wanted as it was.
-    fn ended_failed(&self) -> bool {
-        self.runtime().is_some_and(|runtime| runtime.state == State::Failed)
     }
 
     /// Deletes it if its first start has failed: no guest has ever made its file system on the disk, so there is nothing to
@@ -523,26 +324,6 @@ impl Sandbox {
         tracing::info!(sandbox = self.spec.name, "Deleting it: its first start failed");
         self.remove_held(lock)?;
         Ok(None)
-    }
-
-    /// Deletes it. It must be stopped.
-    pub fn remove(self) -> Result<()> {
-        match self.lock(Duration::from_secs(2))? {
-            Some(lock) => self.remove_held(lock),
-            None => Err(self.in_use()),
-        }
-    }
-
-    fn remove_held(&self, _lock: Lock) -> Result<()> {
-        let root = self.folder.parent().unwrap_or(Path::new("/"));
-        let gone = root.join(format!("{GONE}{}", self.spec.id));
-        let fail = |source| Error::file("cannot delete", &self.folder, source);
-        fs::rename(&self.folder, &gone).map_err(fail)?;
-        match fs::remove_dir_all(&gone) {
-            // Another client's sweep was faster.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(fail),
-        }
     }
 }
 

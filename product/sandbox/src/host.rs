@@ -10,7 +10,7 @@ pub const LEAST_DISK: u64 = 1 << 30;
 /// Largest disk: what ext4 takes with the block size that the guest makes it with, also when it is small.
 pub const MOST_DISK: u64 = 16 << 40;
 /// Most vCPUs, whatever the host has: what every engine takes.
-const MOST_CPUS: u32 = 64;
+pub(crate) const MOST_CPUS: u32 = 64;
 
 /// Kept of a control group's limit for the processes of a sandbox: who oversteps it is killed, and the guest with it. The software CPU
 /// takes some 420 MiB when its caches are full (measured), for which a default leaves room from a limit of 1 GiB on.

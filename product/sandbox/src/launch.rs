@@ -52,6 +52,16 @@ impl VmmLine {
         packet::send_now(&*self.0, &ToVmm::Count, &[])
     }
 
+    /// Fresh memory for the frame ring, whose other end a new gateway has: the guest's network card has a link again.
+    pub(crate) fn network(&self, memory: impl AsFd) -> std::io::Result<()> {
+        packet::send_now(&*self.0, &ToVmm::Network, &[memory.as_fd()])
+    }
+
+    /// The gateway is gone: the guest's network card has no link.
+    pub(crate) fn network_down(&self) -> std::io::Result<()> {
+        packet::send_now(&*self.0, &ToVmm::NetworkDown, &[])
+    }
+
     /// What the vmm says next; `None` when it has ended.
     pub fn receive(&self) -> std::io::Result<Option<FromVmm>> {
         // Descriptors from a vmm are never wanted, and closed here.

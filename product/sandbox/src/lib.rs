@@ -29,7 +29,7 @@ pub mod launch;
 pub mod logs;
 pub mod naming;
 pub mod needs;
-pub mod packet;
+pub mod network;
 pub mod places;
 pub mod plan;
 mod room;
@@ -40,4 +40,5 @@ mod sys;
 pub mod vmm;
 pub mod workspace;
 
+pub use ::packet;
 pub use error::{Error, Result};

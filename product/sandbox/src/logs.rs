@@ -30,11 +30,14 @@ pub enum Source {
     Vmm,
     /// The process that owns the sandbox on the host.
     Shim,
+    /// The sandbox's network.
+    Gateway,
 }
 
 impl Source {
     /// All, in the order in which lines of the same moment are shown.
-    pub const ALL: [Self; 5] = [Self::Shim, Self::Vmm, Self::Console, Self::Agent, Self::Dockerd];
+    pub const ALL: [Self; 6] =
+        [Self::Shim, Self::Vmm, Self::Gateway, Self::Console, Self::Agent, Self::Dockerd];
 
     /// The name, also of its file.
     pub fn name(self) -> &'static str {
@@ -44,6 +47,7 @@ impl Source {
             Self::Dockerd => "dockerd",
             Self::Vmm => "vmm",
             Self::Shim => "shim",
+            Self::Gateway => "gateway",
         }
     }
 

@@ -12,6 +12,8 @@ pub struct Places {
     pub state: PathBuf,
     /// What can be had again: packages, images (`$XDG_CACHE_HOME/vivarium`).
     pub cache: PathBuf,
+    /// What the user decides: the policy (`$XDG_CONFIG_HOME/vivarium`).
+    pub config: PathBuf,
     /// The user's home, to shorten paths in messages and to refuse sharing all of it.
     pub home: PathBuf,
 }
@@ -31,12 +33,19 @@ impl Places {
         })?;
         let state = absolute("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state"));
         let cache = absolute("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
-        Ok(Self { state: state.join("vivarium"), cache: cache.join("vivarium"), home })
+        let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"));
+        let [state, cache, config] = [state, cache, config].map(|folder| folder.join("vivarium"));
+        Ok(Self { state, cache, config, home })
     }
 
     /// The folder that holds one folder for each sandbox.
     pub fn sandboxes(&self) -> PathBuf {
         self.state.join("sandboxes")
+    }
+
+    /// The folder of the root certificate that the guests of this host trust.
+    pub fn certificates(&self) -> PathBuf {
+        self.state.join("ca")
     }
 
     /// A path as a user writes it: with `~` for the home folder.

@@ -4,6 +4,8 @@
 //! through it. One loop over `poll`; only the [`crate::steward`] has a thread of its own. What the vmm says is bounded and
 //! believed for this sandbox only.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock::{self, Clock, Due};
-use crate::control::{Notice, Reply, Request, Status};
+use crate::control::{Attention, Notice, Reply, Request, Status};
 use crate::ending::{Ending, is_panic};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -23,6 +25,7 @@ use crate::guest_log::{self, GuestLogs};
 use crate::host_clock::HostClock;
 use crate::launch::{Vmm, VmmLine, is_readable};
 use crate::logs::{BoundedLog, LineLog, Source};
+use crate::network::{self as net, Network};
 use crate::plan::{DiskWork, FromVmm};
 use crate::room::{NO_ROOM_TO_START, Room};
 use crate::spec::{Runtime, SCHEMA, State, rfc3339};
@@ -50,6 +53,8 @@ pub struct Machine {
     pub console: PipeReader,
     /// The engine's name.
     pub engine: String,
+    /// Its network, unless it has none.
+    pub(crate) network: Option<Network>,
 }
 
 /// One connection of a client.
@@ -59,6 +64,8 @@ struct Client {
     holds: bool,
     /// Asked to stop, and waits for the end.
     stops: bool,
+    /// What it is told of the network, once it is a session.
+    attention: Attention,
     /// Asked before the guest was ready.
     waiting: Vec<Request>,
 }
@@ -216,7 +223,9 @@ fn confine(sandbox: &Sandbox, machine: &Machine) -> Result<()> {
     use confine::{Access, Grants, Role};
     let path = sandbox.folder();
     let folder = std::fs::File::open(path).map_err(|source| Error::file("cannot open", path, source))?;
-    let directories = vec![(folder.as_fd(), Access::ReadWrite)];
+    let readable = machine.network.as_ref().map(Network::grants).unwrap_or_default();
+    let mut directories = vec![(folder.as_fd(), Access::ReadWrite)];
+    directories.extend(readable.iter().map(|(path, access)| (path.as_fd(), *access)));
     let grants = Grants { directories, child: Some(machine.vmm.id()), ..Grants::default() };
     let report = confine::confine(Role::Shim, &grants).map_err(|error| unconfined(&error))?;
     tracing::info!(layers = report.layers.join(", "), "The shim is confined");
@@ -246,7 +255,8 @@ fn serve(
     })?;
     let line = machine.vmm.line().clone();
     let spec = sandbox.spec.clone();
-    thread("steward", move || steward::serve(&spec, &line, &orders_in, &reports_out, steward_bell))?;
+    let guest = machine.network.as_ref().map(|network| network.guest().clone()).unwrap_or_default();
+    thread("steward", move || steward::serve(&spec, &guest, &line, &orders_in, &reports_out, steward_bell))?;
     let mut shim = Shim {
         sandbox,
         runtime,
@@ -272,14 +282,22 @@ fn serve(
     Ok(shim.finish())
 }
 
-/// The fixed descriptors of the loop, in the order in which they are polled; the clients follow.
+/// What has something to be heard.
+#[derive(Debug, Default)]
+struct Ready {
+    fixed: Vec<bool>,
+    network: Vec<net::Source>,
+    clients: Vec<u64>,
+}
+
+/// The fixed descriptors of the loop, in the order in which they are polled; the network's and the clients follow.
 const FIXED: usize = 7;
 
 impl Shim<'_> {
     /// The loop; returns when the vmm has ended.
     fn work(&mut self) {
         loop {
-            let (ready, heard) = self.wait();
+            let Ready { fixed: ready, network, clients } = self.wait();
             let is_ready = |index: usize| ready.get(index).copied().unwrap_or(false);
             if is_ready(3) {
                 self.logs.console(&read_some(self.machine.console.as_fd()));
@@ -303,7 +321,10 @@ impl Shim<'_> {
                 let _ = self.terminate.read(&mut [0u8; 16]);
                 self.stop("asked to stop");
             }
-            for number in heard {
+            for source in network {
+                self.hear_network(source);
+            }
+            for number in clients {
                 self.hear_client(number);
             }
             if is_ready(0) {
@@ -313,8 +334,7 @@ impl Shim<'_> {
         }
     }
 
-    /// Which of the fixed descriptors are ready, and which clients.
-    fn wait(&self) -> (Vec<bool>, Vec<u64>) {
+    fn wait(&self) -> Ready {
         let fixed: [BorrowedFd<'_>; FIXED] = [
             self.listener.as_fd(),
             self.machine.vmm.line().as_fd(),
@@ -324,24 +344,33 @@ impl Shim<'_> {
             self.bell.as_fd(),
             self.terminate.as_fd(),
         ];
+        let network = self.machine.network.as_ref().map(Network::sources).unwrap_or_default();
         let clients = self.clients.values().map(|client| client.socket.as_fd());
         let mut polled: Vec<PollFd<'_>> = fixed
             .into_iter()
+            .chain(network.iter().map(|(_, descriptor)| *descriptor))
             .chain(clients)
             .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
             .collect();
         let now = Instant::now();
-        let next = [self.clock.next(), self.room.next()].into_iter().flatten().min();
+        let due = self.machine.network.as_ref().and_then(Network::next);
+        let next = [self.clock.next(), self.room.next(), due].into_iter().flatten().min();
         let left = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) => {
-                let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
-                let clients = self.clients.keys().zip(ready.iter().skip(FIXED));
-                let clients = clients.filter(|(_, ready)| **ready).map(|(number, _)| *number).collect();
-                (ready, clients)
+                let fixed: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
+                let (_, rest) = fixed.split_at_checked(FIXED).unwrap_or_default();
+                let (of_network, of_clients) = rest.split_at_checked(network.len()).unwrap_or_default();
+                let network = network.iter().map(|(source, _)| *source).zip(of_network);
+                let clients = self.clients.keys().copied().zip(of_clients);
+                Ready {
+                    network: network.filter(|(_, ready)| **ready).map(|(source, _)| source).collect(),
+                    clients: clients.filter(|(_, ready)| **ready).map(|(number, _)| number).collect(),
+                    fixed,
+                }
             }
-            Err(_) => (Vec::new(), Vec::new()),
+            Err(_) => Ready::default(),
         }
     }
 
@@ -360,7 +389,9 @@ impl Shim<'_> {
                 self.tell(notice);
             }
             Ok(Some(FromVmm::NetworkBroken)) => {
-                tracing::warn!("The network broke its link to the guest");
+                if let Some(network) = &mut self.machine.network {
+                    network.ring_is_broken();
+                }
             }
             Ok(Some(FromVmm::Failed { why })) => {
                 let why = plain(&why);
@@ -389,16 +420,13 @@ impl Shim<'_> {
     /// Tells everybody who has a session that what the guest writes waits for room on the host, or does no longer.
     fn tell(&self, notice: Option<Notice>) {
         let Some(notice) = notice else { return };
-        match notice {
-            Notice::HostFull => {
-                tracing::error!("The host's disk is full: what the guest writes waits until there is room");
-            }
-            Notice::HostHasRoom => {
-                tracing::info!("There is room on the host's disk again: the guest goes on");
-            }
+        if notice == Notice::HostFull {
+            tracing::error!("The host's disk is full: what the guest writes waits until there is room");
+        } else {
+            tracing::info!("There is room on the host's disk again: the guest goes on");
         }
         for client in self.clients.values().filter(|client| client.holds) {
-            let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
+            let _ = packet::send_now(&client.socket, &Reply::Notice(notice.clone()), &[]);
         }
     }
 
@@ -439,7 +467,7 @@ impl Shim<'_> {
         let waiting: Vec<(u64, Vec<Request>)> =
             self.clients.iter_mut().map(|(n, client)| (*n, std::mem::take(&mut client.waiting))).collect();
         for (number, requests) in waiting {
-            if requests.into_iter().any(|request| !self.answer(number, request)) {
+            if requests.into_iter().any(|request| !self.answer(number, request, Vec::new())) {
                 self.clients.remove(&number);
             }
         }
@@ -461,7 +489,8 @@ impl Shim<'_> {
         match crate::sys::accept(&self.listener) {
             Ok(socket) if self.clients.len() < MOST_CLIENTS => {
                 self.last_client += 1;
-                let client = Client { socket, holds: false, stops: false, waiting: Vec::new() };
+                let attention = Attention::default();
+                let client = Client { socket, holds: false, stops: false, attention, waiting: Vec::new() };
                 self.clients.insert(self.last_client, client);
                 self.note_idle();
             }
@@ -472,34 +501,37 @@ impl Shim<'_> {
 
     fn hear_client(&mut self, number: u64) {
         let Some(client) = self.clients.get_mut(&number) else { return };
-        let request = match packet::receive::<Request>(&client.socket) {
-            Ok(Some((request, _))) => request,
+        let (request, descriptors) = match packet::receive::<Request>(&client.socket) {
+            Ok(Some(said)) => said,
             // It has said nothing after all.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Ok(None) | Err(_) => return self.drop_client(number),
         };
-        let must_wait = matches!(request, Request::Hold | Request::Open { .. });
+        let must_wait = matches!(request, Request::Hold { .. } | Request::Open { .. });
         if must_wait && self.runtime.state == State::Starting {
             if client.waiting.len() < 8 {
                 client.waiting.push(request);
             }
-        } else if !self.answer(number, request) {
+        } else if !self.answer(number, request, descriptors) {
             self.drop_client(number);
         }
     }
 
     fn drop_client(&mut self, number: u64) {
         self.clients.remove(&number);
+        self.client_left(number);
+        self.attend();
         self.note_idle();
     }
 
     /// Answers a request; false when the client is gone.
-    fn answer(&mut self, number: u64, request: Request) -> bool {
+    fn answer(&mut self, number: u64, request: Request, descriptors: Vec<OwnedFd>) -> bool {
         let (reply, descriptor) = match request {
-            Request::Hold if self.runtime.state == State::Running => {
+            Request::Hold { network } if self.runtime.state == State::Running => {
                 if let Some(client) = self.clients.get_mut(&number) {
-                    client.holds = true;
+                    (client.holds, client.attention) = (true, network);
                 }
+                self.attend();
                 self.note_idle();
                 (Reply::Held, None)
             }
@@ -514,7 +546,7 @@ impl Shim<'_> {
                     }
                 }
             }
-            Request::Hold | Request::Open { .. } => {
+            Request::Hold { .. } | Request::Open { .. } => {
                 (Reply::Refused { why: "the sandbox is stopping".into(), stopping: true }, None)
             }
             Request::Keep if self.runtime.state == State::Stopping => {
@@ -527,6 +559,18 @@ impl Shim<'_> {
                 (Reply::Kept, None)
             }
             Request::Status => (Reply::Status(self.status()), None),
+            Request::Answer { .. }
+            | Request::GrantKept { .. }
+            | Request::Authority { .. }
+            | Request::SshAgent { .. } => {
+                self.heed(number, request);
+                return true;
+            }
+            Request::TakeGrant => (self.next_grant(number), None),
+            Request::Network
+            | Request::Publish { .. }
+            | Request::Unpublish { .. }
+            | Request::Secrets { .. } => (self.answer_on_network(request, descriptors), None),
             Request::Stop { urgent } => {
                 self.stop("asked to stop");
                 if urgent {
@@ -541,10 +585,12 @@ impl Shim<'_> {
         let Some(client) = self.clients.get(&number) else { return false };
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
         let told = packet::send_now(&client.socket, &reply, &descriptors).is_ok();
-        if reply == Reply::Held
-            && let Some(notice) = self.room.notice()
-        {
-            let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
+        if reply == Reply::Held {
+            let network = self.machine.network.as_ref().map(|network| network.standing(client.attention));
+            for notice in self.room.notice().into_iter().chain(network.unwrap_or_default()) {
+                let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
+            }
+            self.hand_grants();
         }
         told
     }
@@ -599,6 +645,7 @@ impl Shim<'_> {
         let now = Instant::now();
         let notice = self.room.due(now);
         self.tell(notice);
+        self.network_due(now);
         let starts = self.runtime.state == State::Starting && self.ending.is_none();
         if starts && self.room.is_too_full_to_start(now) {
             self.useless(NO_ROOM_TO_START.into());
@@ -672,6 +719,9 @@ impl Shim<'_> {
             }
         }
         self.logs.finish(self.machine.console.as_fd(), self.machine.vmm.errors());
+        if let Some(network) = &mut self.machine.network {
+            network.finish();
+        }
         let ending = Ending::of_run(self.ending.take(), ended, self.reset, self.logs.panicked);
         for client in self.clients.values() {
             if !client.waiting.is_empty() {
@@ -694,7 +744,7 @@ fn plain(text: &str) -> String {
 }
 
 /// What can be read without waiting; nothing also at the end.
-fn read_some(from: BorrowedFd<'_>) -> Vec<u8> {
+pub(crate) fn read_some(from: BorrowedFd<'_>) -> Vec<u8> {
     if !is_readable(from) {
         return Vec::new();
     }

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host;
 use crate::workspace::Share;
 
 /// The newest format of the files in a sandbox's folder that this program reads, and the one it writes.
@@ -34,11 +35,41 @@ pub struct Spec {
     pub disk: u64,
     /// The engine that the user asked for; none means the best one of the host, found anew at each start.
     pub engine: Option<String>,
+    /// Whether it has a network at all.
+    #[serde(default)]
+    pub network: Networking,
     /// Id of the base image below the writable disk; the two belong together for the sandbox's whole life.
     pub image: String,
 }
 
+/// What a sandbox's network is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Networking {
+    /// A gateway that lets through what the policy allows.
+    #[default]
+    Gateway,
+    /// None: the guest has no network card.
+    None,
+}
+
 impl Spec {
+    /// What in it no machine can be made of, as after a change by hand; none is the rule.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let Self { cpus, memory, disk, .. } = self;
+        if *cpus == 0 || *cpus > host::MOST_CPUS {
+            return Some(format!("it has cpus: {cpus}, and 1 to {} can be had", host::MOST_CPUS));
+        }
+        if *memory < host::LEAST_MEMORY {
+            return Some(format!("it has memory: {memory}, and {} is the least", host::LEAST_MEMORY));
+        }
+        if !(host::LEAST_DISK..=host::MOST_DISK).contains(disk) {
+            let (least, most) = (host::LEAST_DISK, host::MOST_DISK);
+            return Some(format!("it has disk: {disk}, and {least} to {most} can be had"));
+        }
+        None
+    }
+
     /// The folder of the host that the sandbox is for.
     pub fn workspace(&self) -> &std::path::Path {
         self.shares.first().map_or(std::path::Path::new("/home/agent"), |share| &share.path)

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use agent_proto::ProtoError;
 use agent_proto::client::Control;
-use agent_proto::messages::{Setup, Share};
+use agent_proto::messages::{Environment, Setup, Share, Trust};
 
 use crate::escape::{LONGEST, escaped};
 use crate::launch::VmmLine;
+use crate::network::Guest;
 use crate::spec::Spec;
 
 /// How long the guest may take from its start until it answers. The slowest engine needs seconds, not minutes.
@@ -41,6 +42,8 @@ pub(crate) enum Report {
 pub(crate) enum Order {
     /// Shut the guest down; what runs in it has this long to end.
     ShutDown(Duration),
+    /// Sessions that begin from here on have these variables.
+    Variables(Vec<(String, String)>),
 }
 
 /// Tells the shim's loop that a report is there.
@@ -56,6 +59,7 @@ impl Bell {
 /// The steward's whole life.
 pub(crate) fn serve(
     spec: &Spec,
+    guest: &Guest,
     line: &VmmLine,
     orders: &Receiver<Order>,
     reports: &Sender<Report>,
@@ -65,23 +69,40 @@ pub(crate) fn serve(
         let _ = reports.send(report);
         bell.ring();
     };
-    let mut control = match reach(line).and_then(|control| set_up(control, spec)) {
+    let mut control = match reach(line).and_then(|control| set_up(control, spec, guest)) {
         Ok(control) => control,
         Err(error) => return say(Report::Failed(words(&error))),
     };
     say(Report::Ready);
-    while let Ok(Order::ShutDown(patience)) = orders.recv() {
-        let outcome = control.shutdown(patience).or_else(|error| {
-            // The connection may be stale while the guest is well.
-            tracing::debug!(%error, "The shutdown is asked for again");
+    while let Ok(order) = orders.recv() {
+        // The connection may be stale while the guest is well.
+        let outcome = carry_out(&mut control, &order).or_else(|error| {
+            tracing::debug!(%error, "It is asked for again");
             control = connect(line)?;
-            control.shutdown(patience)
+            carry_out(&mut control, &order)
         });
-        match outcome {
-            Err(error) if !error.is_disconnect() => say(Report::WillNotStop(words(&error))),
+        match (outcome, order) {
+            (Err(error), Order::ShutDown(_)) if !error.is_disconnect() => {
+                say(Report::WillNotStop(words(&error)));
+            }
+            (Err(error), Order::Variables(_)) => {
+                tracing::warn!(error = words(&error), "New sessions have the variables of before");
+            }
             _ => {}
         }
     }
+}
+
+fn carry_out(control: &mut Control<UnixStream>, order: &Order) -> Result<(), ProtoError> {
+    match order {
+        Order::ShutDown(patience) => control.shutdown(*patience),
+        Order::Variables(variables) => control.set_environment(lines(variables)),
+    }
+}
+
+/// Variables as an environment has them.
+fn lines(variables: &[(String, String)]) -> Vec<Vec<u8>> {
+    variables.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect()
 }
 
 /// An error as one sentence; the guest may have chosen its words.
@@ -112,7 +133,11 @@ pub(crate) fn reach(line: &VmmLine) -> Result<Control<UnixStream>, ProtoError> {
     }
 }
 
-fn set_up(mut control: Control<UnixStream>, spec: &Spec) -> Result<Control<UnixStream>, ProtoError> {
+fn set_up(
+    mut control: Control<UnixStream>,
+    spec: &Spec,
+    guest: &Guest,
+) -> Result<Control<UnixStream>, ProtoError> {
     let status = control.wait_ready()?;
     tracing::info!(kernel = %status.kernel, micros = status.ready_micros, base = %status.base, "The guest is ready");
     let mut entropy = vec![0u8; 64];
@@ -122,6 +147,8 @@ fn set_up(mut control: Control<UnixStream>, spec: &Spec) -> Result<Control<UnixS
         entropy,
         shares: shares(spec),
         timezone: host_timezone().unwrap_or_default(),
+        trust: Some(Trust { certificates: guest.certificates.clone() }),
+        environment: Some(Environment { variables: lines(&guest.variables) }),
         ..Setup::default()
     })?;
     Ok(control)
@@ -160,6 +187,7 @@ pub(crate) fn silence(pipe: &mut io::PipeReader) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Networking;
 
     #[test]
     fn shares_keep_their_numbers_and_parents_come_first() {
@@ -178,6 +206,7 @@ mod tests {
             disk: 1,
             engine: None,
             image: String::new(),
+            network: Networking::default(),
         };
         let names: Vec<(String, Vec<u8>)> = shares(&spec).into_iter().map(|s| (s.name, s.path)).collect();
         let expected =

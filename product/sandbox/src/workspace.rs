@@ -114,17 +114,13 @@ const RESERVED_ITSELF: [&str; 4] = ["/home", "/var", "/var/lib", "/tmp"];
 /// Where the guest sees the host's whole tree.
 const WHOLE_HOST: &str = "/host";
 
-/// Turns `FOLDER[:ro]` into a share. A folder whose name itself ends in `:ro` is meant when it exists and the plain one
-/// does not. `force` allows the whole home folder, and the whole host.
+/// Turns `FOLDER[:ro]` or `FOLDER[:rw]` into a share. `force` allows the whole home folder, and the whole host.
+///
+/// # Errors
+/// [`Error::BadWorkspace`], also where a folder is there whose name itself ends in what was put behind it: neither reading is
+/// guessed at, as one of them may be written to and the other not.
 pub fn resolve(given: &OsStr, places: &Places, force: bool) -> Result<Share> {
-    let without = |suffix: &str| {
-        let rest = given.as_bytes().strip_suffix(suffix.as_bytes())?;
-        (!rest.is_empty() && !Path::new(given).exists()).then(|| OsStr::from_bytes(rest))
-    };
-    let (path, read_only) = match without(":ro") {
-        Some(folder) => (folder, true),
-        None => (without(":rw").unwrap_or(given), false),
-    };
+    let (path, read_only) = read(given)?;
     let found = fs::canonicalize(path).map_err(|source| refusal(path, places, &source))?;
     if !found.is_dir() {
         return Err(Error::BadWorkspace {
@@ -136,6 +132,36 @@ pub fn resolve(given: &OsStr, places: &Places, force: bool) -> Result<Share> {
     check(&found, places, force)?;
     let (_, identity) = open_plain(&found)?;
     Ok(Share { path: found, read_only, identity: Some(identity) })
+}
+
+/// The folder that is named and whether it may only be read. A slash tells a name from what is put behind it: `x/:ro` is `x`, to be
+/// read only, and `x:ro/` is the folder of that name.
+fn read(given: &OsStr) -> Result<(&OsStr, bool)> {
+    let without = |suffix: &str| {
+        let rest = given.as_bytes().strip_suffix(suffix.as_bytes())?;
+        (!rest.is_empty()).then(|| OsStr::from_bytes(rest))
+    };
+    let (folder, suffix, how) = match (without(":ro"), without(":rw")) {
+        (Some(folder), _) => (folder, ":ro", ", only to be read"),
+        (None, Some(folder)) => (folder, ":rw", ""),
+        (None, None) => return Ok((given, false)),
+    };
+    if Path::new(given).is_dir() {
+        let (plain, given) = (folder.to_string_lossy(), Path::new(given));
+        // Another slash would tell nothing of a folder whose whole name is the suffix.
+        let end = if plain.ends_with('/') { "." } else { "/" };
+        return Err(Error::BadWorkspace {
+            path: given.into(),
+            why: format!(
+                "can be read in two ways: a folder of that very name is there, and {suffix} has a meaning of its own"
+            ),
+            hint: format!(
+                "{plain}{end}{suffix} is the folder {plain}{how}; {}/ is the folder of that name",
+                given.display()
+            ),
+        });
+    }
+    Ok((folder, suffix == ":ro"))
 }
 
 /// Opens the shares of a sandbox that starts, in their order, with `O_PATH`. All that was checked when they were named is
@@ -224,7 +250,7 @@ fn check(path: &Path, places: &Places, force: bool) -> Result<()> {
     // Who shares the whole home gives the account away, which --force says; short of that, no guest gets at the files
     // from which this and every other sandbox is started.
     let is_home = home.starts_with(path);
-    let own = [&places.state, &places.cache].map(|own| resolved(own));
+    let own = [&places.state, &places.cache, &places.config].map(|own| resolved(own));
     if own.iter().any(|own| path.starts_with(own) || (own.starts_with(path) && !is_home)) {
         return refuse("holds Vivarium's own state", "give a project folder:  viv run shell FOLDER");
     }
@@ -294,7 +320,12 @@ mod tests {
     use super::*;
 
     fn places(home: &Path) -> Places {
-        Places { state: home.join("state"), cache: home.join("cache"), home: home.into() }
+        Places {
+            state: home.join("state"),
+            cache: home.join("cache"),
+            config: home.join("config"),
+            home: home.into(),
+        }
     }
 
     #[test]
@@ -308,11 +339,47 @@ mod tests {
         let share = resolve(given.as_ref(), &places(&home), false).unwrap();
         assert!(share.read_only);
         assert_eq!(share.path, fs::canonicalize(&project).unwrap());
+        let given = format!("{}/link:rw", root.path().display());
+        assert!(!resolve(given.as_ref(), &places(&home), false).unwrap().read_only);
+    }
 
-        // A folder that is really called "x:ro".
-        fs::create_dir(home.join("x:ro")).unwrap();
-        let share = resolve(home.join("x:ro").as_os_str(), &places(&home), false).unwrap();
-        assert!(!share.read_only && share.path.ends_with("x:ro"));
+    #[test]
+    fn a_folder_whose_name_ends_as_the_suffix_is_not_guessed_at() {
+        let root = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(root.path()).unwrap();
+        let places = places(&root.join("home"));
+        for suffix in [":ro", ":rw"] {
+            let (plain, odd) = (root.join("x"), root.join(format!("x{suffix}")));
+            fs::create_dir(&odd).unwrap();
+            // Nor where the plain one is not there: it may have been, when the user last looked.
+            for _ in 0..2 {
+                let error = resolve(odd.as_os_str(), &places, false).unwrap_err();
+                assert!(error.to_string().contains("in two ways"), "{error}");
+                // Both as the hint has them.
+                let hint = error.hint().unwrap();
+                let (plainly, oddly) =
+                    (format!("{}/{suffix}", plain.display()), format!("{}/", odd.display()));
+                assert!(hint.contains(&plainly) && hint.contains(&oddly), "{hint}");
+                let share = resolve(oddly.as_ref(), &places, false).unwrap();
+                assert!(!share.read_only && share.path == odd);
+                let share = resolve(format!("{oddly}:ro").as_ref(), &places, false).unwrap();
+                assert!(share.read_only && share.path == odd);
+                fs::create_dir_all(&plain).unwrap();
+                let share = resolve(plainly.as_ref(), &places, false).unwrap();
+                assert!(share.read_only == (suffix == ":ro") && share.path == plain);
+            }
+            fs::remove_dir(&odd).unwrap();
+            // A file of that name can be no workspace.
+            fs::write(&odd, "").unwrap();
+            assert_eq!(resolve(odd.as_os_str(), &places, false).unwrap().path, plain);
+            fs::create_dir(plain.join(suffix)).unwrap();
+            let given = format!("{}/{suffix}", plain.display());
+            let hint = resolve(given.as_ref(), &places, false).unwrap_err().hint().unwrap();
+            let plainly = format!("{}/.{suffix}", plain.display());
+            assert!(hint.starts_with(&plainly), "{hint}");
+            assert_eq!(resolve(plainly.as_ref(), &places, false).unwrap().path, plain);
+            fs::remove_dir_all(&plain).unwrap();
+        }
     }
 
     #[test]
@@ -376,8 +443,9 @@ mod tests {
         // The cache is not there yet: what will hold it is refused all the same.
         fs::create_dir_all(&state).unwrap();
         fs::create_dir_all(home.join(".cache")).unwrap();
-        let places = Places { state, cache, home: home.clone() };
-        for folder in [".local", ".local/state", ".cache", ".local/state/vivarium"] {
+        fs::create_dir_all(home.join(".config")).unwrap();
+        let places = Places { state, cache, config: home.join(".config/vivarium"), home: home.clone() };
+        for folder in [".local", ".local/state", ".cache", ".config", ".local/state/vivarium"] {
             for force in [false, true] {
                 let given = home.join(folder);
                 let error = resolve(given.as_os_str(), &places, force).unwrap_err();

@@ -1,8 +1,17 @@
 //! The command line. Verbs and flags as Docker and sbx have them; each help begins with examples.
 
+mod policy;
+pub(crate) mod secret;
+
 use std::ffi::OsString;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+
+pub(crate) use policy::{
+    AllowOptions, ApproveOptions, DenyOptions, InitOptions, PolicyCheckOptions, PolicyCommand,
+    PolicyLogOptions, PolicyOptions, PortsOptions, ResetOptions, RuleInspectOptions, RuleLsOptions,
+    RuleOptions, RuleRmOptions,
+};
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -27,7 +36,8 @@ Examples:
 const INSPECT_EXAMPLES: &str = "\
 Examples:
   viv inspect shell-api                all that is known of a sandbox, as JSON
-  viv inspect shell-api | jq .state    one thing of it";
+  viv inspect shell-api | jq .state    one thing of it
+  viv inspect shell-api shell-web      several: one JSON array";
 
 const LOGS_EXAMPLES: &str = "\
 Examples:
@@ -36,7 +46,7 @@ Examples:
 
 const CP_EXAMPLES: &str = "\
 Examples:
-  viv cp shell-api:/var/log/apt .      a folder or file out of a sandbox
+  viv cp shell-api:/etc/apt .          a folder or file out of a sandbox
   viv cp -u root ca.crt shell-api:/etc/ssl/certs/   into it, as root";
 
 const PRUNE_EXAMPLES: &str = "\
@@ -52,17 +62,18 @@ Examples:
 const LS_EXAMPLES: &str = "\
 Examples:
   viv ls                               all sandboxes
-  viv ls --json                        the same for programs, one object a line";
+  viv ls --json                        the same for programs, one object a line
+  viv ls -q                            names only; with --json as one array";
 
 const STOP_EXAMPLES: &str = "\
 Examples:
   viv stop shell-api                   shut it down; its disk stays
-  viv stop shell-api claude-api        several";
+  viv stop shell-api shell-web         several";
 
 const START_EXAMPLES: &str = "\
 Examples:
-  viv start shell-api                  start it without a session
-  viv start -d shell-api claude-api    several, to run until viv stop";
+  viv start shell-api                  start it; without a session it stops after 30 seconds
+  viv start -d shell-api shell-web     several, to run until viv stop";
 
 const RM_EXAMPLES: &str = "\
 Examples:
@@ -108,7 +119,7 @@ pub(crate) enum Command {
     /// List sandboxes
     #[command(visible_alias = "list")]
     Ls(LsOptions),
-    /// Start a stopped sandbox
+    /// Start stopped sandboxes; one without sessions stops again after 30 seconds, but for -d
     Start(StartOptions),
     /// Shut sandboxes down; their disks stay
     Stop(StopOptions),
@@ -122,8 +133,14 @@ pub(crate) enum Command {
     Cp(CpOptions),
     /// Delete all stopped sandboxes, and images that none needs
     Prune(PruneOptions),
+    /// Say what sandboxes may reach, and see what they did
+    Policy(PolicyOptions),
+    /// Show or change which ports of a sandbox can be reached from this host
+    Ports(PortsOptions),
     /// Show all that is known of sandboxes, as JSON
     Inspect(InspectOptions),
+    /// Keep credentials that sandboxes use and never see
+    Secret(secret::SecretOptions),
     /// Say which engine is used here and why, and what would make it faster
     Diagnose(DiagnoseOptions),
 }
@@ -135,8 +152,9 @@ pub(crate) struct NewOptions {
     /// The agent: shell
     #[arg(value_name = "AGENT")]
     pub(crate) agent: String,
-    /// The workspace (the current folder by default), then further folders; each with :ro to only read
-    #[arg(value_name = "FOLDER[:ro]")]
+    /// The workspace (the current folder by default), then further folders; each with :ro to only read, or :rw, which is so without it.
+    /// Where a folder is itself called data:ro, write data/:ro for data or data:ro/ for that one
+    #[arg(value_name = "FOLDER[:ro|:rw]")]
     pub(crate) folders: Vec<OsString>,
     /// Call the sandbox this instead of AGENT-FOLDER
     #[arg(long)]
@@ -156,11 +174,31 @@ pub(crate) struct NewOptions {
     /// Share the folder even if it is the whole home or the whole host
     #[arg(long)]
     pub(crate) force: bool,
+    /// Publish a port: [IP:]HOST:GUEST[/udp]
+    #[arg(long, short = 'p', value_name = "PORTS")]
+    pub(crate) publish: Vec<OsString>,
+    /// none for a new sandbox without any network
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network: Option<String>,
+    /// A file with the network rules of a kit, for a new sandbox
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kit: Vec<OsString>,
+}
+
+/// What Docker wants to be told, and what is so here anyway: a session of an agent has the input, and a terminal where there is one.
+#[derive(Debug, Args)]
+struct Habit {
+    #[arg(short = 'i', long = "interactive", hide = true)]
+    _interactive: bool,
+    #[arg(short = 't', long = "tty", hide = true)]
+    _tty: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(before_help = RUN_EXAMPLES)]
 pub(crate) struct RunOptions {
+    #[command(flatten)]
+    _habit: Habit,
     #[command(flatten)]
     pub(crate) new: NewOptions,
     /// Start it without a session, print its name, and let it run until viv stop
@@ -169,20 +207,43 @@ pub(crate) struct RunOptions {
     /// Set a variable for the agent: NAME=VALUE, or NAME to pass the host's on
     #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+    /// Ask on this terminal about hosts that no rule speaks of, instead of refusing them
+    #[arg(long, conflicts_with_all = ["observe", "detach"])]
+    pub(crate) ask: bool,
+    /// Let through what is not denied, and print at the end which rules the work would need
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) observe: bool,
+    #[command(flatten)]
+    pub(crate) ssh: SshOptions,
     /// The agent's own arguments
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) arguments: Vec<OsString>,
 }
 
+/// The use of the host's SSH agent, as long as the session goes on.
+#[derive(Debug, Args)]
+pub(crate) struct SshOptions {
+    /// Let the sandbox use your SSH agent to log in at these hosts, whose keys are in known_hosts; keys stay here
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub(crate) ssh_agent: Vec<String>,
+    /// Let it have signatures in these namespaces made by your SSH agent; git is that of commits and tags
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
+    pub(crate) ssh_sign: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 #[command(before_help = ATTACH_EXAMPLES)]
 pub(crate) struct AttachOptions {
+    #[command(flatten)]
+    _habit: Habit,
     /// Set a variable for the agent: NAME=VALUE, or NAME to pass the host's on
     #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// The sandbox's name, or its beginning
+    /// The sandbox's name or id, or its beginning
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) ssh: SshOptions,
     /// The agent's own arguments
     #[arg(last = true, value_name = "ARGS")]
     pub(crate) arguments: Vec<OsString>,
@@ -191,7 +252,10 @@ pub(crate) struct AttachOptions {
 #[derive(Debug, Args)]
 #[command(before_help = INSPECT_EXAMPLES)]
 pub(crate) struct InspectOptions {
-    /// Names, or their beginnings
+    /// As without it: what is shown is JSON anyway
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Names or ids, or their beginnings
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
@@ -203,7 +267,7 @@ pub(crate) struct LogsOptions {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// Only the last N lines
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) tail: Option<usize>,
     /// Only what came since: 10m, 2h, or a time like 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
@@ -211,10 +275,10 @@ pub(crate) struct LogsOptions {
     /// One JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
-    /// The sandbox's name, or its beginning
+    /// The sandbox's name or id, or its beginning
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Only these: console, agent, dockerd, vmm, shim
+    /// Only these: console, agent, dockerd (named, with what it says in the course of its work), vmm, gateway, shim
     #[arg(value_name = "LOG")]
     pub(crate) sources: Vec<String>,
 }
@@ -265,7 +329,7 @@ pub(crate) struct ExecOptions {
     /// Set a variable: NAME=VALUE, or NAME to pass the host's on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// The sandbox's name, or its beginning
+    /// The sandbox's name or id, or its beginning
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// The command and its arguments
@@ -276,7 +340,7 @@ pub(crate) struct ExecOptions {
 #[derive(Debug, Args)]
 #[command(before_help = LS_EXAMPLES)]
 pub(crate) struct LsOptions {
-    /// One JSON object a line
+    /// One JSON object a line; with -q one array of names
     #[arg(long)]
     pub(crate) json: bool,
     /// Names only
@@ -290,7 +354,7 @@ pub(crate) struct StartOptions {
     /// Let it run until viv stop, also without sessions
     #[arg(long, short = 'd')]
     pub(crate) detach: bool,
-    /// Names, or their beginnings
+    /// Names or ids, or their beginnings
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
@@ -298,7 +362,7 @@ pub(crate) struct StartOptions {
 #[derive(Debug, Args)]
 #[command(before_help = STOP_EXAMPLES)]
 pub(crate) struct StopOptions {
-    /// Names, or their beginnings
+    /// Names or ids, or their beginnings
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
@@ -309,7 +373,7 @@ pub(crate) struct RmOptions {
     /// Do not ask; stop what runs
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Names, or their beginnings
+    /// Names or ids; their beginnings do without -f
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
@@ -323,7 +387,7 @@ pub(crate) struct CheckOptions {
     /// The disk's files only, without the file system on it, which takes a machine of its own
     #[arg(long)]
     pub(crate) quick: bool,
-    /// The sandbox's name, or its beginning
+    /// The sandbox's name or id, or its beginning
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
 }
@@ -374,12 +438,53 @@ mod tests {
     }
 
     #[test]
+    fn habits_of_docker_that_change_nothing_are_taken() {
+        for line in
+            ["viv run -it shell", "viv attach -i -t box", "viv run --interactive --tty shell . -- -c true"]
+        {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        assert!(parse("viv inspect --json box").is_ok());
+    }
+
+    #[test]
     fn help_begins_with_two_examples() {
         for verb in [
-            "", "run", "create", "attach", "exec", "ls", "start", "stop", "rm", "logs", "cp", "prune",
-            "inspect", "check", "diagnose",
+            "",
+            "run",
+            "create",
+            "attach",
+            "exec",
+            "ls",
+            "start",
+            "stop",
+            "rm",
+            "logs",
+            "cp",
+            "prune",
+            "inspect",
+            "check",
+            "diagnose",
+            "policy",
+            "policy init",
+            "policy allow",
+            "policy deny",
+            "policy rm",
+            "policy ls",
+            "policy check",
+            "policy log",
+            "policy approve",
+            "policy inspect",
+            "policy reset",
+            "ports",
+            "secret",
+            "secret set",
+            "secret set-custom",
+            "secret ls",
+            "secret rm",
+            "secret import",
         ] {
-            let line = ["viv", verb, "--help"].into_iter().filter(|word| !word.is_empty());
+            let line = ["viv"].into_iter().chain(verb.split_whitespace()).chain(["--help"]);
             let help = Cli::try_parse_from(line).unwrap_err().to_string();
             let mut lines = help.lines();
             assert_eq!(lines.next(), Some("Examples:"), "{verb}");

@@ -8,14 +8,19 @@ pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod policy;
+pub(crate) mod ports;
 pub(crate) mod prune;
 pub(crate) mod run;
+pub(crate) mod secret;
 
 use std::time::Duration;
 
 use sandbox::client::{self, Held};
+use sandbox::control::Attention;
 use sandbox::escape::{LONGEST, escaped};
-use sandbox::folder::Sandbox;
+use sandbox::folder::{Damaged, Sandbox};
+use sandbox::network::Handover;
 use sandbox::places::Places;
 use sandbox::spec::State;
 
@@ -26,6 +31,9 @@ use crate::setup;
 const HUNG_UP: u8 = 129;
 const ENDED: [u8; 3] = [HUNG_UP, 137, 143];
 
+/// What most sessions are told of the network.
+pub(crate) const HINTS: Attention = Attention { hints: true, asks: false, observes: false, keeps: true };
+
 /// Whether questions may be asked and progress drawn.
 pub(crate) fn may_interact(no_input: bool) -> bool {
     use std::io::IsTerminal;
@@ -34,26 +42,38 @@ pub(crate) fn may_interact(no_input: bool) -> bool {
 }
 
 /// Holds a sandbox that was made before; its image is made again if it has to be.
-pub(crate) fn hold_known(places: &Places, sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
+pub(crate) fn hold_known(
+    places: &Places,
+    sandbox: &Sandbox,
+    attention: Attention,
+    interactive: bool,
+) -> Result<Held, Failure> {
     if !sandbox.is_running() {
         setup::restore_image(places, sandbox, interactive)?;
     }
-    hold(sandbox, interactive)
+    hold(sandbox, attention, interactive)
+}
+
+/// What the sandbox's shim gets from this process when it is started by it.
+fn handover(sandbox: &Sandbox, interactive: bool) -> Result<Handover, Failure> {
+    let secrets = secret::for_shim(sandbox, interactive)?;
+    Ok(Handover { proxies: sandbox::network::proxies(&Places::from_env()?)?, secrets })
 }
 
 /// Holds a sandbox whose image is there, with a word to the user when that takes more than a moment.
-pub(crate) fn hold(sandbox: &Sandbox, interactive: bool) -> Result<Held, Failure> {
+pub(crate) fn hold(sandbox: &Sandbox, attention: Attention, interactive: bool) -> Result<Held, Failure> {
     let mut spinner = None;
-    let held = client::hold(sandbox, || {
+    let starting = || {
         if interactive {
             let bar = indicatif::ProgressBar::new_spinner();
             bar.set_message(format!("Starting {}", sandbox.spec.name));
             // Drawn from the first tick on: what is ready before a second shows nothing.
             spinner = Some(Spinner::after(bar, Duration::from_secs(1)));
         }
-    });
+    };
+    let held = client::hold(sandbox, attention, || handover(sandbox, interactive), starting);
     drop(spinner);
-    Ok(held?)
+    held
 }
 
 /// The outcome of a session, with the reason when the sandbox ended under it: told with the failure, or on its own when the
@@ -71,6 +91,14 @@ pub(crate) fn say_if_stopped(sandbox: &Sandbox, outcome: Result<u8, Failure>) ->
         eprintln!("viv: {} is stopped: {}", sandbox.spec.name, escaped(&reason, LONGEST));
     }
     outcome.map_err(|failure| failure.because(|| end_of(sandbox)))
+}
+
+/// Says which sandboxes cannot be read; never with a next step that deletes one, which nobody has asked about.
+pub(crate) fn say_damaged(damaged: &[Damaged]) {
+    for one in damaged {
+        let cause = escaped(&one.cause().to_string(), LONGEST);
+        eprintln!("viv: {cause}   viv diagnose says what can be done");
+    }
 }
 
 /// Writes to the standard output. Whoever closed it wants no more, and is told as a shell's programs tell it.
@@ -152,6 +180,26 @@ pub(crate) fn environment(given: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
         }
     }
     Ok(variables)
+}
+
+/// Lines of cells, each column as wide as its widest one.
+pub(crate) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| escaped(cell, LONGEST).chars().count()).max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in lines {
+        let mut out = String::new();
+        for (cell, width) in line.iter().zip(widths) {
+            let cell = escaped(cell, LONGEST);
+            out.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(out.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// A size as in the tables: "1.2 GiB".

@@ -35,6 +35,11 @@ impl Failure {
         Self { code: OURS, message: message.to_string(), hint: None, is_loss: false }
     }
 
+    /// The sentence.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// With a next step.
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
         self.hint = Some(hint.to_string());
@@ -65,7 +70,7 @@ impl Failure {
     }
 
     /// The lines. A guest may have had a part in the words, and makes folders whose names are in them.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = format!("error: {}\n", escaped(&self.message, LONGEST));
         if let Some(hint) = &self.hint {
             text.push_str(&format!("  hint: {}\n", escaped(hint, LONGEST)));

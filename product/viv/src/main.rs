@@ -3,14 +3,18 @@
 mod cli;
 mod commands;
 mod failure;
+mod keep;
+mod mistakes;
 mod notices;
 mod progress;
 mod roles;
 mod session;
 mod setup;
+mod ssh;
 mod sys;
 mod terminal;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -24,10 +28,14 @@ fn main() -> ExitCode {
     if let Some(code) = roles::dispatch() {
         return code;
     }
-    let cli = match Cli::try_parse() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            match mistakes::explain(&error, &words) {
+                Some(failure) => failure.print(),
+                None => drop(error.print()),
+            }
             // Help and version are answers; all else is a mistake in the command line, which is ours to report.
             return if error.use_stderr() { ExitCode::from(failure::OURS) } else { ExitCode::SUCCESS };
         }
@@ -62,8 +70,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Logs(options) => commands::logs::run(&options),
         Command::Cp(options) => commands::cp::run(&options, cli.no_input),
         Command::Prune(options) => commands::prune::run(&options, cli.no_input),
+        Command::Policy(options) => commands::policy::run(&options.command, cli.no_input),
+        Command::Ports(options) => commands::ports::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options),
-        Command::Diagnose(options) => commands::diagnose::run(&options),
+        Command::Secret(options) => commands::secret::run(&options, cli.no_input),
+        Command::Diagnose(options) => commands::diagnose::run(&options, cli.verbose > 0),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The hidden roles of this program: the shim and the vmm. They have their own, fixed command lines and no help.
+//! The hidden roles of this program: the shim, the vmm and the gateway. They have their own, fixed command lines and no help.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -11,6 +11,7 @@ use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::images::Images;
 use sandbox::launch::VMM_ROLE;
 use sandbox::logs::{BoundedLog, Source};
+use sandbox::network::{GATEWAY_ROLE, Handover};
 use sandbox::places::Places;
 use sandbox::{Error, shim};
 
@@ -23,11 +24,16 @@ pub(crate) fn dispatch() -> Option<ExitCode> {
     crate::sys::name_process(match role {
         Role::Vmm => c"viv-vmm",
         Role::Shim(_) => c"viv-shim",
+        Role::Gateway => c"viv-gateway",
     });
     Some(match role {
         Role::Vmm => {
             start_vmm_log();
             sandbox::vmm::main()
+        }
+        Role::Gateway => {
+            start_vmm_log();
+            sandbox::network::keeper::main()
         }
         Role::Shim(id) => run_shim(&id),
     })
@@ -38,6 +44,7 @@ pub(crate) fn dispatch() -> Option<ExitCode> {
 enum Role {
     Vmm,
     Shim(String),
+    Gateway,
 }
 
 /// The role that these arguments ask for. They may be any bytes: most are a user's.
@@ -45,12 +52,13 @@ fn role(mut arguments: impl Iterator<Item = OsString>) -> Option<Role> {
     let (role, first, rest) = (arguments.next()?, arguments.next(), arguments.next());
     match (role.to_str()?, first, rest) {
         (VMM_ROLE, None, None) => Some(Role::Vmm),
+        (GATEWAY_ROLE, None, None) => Some(Role::Gateway),
         (SHIM_ROLE, Some(id), None) => Some(Role::Shim(id.into_string().ok()?)),
         _ => None,
     }
 }
 
-/// What goes wrong in a vmm is written to its standard error, which its shim keeps, bounded, as `vmm.log`.
+/// What goes wrong in a vmm or a gateway is written to its standard error, which its shim keeps, bounded, as `vmm.log` and `gateway.log`.
 fn start_vmm_log() {
     let _ = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
@@ -72,6 +80,9 @@ fn run_shim(id: &str) -> ExitCode {
     // Out of the client's terminal: its Ctrl-C and its end are not ours.
     let _ = rustix::process::setsid();
     let outcome = (|| {
+        // Nothing of it is anywhere but in this process.
+        let handover = Handover::read(std::io::stdin())
+            .map_err(|error| Error::host("cannot understand who started it", error))?;
         let places = Places::from_env()?;
         let sandbox = Sandboxes::open(&places)?.by_id(id)?;
         start_log(&sandbox);
@@ -87,7 +98,7 @@ fn run_shim(id: &str) -> ExitCode {
             .map_err(|error| Error::host("cannot handle signals", error))?;
         let machine = || {
             let assets = Images::open(&places, AGENT)?.assets(&sandbox.spec.image)?;
-            sandbox::assemble::machine(&sandbox, &places, &assets)
+            sandbox::assemble::machine(&sandbox, &places, &assets, handover)
         };
         shim::run(&sandbox, lock, machine, || announce(&Announcement::Listening), terminate)
     })();
@@ -137,5 +148,7 @@ mod tests {
         assert_eq!(of(&[b"shim", b"\xff"]), None);
         assert_eq!(of(&[b"shim", b"0123"]), Some(Role::Shim("0123".into())));
         assert_eq!(of(&[b"vmm"]), Some(Role::Vmm));
+        assert_eq!(of(&[b"gateway"]), Some(Role::Gateway));
+        assert_eq!(of(&[b"gateway", b"x"]), None);
     }
 }

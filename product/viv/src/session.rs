@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_proto::client::{Session, SessionEvent, SessionReader, SessionWriter};
-use agent_proto::messages::{Cause, Exec, Pty, WindowSize};
+use agent_proto::messages::{Cause, Exec, NotStarted, Pty, WindowSize};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGTERM, SIGWINCH};
 
 use crate::failure::{Failure, OURS};
+use crate::notices;
 use crate::terminal::{self, Raw, Signals};
 
 /// Bytes read from the standard input at once.
@@ -60,23 +61,9 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
     let back = stream
         .try_clone()
         .map_err(|error| Failure::new(format!("the connection cannot be used: {error}")))?;
-    let program =
-        String::from_utf8_lossy(wanted.argv.first().map_or(b"the shell", Vec::as_slice)).into_owned();
     let (reader, writer) = match Session::open(back, stream, &exec)? {
         Session::Running { reader, writer, .. } => (reader, writer),
-        Session::NotStarted(refusal) => {
-            let code = u8::try_from(refusal.shell_code()).unwrap_or(OURS);
-            let message = match refusal.cause() {
-                Cause::NotFound => format!("there is no program called \"{program}\" in the sandbox"),
-                Cause::NotExecutable => format!("\"{program}\" cannot be executed"),
-                Cause::NoDirectory => {
-                    let folder = String::from_utf8_lossy(&wanted.cwd);
-                    format!("the folder {folder} is not there in the sandbox, or closed to the user")
-                }
-                _ => refusal.message,
-            };
-            return Err(Failure::new(message).code(code));
-        }
+        Session::NotStarted(refusal) => return Err(refused(&refusal, &exec)),
     };
     // Not before: until the guest has answered, which it may never do, a signal ends this process.
     let signals =
@@ -101,6 +88,63 @@ pub(crate) fn run(stream: UnixStream, wanted: Wanted) -> Result<u8, Failure> {
         raw.leave();
     }
     code
+}
+
+/// Why the guest did not start what was wanted, and what would be started. The words of a cause are the guest's.
+pub(crate) fn refused(refusal: &NotStarted, exec: &Exec) -> Failure {
+    let program = exec.argv.first().map_or("the shell".into(), |word| String::from_utf8_lossy(word));
+    let folder = String::from_utf8_lossy(&exec.cwd);
+    let why = |what: &str| {
+        let why = refusal.message.strip_prefix(what).and_then(|rest| rest.strip_prefix(": "));
+        why.map_or_else(String::new, |why| format!(": {}", begin_small(why)))
+    };
+    let (message, hint) = match refusal.cause() {
+        Cause::NotFound if program.contains(char::is_whitespace) => (
+            format!("there is no program called \"{program}\" in the sandbox"),
+            format!(
+                "the command and its arguments are words of their own, without quotes around them all:  viv exec NAME {program}"
+            ),
+        ),
+        Cause::NotFound if program.contains('/') => (
+            format!("there is no program {program} in the sandbox"),
+            format!(
+                "viv exec NAME ls -l {program} looks; if it is there, its first line names an interpreter that is not"
+            ),
+        ),
+        Cause::NotFound => (
+            format!("there is no program called \"{program}\" in the sandbox"),
+            "the host's programs are not in it; one outside of the sandbox's PATH goes by its path".into(),
+        ),
+        Cause::NotExecutable => (
+            format!("{program} cannot be executed{}", why(&program)),
+            format!(
+                "chmod +x makes a file a program; a script is run without by  viv exec NAME sh {program}"
+            ),
+        ),
+        Cause::NoDirectory => (
+            format!(
+                "the folder {folder} cannot be entered in the sandbox{}",
+                why(&format!("Cannot enter {folder}"))
+            ),
+            "-w FOLDER names another, from the workspace on if it is relative; -u root may enter any".into(),
+        ),
+        Cause::NoSuchUser => (
+            format!("{} in the sandbox", begin_small(&refusal.message)),
+            "its /etc/passwd and /etc/group have the names; a number (-u UID:GID) needs none".into(),
+        ),
+        Cause::NotReady => (begin_small(&refusal.message), "the same command again starts it".into()),
+        _ => (
+            format!("nothing was started in the sandbox: {}", begin_small(&refusal.message)),
+            "viv logs NAME may say more".into(),
+        ),
+    };
+    Failure::new(message).hint(hint).code(u8::try_from(refusal.shell_code()).unwrap_or(OURS))
+}
+
+/// A sentence of the guest's as a part of one.
+fn begin_small(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 fn exec_message(wanted: &Wanted) -> Exec {
@@ -235,8 +279,10 @@ impl Speaker {
                 self.writer.stdin_end()
             }
             Ok(count) => {
-                let wants_more = self.writer.stdin(piece.get(..count).unwrap_or_default())?;
-                self.input.open = wants_more;
+                let rest = notices::for_the_guest(piece.get(..count).unwrap_or_default());
+                if !rest.is_empty() {
+                    self.input.open = self.writer.stdin(&rest)?;
+                }
                 Ok(())
             }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(()),
@@ -310,6 +356,59 @@ mod tests {
         drop(far);
         assert!(session.join().unwrap().is_err());
         assert!(!has_begun());
+    }
+
+    #[test]
+    fn what_was_not_started_has_a_cause_and_a_next_step() {
+        let said = |cause: Cause, message: &str, program: &str| {
+            let refusal = NotStarted { cause: cause.into(), message: message.into() };
+            let exec = Exec { argv: vec![program.into()], cwd: b"/nope".to_vec(), ..Exec::default() };
+            let failure = refused(&refusal, &exec);
+            (failure.code, failure.text())
+        };
+        for (cause, message, program, code, sentence, hint) in [
+            (
+                Cause::NotFound,
+                "x: command not found",
+                "docker ps",
+                127,
+                "called \"docker ps\"",
+                "viv exec NAME docker ps",
+            ),
+            (Cause::NotFound, "x: command not found", "nosuch", 127, "called \"nosuch\"", "PATH"),
+            (Cause::NotFound, "x: command not found", "./x", 127, "no program ./x", "interpreter"),
+            (
+                Cause::NotExecutable,
+                "/etc/passwd: Permission denied",
+                "/etc/passwd",
+                126,
+                "/etc/passwd cannot be executed: permission denied",
+                "chmod +x",
+            ),
+            (
+                Cause::NoDirectory,
+                "Cannot enter /nope: No such file or directory",
+                "ls",
+                125,
+                "the folder /nope cannot be entered in the sandbox: no such file or directory",
+                "-w FOLDER",
+            ),
+            (
+                Cause::NoSuchUser,
+                "There is no group \"b\"",
+                "ls",
+                125,
+                "error: there is no group \"b\" in",
+                "/etc/group",
+            ),
+            (Cause::Resources, "Out of memory", "ls", 125, "sandbox: out of memory", "viv logs"),
+            // A guest says what it likes.
+            (Cause::NotExecutable, "", "ls", 126, "ls cannot be executed\n", "chmod"),
+        ] {
+            let (is, text) = said(cause, message, program);
+            let (first, second) = text.split_once("  hint: ").unwrap();
+            assert!(is == code && first.contains(sentence) && second.contains(hint), "{is} {text}");
+        }
     }
 
     /// A session with a guest that says it runs, then these frames.

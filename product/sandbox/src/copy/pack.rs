@@ -13,8 +13,11 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use tar::{Builder, EntryType, Header};
 
 use super::holes::{self, Stretch};
-use super::{CopyError, Source, failed, join};
+use super::{CopyError, Source, failed, join, read_untold};
 use crate::sys;
+
+/// Up to this size, in bytes, a file has what is read of it, whatever it says: those of `/proc` say 0, those of `/sys` a page.
+const MADE_UP: u64 = 4096;
 
 /// Writes what `source` names to `out`, called `name` there; `.` means only what is in it. Gives the names of what was left
 /// out: neither files nor folders nor links.
@@ -23,6 +26,18 @@ pub fn pack(source: &Source, name: &OsStr, out: impl Write) -> Result<Vec<String
     packer.add(source.folder.as_fd(), &source.name, name)?;
     packer.builder.finish().map_err(CopyError::Broken)?;
     Ok(packer.left_out)
+}
+
+/// An archive of one file with this content; `mtime` is in seconds since 1970.
+pub fn pack_content(name: &OsStr, mode: u32, mtime: u64, content: &[u8]) -> Result<Vec<u8>, CopyError> {
+    let mut builder = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(mode & 0o777);
+    header.set_mtime(mtime);
+    header.set_size(content.len() as u64);
+    builder.append_data(&mut header, name, content).map_err(CopyError::Broken)?;
+    builder.into_inner().map_err(CopyError::Broken)
 }
 
 struct Packer<W: Write> {
@@ -91,6 +106,11 @@ impl<W: Write> Packer<W> {
             return Ok(());
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if size <= MADE_UP {
+            let content = read_untold(file, called.as_bytes())?;
+            let mut header = header(EntryType::Regular, &stat, content.len() as u64);
+            return self.builder.append_data(&mut header, called, &*content).map_err(CopyError::Broken);
+        }
         let mut header = header(EntryType::Regular, &stat, size);
         let stretches = holes::stretches(&file, size);
         let has_holes = stretches != [(0, size)];

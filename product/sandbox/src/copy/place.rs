@@ -23,6 +23,8 @@ pub struct Source {
     pub name: OsString,
     /// Whether it is a folder itself.
     pub is_folder: bool,
+    /// What it is, where that is nothing that is copied: "a device".
+    pub special: Option<&'static str>,
 }
 
 /// Opens a folder. Links are followed as everywhere, but for those in a folder that a guest may write.
@@ -83,8 +85,19 @@ pub fn source(path: &Path, shares: &[Share]) -> io::Result<Source> {
     };
     let folder = open_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }, shares)?;
     let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    Ok(Source { folder, name: name.to_owned(), is_folder })
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let is_folder = kind == FileType::Directory;
+    Ok(Source { folder, name: name.to_owned(), is_folder, special: special(kind) })
+}
+
+/// What is neither a file, a folder nor a link, in words.
+pub(super) fn special(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::RegularFile | FileType::Directory | FileType::Symlink => None,
+        FileType::Fifo => Some("a pipe"),
+        FileType::Socket => Some("a socket"),
+        _ => Some("a device"),
+    }
 }
 
 /// Where what is copied to `path`, which is no folder, is written: the open folder around it and its name there. A link at its

@@ -412,3 +412,37 @@ fn a_file_that_is_cut_while_it_is_read_does_not_spoil_the_archive() {
     assert_eq!(entries.next().unwrap().unwrap().size(), 600);
     assert!(entries.next().is_none());
 }
+
+/// `/proc` and `/sys` say a size that has nothing to do with what is read.
+#[test]
+fn a_file_that_the_kernel_makes_up_is_copied_with_what_is_read_of_it() {
+    for path in ["/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        let Ok(content) = fs::read(path) else { continue };
+        let mut archive = Vec::new();
+        let source = source(Path::new(path), &[]).unwrap();
+        assert_eq!(pack(&source, "x".as_ref(), &mut archive).unwrap(), [""; 0]);
+        let hosts = Hosts::new();
+        let folder = fs::File::open(hosts.inside()).unwrap();
+        unpacked(&archive, std::os::fd::AsFd::as_fd(&folder), b"x", b"x").unwrap();
+        let copy = fs::read_to_string(hosts.inside().join("x")).unwrap();
+        // The numbers in it change from one look to the next.
+        let first = |text: &str| text.lines().next().unwrap().to_owned();
+        assert_eq!(first(&copy), first(&String::from_utf8(content).unwrap()), "{path}");
+        assert!(!copy.contains('\0'), "{path}");
+    }
+    let hosts = Hosts::new();
+    let folder = fs::File::open(hosts.inside()).unwrap();
+    let archive = pack_content("x".as_ref(), 0o6444, 1_700_000_000, b"made up\n").unwrap();
+    unpacked(&archive, std::os::fd::AsFd::as_fd(&folder), b"x", b"called").unwrap();
+    let meta = fs::metadata(hosts.inside().join("called")).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.len()), (0o444, 1_700_000_000, 8));
+}
+
+#[test]
+fn a_file_without_an_end_is_not_waited_for() {
+    let error = read_untold(std::io::repeat(0), b"endless").unwrap_err();
+    assert_eq!(error.to_string(), "endless does not say how large it is, and has more than 64 MiB");
+    assert_eq!(read_untold(&b"all"[..], b"x").unwrap(), b"all");
+    assert_eq!(source(Path::new("/dev/zero"), &[]).unwrap().special, Some("a device"));
+    assert_eq!(source(Path::new("/dev"), &[]).unwrap().special, None);
+}

@@ -235,9 +235,7 @@ fn replaceable(above: BorrowedFd<'_>, name: &[u8], path: &[u8], by_link: bool) -
     let kind = match kind {
         None | Some(FileType::RegularFile) => return Ok(()),
         Some(FileType::Directory) => "a folder",
-        Some(FileType::Fifo) => "a pipe",
-        Some(FileType::Socket) => "a socket",
-        Some(_) => "a device",
+        Some(other) => super::place::special(other).unwrap_or("something else"),
     };
     Err(CopyError::InTheWay { name: String::from_utf8_lossy(path).into_owned(), kind })
 }

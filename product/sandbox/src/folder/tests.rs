@@ -1,9 +1,16 @@
 use super::*;
+use crate::control::Attention;
+use crate::network::Handover;
+use crate::spec::Runtime;
 
 pub(crate) fn sandboxes() -> (tempfile::TempDir, Sandboxes) {
     let root = tempfile::tempdir().unwrap();
-    let places =
-        Places { state: root.path().join("s"), cache: root.path().join("c"), home: root.path().into() };
+    let places = Places {
+        state: root.path().join("s"),
+        cache: root.path().join("c"),
+        config: root.path().join("e"),
+        home: root.path().into(),
+    };
     let all = Sandboxes::open(&places).unwrap();
     (root, all)
 }
@@ -18,6 +25,9 @@ pub(crate) fn wish(path: &str, name: Option<&str>) -> Wish {
         disk: 1 << 30,
         engine: None,
         image: "i".into(),
+        network: Networking::default(),
+        kits: Vec::new(),
+        ports: Vec::new(),
     }
 }
 
@@ -118,9 +128,9 @@ fn an_unreadable_sandbox_hides_no_other() {
     fs::write(all.root.join("0123456789abcdef/spec.json"), b"{\"schema\": 99}").unwrap();
     let (good, wrong) = all.list().unwrap();
     assert_eq!((good.len(), wrong.len()), (1, 1));
-    assert!(matches!(wrong[0], Error::NewerFormat { .. }));
+    assert!(matches!(wrong[0].cause(), Error::NewerFormat { .. }));
     assert_eq!(all.find("shell-pro").unwrap().spec.name, "shell-project");
-    let error = all.find("nosuch").unwrap_err();
+    let error = all.find("0123456789abcdef").unwrap_err();
     assert!(
         error.to_string().contains("newer viv") && error.hint().unwrap().contains("newer one"),
         "{error}"
@@ -267,7 +277,9 @@ fn a_sandbox_that_is_checked_neither_starts_nor_runs() {
     wish.shares[0].read_only = true;
     is_said(sandbox.adopt(&wish.shares).unwrap_err());
     // Neither is waited for: one cannot be had, the other is so already.
-    is_said(crate::client::hold(&sandbox, || {}).unwrap_err());
+    let held =
+        crate::client::hold::<Error>(&sandbox, Attention::default(), || Ok(Handover::default()), || {});
+    is_said(held.unwrap_err());
     assert_eq!(crate::client::stop(&sandbox, false).unwrap(), crate::client::Stopped::Already);
     drop(check);
     assert_eq!(sandbox.state(), State::Stopped);
@@ -291,8 +303,8 @@ fn the_name_of_a_sandbox_that_cannot_be_read_is_taken_all_the_same() {
     // A folder that has lost its spec is not passed over: it has a disk.
     fs::remove_file(&spec).unwrap();
     let wrong = all.list().unwrap().1;
-    assert!(matches!(&wrong[..], [Error::Damaged { .. }]), "{wrong:?}");
-    assert!(wrong[0].hint().unwrap().starts_with("rm -r "));
+    assert!(matches!(&wrong[..], [one] if matches!(one.cause(), Error::Damaged { .. })), "{wrong:?}");
+    assert!(wrong[0].mend().starts_with(&format!("viv rm -f {} ", newer.spec.id)));
 }
 
 #[test]
@@ -317,4 +329,28 @@ fn a_new_shim_is_not_taken_for_the_killed_one_before() {
     assert!(!sandbox.folder().join("runtime.json.new-1").exists());
     assert!(crate::shim::take(&sandbox).unwrap().is_none());
     drop(lock);
+}
+
+#[test]
+fn a_spec_that_no_machine_can_be_made_of_is_named_with_what_can() {
+    let (_root, all) = sandboxes();
+    let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
+    let path = sandbox.folder().join(SPEC);
+    let good = fs::read_to_string(&path).unwrap();
+    for (from, to, words) in [
+        ("\"cpus\":1", "\"cpus\":0", "it has cpus: 0, and 1 to 64 can be had"),
+        ("\"cpus\":1", "\"cpus\":65", "cpus: 65"),
+        ("\"memory\":1073741824", "\"memory\":1", "it has memory: 1, and 268435456 is the least"),
+        ("\"disk\":1073741824", "\"disk\":0", "it has disk: 0"),
+    ] {
+        let compact: String = good.chars().filter(|c| !c.is_whitespace()).collect();
+        assert!(compact.contains(from), "{compact}");
+        fs::write(&path, compact.replace(from, to)).unwrap();
+        let (found, wrong) = all.list().unwrap();
+        assert!(found.is_empty() && wrong.len() == 1);
+        let why = wrong[0].cause().to_string();
+        assert!(why.contains(words), "{why}");
+    }
+    fs::write(&path, good).unwrap();
+    assert_eq!(all.list().unwrap().0.len(), 1);
 }

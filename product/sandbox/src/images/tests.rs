@@ -14,7 +14,12 @@ impl Host {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        let places = Places { state: path("state"), cache: path("cache"), home: root.path().into() };
+        let places = Places {
+            state: path("state"),
+            cache: path("cache"),
+            config: path("config"),
+            home: root.path().into(),
+        };
         Self { _root: root, places }
     }
 
@@ -52,6 +57,9 @@ impl Host {
             disk: 1 << 30,
             engine: None,
             image: image.into(),
+            network: crate::spec::Networking::default(),
+            kits: Vec::new(),
+            ports: Vec::new(),
         };
         let made = Sandboxes::open(&self.places).unwrap().create(&wish).unwrap().0;
         made.folder().to_owned()

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::{LOG_LIMIT, LONGEST_LINE, Source, old};
-use crate::folder::Sandbox;
+use crate::folder::Folder;
 
 /// A line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ struct Log {
 
 impl Reader {
     /// These logs of the sandbox, from the beginning of what is kept.
-    pub fn open(sandbox: &Sandbox, sources: &[Source]) -> Self {
+    pub fn open(sandbox: &Folder, sources: &[Source]) -> Self {
         let log = |source: &Source| Log {
             source: *source,
             path: sandbox.log(*source),

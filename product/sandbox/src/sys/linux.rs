@@ -1,7 +1,11 @@
 //! Linux.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -9,14 +13,9 @@ use std::time::Duration;
 use backends::FrameLink;
 use doorbell::Doorbell;
 use hv::{Hypervisor, Unavailable};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat, inotify};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
-
-/// For every message that is sent.
-pub(crate) const SEND: SendFlags = SendFlags::NOSIGNAL;
-/// For every message that is received.
-pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 
 /// Puts random bytes of the kernel into the first part of a buffer; how many.
 pub(crate) fn random(into: &mut [u8]) -> io::Result<usize> {
@@ -110,12 +109,6 @@ pub(crate) fn nameless_file(folder: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)
 }
 
-/// Two connected packet sockets.
-pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
-}
-
 /// A packet socket connected to the one of this name in `folder`.
 pub(crate) fn packet_connect(folder: &Path, name: &str) -> io::Result<OwnedFd> {
     let (address, _folder) = address_in(folder, name)?;
@@ -146,6 +139,78 @@ fn address_in(folder: &Path, name: &str) -> io::Result<(SocketAddrUnix, OwnedFd)
     let handle = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))?;
     Ok((address, handle))
+}
+
+/// What a frame ring is made of, until both its sides have it.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    pub(crate) memory: OwnedFd,
+    pub(crate) guest_bell: OwnedFd,
+    pub(crate) network_bell: OwnedFd,
+}
+
+impl Ring {
+    pub(crate) fn new() -> io::Result<Self> {
+        let frame_ring::Pair { memory, guest_bell, network_bell } = frame_ring::pair()?;
+        Ok(Self { memory, guest_bell, network_bell })
+    }
+
+    /// Fresh, empty memory for the same bells.
+    pub(crate) fn memory() -> io::Result<OwnedFd> {
+        frame_ring::memory()
+    }
+}
+
+/// Hears of changes to files: those that are named, and all in folders that are named.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    inotify: OwnedFd,
+    /// The names of the files that are watched by themselves.
+    files: HashMap<i32, OsString>,
+}
+
+impl Watch {
+    /// Watches these; one that cannot be watched is passed over.
+    pub(crate) fn new(paths: &[PathBuf]) -> io::Result<Self> {
+        use inotify::WatchFlags as W;
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let mut files = HashMap::new();
+        for path in paths {
+            // Not each write: a log grows in one of these folders.
+            let what = W::CLOSE_WRITE | W::MOVED_TO | W::MOVED_FROM | W::DELETE;
+            match inotify::add_watch(&inotify, path, what) {
+                Ok(number) if !path.is_dir() => {
+                    files.insert(number, path.file_name().unwrap_or_default().to_owned());
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(path = %path.display(), %error, "Changes are not seen"),
+            }
+        }
+        Ok(Self { inotify, files })
+    }
+
+    /// The names of what has changed since the last look.
+    pub(crate) fn changed(&mut self) -> Vec<OsString> {
+        let mut space = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.inotify, &mut space);
+        let mut names = Vec::new();
+        while let Ok(event) = events.next() {
+            let name = match event.file_name() {
+                Some(name) => OsString::from_vec(name.to_bytes().to_vec()),
+                None => self.files.get(&event.wd()).cloned().unwrap_or_default(),
+            };
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
 }
 
 /// Whether the software CPU can be used.

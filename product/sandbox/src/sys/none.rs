@@ -1,8 +1,9 @@
 //! Systems that sandboxes have not been brought to: nothing is started, nothing is shared.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -10,12 +11,6 @@ use std::time::Duration;
 use hv::{Hypervisor, Unavailable};
 use rustix::fs::{Mode, Stat};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
-
-/// For every message that is sent. Rust's runtime ignores `SIGPIPE`.
-pub(crate) const SEND: SendFlags = SendFlags::empty();
-/// For every message that is received.
-pub(crate) const RECEIVE: RecvFlags = RecvFlags::empty();
 
 fn unsupported() -> io::Error {
     let why = format!("sandboxes are not supported on {} yet", std::env::consts::OS);
@@ -102,11 +97,6 @@ pub(crate) fn nameless_file(_folder: &Path) -> rustix::io::Result<OwnedFd> {
     Err(Errno::OPNOTSUPP)
 }
 
-/// Refuses: macOS has no packets between Unix sockets that tell of the other side's end.
-pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Err(unsupported())
-}
-
 /// Refuses.
 pub(crate) fn packet_connect(_folder: &Path, _name: &str) -> io::Result<OwnedFd> {
     Err(unsupported())
@@ -134,6 +124,44 @@ pub(crate) fn guest_link(
     _theirs: doorbell::Doorbell,
 ) -> io::Result<Box<dyn backends::FrameLink>> {
     Err(unsupported())
+}
+
+/// There are none.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    pub(crate) memory: OwnedFd,
+    pub(crate) guest_bell: OwnedFd,
+    pub(crate) network_bell: OwnedFd,
+}
+
+impl Ring {
+    pub(crate) fn new() -> io::Result<Self> {
+        Err(unsupported())
+    }
+
+    pub(crate) fn memory() -> io::Result<OwnedFd> {
+        Err(unsupported())
+    }
+}
+
+/// There are none.
+#[derive(Debug)]
+pub(crate) struct Watch(OwnedFd);
+
+impl Watch {
+    pub(crate) fn new(_paths: &[PathBuf]) -> io::Result<Self> {
+        Err(unsupported())
+    }
+
+    pub(crate) fn changed(&mut self) -> Vec<OsString> {
+        Vec::new()
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Refuses.

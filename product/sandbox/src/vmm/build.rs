@@ -77,7 +77,7 @@ pub(super) fn build(plan: &Plan, mut received: Received, waiting: &Waiting) -> R
     Ok(Built { machine, vsock: host, network, shares: granted })
 }
 
-fn take(received: &mut Received, slot: Slot) -> Result<OwnedFd, String> {
+pub(super) fn take(received: &mut Received, slot: Slot) -> Result<OwnedFd, String> {
     received.take(slot).ok_or_else(|| "a descriptor of the plan is missing".to_owned())
 }
 

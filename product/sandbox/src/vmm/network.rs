@@ -25,7 +25,7 @@ impl Network {
         received: &mut Received,
         control: Arc<OwnedFd>,
     ) -> Result<(Net, Self), String> {
-        let mut take = |slot| received.take(slot).ok_or("a descriptor of the network is missing");
+        let mut take = |slot| super::build::take(received, slot);
         let (memory, bell, far_bell) = (take(plan.memory)?, take(plan.bell)?, take(plan.far_bell)?);
         let bell = crate::sys::doorbell(bell).map_err(|error| sentence(&error))?;
         let far_bell = crate::sys::doorbell(far_bell).map_err(|error| sentence(&error))?;

@@ -20,18 +20,45 @@ use sandbox::workspace::Share;
 use self::interrupted::Interrupted;
 use self::stream::{Guest, Output};
 use crate::cli::CpOptions;
+use sandbox::control::Attention;
+
 use crate::commands::{Spinner, hold_known, may_interact};
 use crate::failure::Failure;
 
-/// Says what a path of the guest's is: a folder, something else, nothing in a folder that is there, or nothing at all.
+/// Says what a path of the guest's is: a folder, a file, something that is not copied, nothing in a folder that is there, or nothing
+/// at all. What a kernel makes up as it is read tells no size that could be believed: of such a file its mode and time are said.
 const LOOK: &str = r#"p=$1
-if [ -d "$p" ] && { [ "$2" = in ] || [ ! -L "${p%/}" ]; }; then echo folder
+made_up() {
+  case $(stat -f -c %T -- "$p") in
+    proc|sysfs|cgroup*|debugfs|tracefs|securityfs|configfs|binfmt_misc|bpf_fs|pstorefs) ;;
+    *) false
+  esac
+}
+if [ -d "$p" ] && { [ "$2" = in ] || [ ! -L "${p%/}" ]; }; then
+  if [ "$2" = out ] && made_up; then echo made-up-folder; else echo folder; fi
+elif [ -L "$p" ] && [ "$2" = out ]; then echo file
+elif [ -c "$p" ] || [ -b "$p" ]; then echo a device
+elif [ -p "$p" ]; then echo a pipe
+elif [ -S "$p" ]; then echo a socket
+elif [ -f "$p" ] && [ "$2" = out ] && made_up; then echo "made-up $(stat -c '%a %Y' -- "$p")"
 elif [ -e "$p" ] || [ -L "$p" ]; then echo file
 else
   # A name may end in a newline, which $(…) would take away.
   d=$(dirname -- "$p"; printf x)
   if [ -d "${d%??}" ]; then echo new; else echo nothing; fi
 fi"#;
+
+/// What is to be copied out of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Folder,
+    File,
+    /// A file of the kernel's, which has what is read of it. The time is in seconds since 1970.
+    MadeUp {
+        mode: u32,
+        mtime: u64,
+    },
+}
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,12 +91,21 @@ pub(crate) fn run(options: &CpOptions, no_input: bool) -> Result<u8, Failure> {
     // What is wrong on the host is said before anything is started.
     let source = match &from {
         End::Host(path) => {
-            Some(copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?)
+            let source =
+                copy::source(path, &sandbox.spec.shares).map_err(|error| unreadable(path, &error))?;
+            if let Some(kind) = source.special {
+                return Err(nothing_to_copy(&path.display().to_string(), kind).hint(format!(
+                    "a program in the sandbox can read it:  viv exec -i {} COMMAND < {}",
+                    sandbox.spec.name,
+                    path.display()
+                )));
+            }
+            Some(source)
         }
         _ => None,
     };
     let interactive = may_interact(no_input);
-    let held = hold_known(&places, &sandbox, interactive)?;
+    let held = hold_known(&places, &sandbox, Attention::default(), interactive)?;
     let moved = bytes_moved();
     let _shown = interactive.then(|| Spinner::after(moved.clone(), Duration::from_secs(1)));
     let copy = Copy { sandbox: &sandbox, held: &held, user, moved };
@@ -151,10 +187,34 @@ impl Copy<'_> {
         guest.answer()
     }
 
-    /// Whether what is to be copied out is a folder; an error when nothing is there.
-    fn is_folder(&self, path: &[u8]) -> Result<bool, Failure> {
-        match self.look(path, b"out")?.as_str() {
-            kind @ ("folder" | "file") => Ok(kind == "folder"),
+    /// What is to be copied out; an error when nothing is there, or nothing that can be copied.
+    fn find(&self, path: &[u8]) -> Result<Found, Failure> {
+        let said = self.look(path, b"out")?;
+        let (name, shown) = (&self.sandbox.spec.name, String::from_utf8_lossy(path));
+        let mut words = said.split(' ');
+        match (words.next().unwrap_or_default(), words.next(), words.next()) {
+            ("folder", ..) => Ok(Found::Folder),
+            ("file", ..) => Ok(Found::File),
+            ("made-up", Some(mode), Some(mtime)) => Ok(Found::MadeUp {
+                // What a guest says of them is its own affair.
+                mode: u32::from_str_radix(mode, 8).unwrap_or(0o444),
+                mtime: mtime.parse().unwrap_or_default(),
+            }),
+            ("made-up-folder", ..) => Err(Failure::new(format!(
+                "{shown} in {name} has what the kernel makes up as it is read, and is not copied as a folder"
+            ))
+            .hint(format!("files of it can be, one by one; viv exec {name} ls {shown} shows them"))),
+            ("a", Some(kind @ ("device" | "pipe" | "socket")), _) => {
+                let failure = nothing_to_copy(&format!("{shown} in {name}"), &format!("a {kind}"));
+                Err(match kind {
+                    "socket" => {
+                        failure.hint(format!("viv exec {name} COMMAND runs a program that talks to it"))
+                    }
+                    _ => failure.hint(format!(
+                        "a program there can read some of it:  viv exec {name} head -c 1M {shown} > FILE"
+                    )),
+                })
+            }
             _ => Err(self.nothing_there(path)),
         }
     }
@@ -194,6 +254,14 @@ impl Copy<'_> {
             "file" if source.is_folder => return Err(over_a_file(&String::from_utf8_lossy(to))),
             "new" if !source.is_folder && to.ends_with(b"/") => return Err(self.nothing_there(to)),
             "file" | "new" => split(to),
+            kind @ ("a device" | "a pipe" | "a socket") => {
+                let shown = String::from_utf8_lossy(to);
+                let name = &self.sandbox.spec.name;
+                return Err(Failure::new(format!(
+                    "{shown} in {name} is {kind}, and a copy replaces only files"
+                ))
+                .hint(format!("a program there can write to it:  viv exec -i {name} tee {shown} < FILE")));
+            }
             _ => return Err(self.nothing_there(&split(to).0)),
         };
         let guest = self.unpacker(&folder)?;
@@ -216,9 +284,17 @@ impl Copy<'_> {
     }
 
     fn fetch(&self, from: &[u8], to: &Path) -> Result<(), Failure> {
-        let is_folder = self.is_folder(from)?;
+        let found = self.find(from)?;
+        if let Found::MadeUp { mode, mtime } = found {
+            let (_, asked) = split(from);
+            let (folder, called) = self.target(to, false, &asked)?;
+            let archive = self.made_up(from, &asked, mode, mtime)?;
+            let mut done = copy::Done::default();
+            return copy::unpack(&*archive, folder.as_fd(), &asked, called.as_bytes(), &mut done)
+                .map_err(|error| stream::failure(&error));
+        }
         let (guest, asked) = self.packer(from)?;
-        let (folder, called) = self.target(to, is_folder, &asked)?;
+        let (folder, called) = self.target(to, found == Found::Folder, &asked)?;
         let interrupted = Interrupted::watch(guest.line()?)?;
         let mut done = copy::Done::default();
         let outcome = guest.read_archive(|output: &mut Output| {
@@ -251,8 +327,23 @@ impl Copy<'_> {
         }
     }
 
+    /// An archive of a file of the guest's that does not say its size, under this name.
+    fn made_up(&self, from: &[u8], name: &[u8], mode: u32, mtime: u64) -> Result<Vec<u8>, Failure> {
+        let guest = self.guest(&[b"cat", b"--", from], false)?;
+        let content = guest.content(|output| copy::read_untold(output, name))?;
+        copy::pack_content(OsStr::from_bytes(name), mode, mtime, &content)
+            .map_err(|error| stream::failure(&error))
+    }
+
     fn fetch_archive(&self, from: &[u8]) -> Result<(), Failure> {
-        self.is_folder(from)?;
+        if let Found::MadeUp { mode, mtime } = self.find(from)? {
+            let archive = self.made_up(from, &split(from).1, mode, mtime)?;
+            let mut out = std::io::stdout().lock();
+            return out
+                .write_all(&archive)
+                .and_then(|()| out.flush())
+                .map_err(|error| stream::failure(&CopyError::Broken(error)));
+        }
         let (guest, _) = self.packer(from)?;
         guest.read_archive(|output| {
             let mut out = std::io::stdout().lock();
@@ -280,6 +371,10 @@ fn pour(from: &mut impl Read, to: &mut impl Write) -> Result<(), CopyError> {
             }
         }
     }
+}
+
+fn nothing_to_copy(path: &str, kind: &str) -> Failure {
+    Failure::new(format!("{path} is {kind}, and only files, folders and links are copied"))
 }
 
 fn over_a_file(path: &str) -> Failure {
@@ -339,7 +434,17 @@ mod tests {
         std::fs::write(at("file"), "").unwrap();
         std::os::unix::fs::symlink("folder", at("link")).unwrap();
         std::os::unix::fs::symlink("gone", at("dead")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         for (path, way, expected) in [
+            ("/dev/zero", "out", "a device"),
+            ("/dev/zero", "in", "a device"),
+            ("zero", "out", "file"),
+            ("zero", "in", "a device"),
+            ("socket", "out", "a socket"),
+            ("/proc/sys", "out", "made-up-folder"),
+            ("/proc/sys", "in", "folder"),
+            ("folder", "out", "folder"),
             ("folder", "in", "folder"),
             ("link", "in", "folder"),
             ("link", "out", "file"),
@@ -354,6 +459,9 @@ mod tests {
             let said = look.args(["-c", LOOK, "sh"]).arg(at(path)).arg(way).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected, "{path:?} {way}");
         }
+        let mut look = std::process::Command::new("sh");
+        let said = look.args(["-c", LOOK, "sh", "/proc/cpuinfo", "out"]).output().unwrap();
+        assert!(said.stdout.starts_with(b"made-up 444 "), "{said:?}");
     }
 
     #[test]

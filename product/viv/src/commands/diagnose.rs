@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sandbox::client;
 use sandbox::engine::{self, Choice};
 use sandbox::escape::escaped;
-use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::folder::{Damaged, Sandboxes};
 use sandbox::images::Images;
 use sandbox::needs::{self, Missing};
 use sandbox::places::Places;
@@ -38,6 +38,10 @@ struct Findings {
     cache: Folder,
     state: Folder,
     images: Vec<String>,
+    /// What holds for the network of all sandboxes.
+    network: String,
+    /// Where values of secrets are kept, and where a new one would be.
+    secrets: Secrets,
     sandboxes: Vec<Running>,
     /// Sandboxes that cannot be read, and why.
     damaged: Vec<Missing>,
@@ -61,14 +65,20 @@ struct Running {
     counters: Vec<(String, u64)>,
 }
 
-/// The verb.
-pub(crate) fn run(options: &DiagnoseOptions) -> Result<u8, Failure> {
+#[derive(Debug, Default, Serialize)]
+struct Secrets {
+    kept: String,
+    new: String,
+}
+
+/// The verb. What the engines counted is for who asks: with `--json`, or -v.
+pub(crate) fn run(options: &DiagnoseOptions, verbose: bool) -> Result<u8, Failure> {
     let places = Places::from_env()?;
     let findings = find(&places);
     if options.json {
         super::say(&format!("{}\n", serde_json::to_string(&findings).map_err(Failure::new)?))?;
     } else {
-        super::say(&text(&findings, &places))?;
+        super::say(&text(&findings, &places, verbose))?;
     }
     Ok(0)
 }
@@ -111,6 +121,9 @@ fn find(places: &Places) -> Findings {
     let engine = ask(move || engine::choose(None, &a));
     let state = ask(move || state(&b, deadline));
     let stock = ask(move || stock(&c, deadline));
+    let f = with();
+    let network = ask(move || network(&f));
+    let secrets = ask(secrets);
     let folders = [("cache", "XDG_CACHE_HOME", d.cache), ("state", "XDG_STATE_HOME", e.state)]
         .map(|(what, variable, path)| (what, path.clone(), ask(move || folder(&path, variable))));
     let mut missing = Vec::new();
@@ -152,9 +165,43 @@ fn find(places: &Places) -> Findings {
         cache,
         state: kept,
         images: stock.images,
+        network: network.by(deadline).unwrap_or_else(|| "the policy's folder does not answer".into()),
+        secrets: secrets.by(deadline).unwrap_or_else(|| Secrets {
+            kept: "unknown: the keychain or the folder does not answer".into(),
+            new: "unknown".into(),
+        }),
         sandboxes: state.running,
         damaged: state.damaged,
     }
+}
+
+fn secrets() -> Secrets {
+    use vault::store::{Folders, Vault, best_place};
+    match Folders::from_env().and_then(|folders| Ok((Vault::open(&folders)?, folders))) {
+        Ok((vault, folders)) => Secrets { kept: vault.storage().to_string(), new: best_place(&folders) },
+        Err(error) => Secrets { kept: error.to_string(), new: "nowhere before that is mended".into() },
+    }
+}
+
+/// What holds where no sandbox has rules of its own, and by which proxies.
+fn network(places: &Places) -> String {
+    use sandbox::network::{policy_files, proxies};
+    let policy = match policy_files::global(places) {
+        Ok(global) => match global.rules.len() {
+            0 => global.preset.to_string(),
+            1 => format!("{} and one rule", global.preset),
+            count => format!("{} and {count} rules", global.preset),
+        },
+        Err(error) => return format!("nothing is allowed: {error}"),
+    };
+    // Their addresses may hold passwords.
+    let proxied = match proxies(places) {
+        Ok(proxies) => proxies.http.is_some() || proxies.https.is_some() || proxies.all.is_some(),
+        Err(error) => return format!("no sandbox starts: {error}"),
+    };
+    let how =
+        if proxied { "through the proxies of the environment or network.json" } else { "without a proxy" };
+    format!("{policy}, {how}")
 }
 
 fn silent(what: &str, mend: &str) -> Missing {
@@ -165,20 +212,17 @@ fn silent(what: &str, mend: &str) -> Missing {
 fn state(places: &Places, deadline: Instant) -> State {
     let mut found = State::default();
     let listed = Sandboxes::open(places).and_then(|all| all.list());
-    let (sandboxes, wrong) = match listed {
+    let (sandboxes, damaged) = match listed {
         Ok(listed) => listed,
         Err(error) => {
             found.missing.push(Missing::from_error(&error, "make the state folder readable for you"));
             return found;
         }
     };
-    found.damaged = wrong
-        .iter()
-        .map(|error| Missing::from_error(error, "viv rm -f deletes what is left of it"))
-        .collect();
+    found.damaged = damaged.iter().map(broken).collect();
     let asked: Vec<_> = sandboxes
         .into_iter()
-        .filter(Sandbox::is_running)
+        .filter(|sandbox| sandbox.is_running())
         .map(|sandbox| (sandbox.spec.name.clone(), ask(move || client::status(&sandbox))))
         .collect();
     for (name, status) in asked {
@@ -203,6 +247,13 @@ fn state(places: &Places, deadline: Instant) -> State {
         }
     }
     found
+}
+
+/// A sandbox that cannot be read, and what can be done with it.
+fn broken(one: &Damaged) -> Missing {
+    let name = one.told_name().map_or_else(String::new, |name| format!(" ({name})"));
+    let runs = if one.is_running() { ", which is running" } else { "" };
+    Missing { what: format!("{}{name}{runs}: {}", one.id(), one.cause()), mend: one.mend() }
 }
 
 /// The current base image, if there is one; else what keeps a set-up from making it.
@@ -240,7 +291,7 @@ fn folder(path: &Path, variable: &str) -> (Option<u64>, Option<Missing>) {
     (free, needs::folder(path, variable))
 }
 
-fn text(findings: &Findings, places: &Places) -> String {
+fn text(findings: &Findings, places: &Places, verbose: bool) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     let mut line = |key: &str, value: &str| {
@@ -273,11 +324,14 @@ fn text(findings: &Findings, places: &Places) -> String {
             findings.images.join(", ")
         },
     );
+    line("network", &findings.network);
+    line("secrets", &findings.secrets.kept);
+    line("", &format!("a new one goes into {}", findings.secrets.new));
     for sandbox in &findings.sandboxes {
         let sessions =
             if sandbox.sessions == 1 { "1 session".into() } else { format!("{} sessions", sandbox.sessions) };
         line("sandbox", &format!("{}   {}, {sessions}", sandbox.name, sandbox.engine));
-        for (name, count) in &sandbox.counters {
+        for (name, count) in sandbox.counters.iter().filter(|_| verbose) {
             line("", &format!("{name}: {count}"));
         }
     }

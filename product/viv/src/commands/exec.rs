@@ -3,12 +3,13 @@
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use sandbox::folder::Sandboxes;
 use sandbox::places::Places;
 
 use crate::cli::ExecOptions;
-use crate::commands::{environment, hold_known, may_interact, say_if_stopped};
+use crate::commands::{HINTS, environment, hold_known, may_interact, say_if_stopped};
 use crate::failure::Failure;
 use crate::{notices, session};
 
@@ -20,7 +21,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         return Err(Failure::new("a terminal was asked for with -t, but the input is not one")
             .hint("leave -t out:  viv exec -i NAME COMMAND"));
     }
-    let held = hold_known(&places, &sandbox, may_interact(no_input))?;
+    let held = hold_known(&places, &sandbox, HINTS, may_interact(no_input))?;
     let workspace = sandbox.spec.guest_workspace();
     let folder =
         options.workdir.as_ref().map_or_else(|| workspace.to_owned(), |dir| workspace.join(Path::new(dir)));
@@ -33,6 +34,6 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
         input: options.interactive,
     };
     let stream = held.agent()?;
-    notices::watch(held);
+    notices::watch(Arc::new(held), &sandbox);
     say_if_stopped(&sandbox, session::run(stream, wanted))
 }

@@ -3,13 +3,15 @@
 use std::io::{BufRead, Write};
 
 use sandbox::client::{self, Stopped};
+use sandbox::control::Attention;
 use sandbox::escape::{LONGEST, escaped};
-use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::folder::{Folder, Sandbox, Sandboxes};
 use sandbox::places::Places;
 
 use crate::cli::{RmOptions, StartOptions, StopOptions};
 use crate::commands::{hold_known, may_interact, say, size};
 use crate::failure::{Failure, OURS};
+use crate::keep;
 
 /// How often a sandbox is stopped that somebody else starts again and again.
 const MOST_ROUNDS: usize = 5;
@@ -17,10 +19,14 @@ const MOST_ROUNDS: usize = 5;
 /// All sandboxes that are meant, each once; a name that is no sandbox's does not keep the others. Gives the exit code so far.
 pub(crate) fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox>, u8), Failure> {
     let sandboxes = Sandboxes::open(places)?;
-    let (mut found, mut code): (Vec<Sandbox>, u8) = (Vec::new(), 0);
+    Ok(find_each(names, |name| sandboxes.find(name)))
+}
+
+fn find_each<T: AsRef<Folder>>(names: &[String], find: impl Fn(&str) -> sandbox::Result<T>) -> (Vec<T>, u8) {
+    let (mut found, mut code): (Vec<T>, u8) = (Vec::new(), 0);
     for name in names {
-        match sandboxes.find(name) {
-            Ok(sandbox) if found.iter().any(|known| known.spec.id == sandbox.spec.id) => {}
+        match find(name) {
+            Ok(sandbox) if found.iter().any(|known| known.as_ref() == sandbox.as_ref()) => {}
             Ok(sandbox) => found.push(sandbox),
             Err(error) => {
                 let failure = Failure::from(error);
@@ -29,13 +35,13 @@ pub(crate) fn find_all(names: &[String], places: &Places) -> Result<(Vec<Sandbox
             }
         }
     }
-    Ok((found, code))
+    (found, code)
 }
 
 /// Does it to each, says which failed, and goes on with the others.
-pub(crate) fn each(
-    (sandboxes, mut code): (Vec<Sandbox>, u8),
-    mut action: impl FnMut(Sandbox) -> Result<(), Failure>,
+pub(crate) fn each<T>(
+    (sandboxes, mut code): (Vec<T>, u8),
+    mut action: impl FnMut(T) -> Result<(), Failure>,
 ) -> u8 {
     for sandbox in sandboxes {
         if let Err(failure) = action(sandbox) {
@@ -50,7 +56,7 @@ pub(crate) fn each(
 pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failure> {
     let (interactive, places) = (may_interact(no_input), Places::from_env()?);
     Ok(each(find_all(&options.names, &places)?, |sandbox| {
-        let held = hold_known(&places, &sandbox, interactive)?;
+        let held = hold_known(&places, &sandbox, Attention::default(), interactive)?;
         if options.detach {
             held.keep()?;
         }
@@ -59,11 +65,13 @@ pub(crate) fn start(options: &StartOptions, no_input: bool) -> Result<u8, Failur
     }))
 }
 
-/// The verb `stop`.
+/// The verb `stop`. What the sandboxes are need not be known.
 pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
-    Ok(each(find_all(&options.names, &Places::from_env()?)?, |sandbox| {
+    let sandboxes = Sandboxes::open(&Places::from_env()?)?;
+    Ok(each(find_each(&options.names, |name| sandboxes.find_folder(name)), |sandbox| {
+        keep_tokens(&sandbox);
         let stopped = client::stop(&sandbox, false)?;
-        say(&format!("{}\n", sandbox.spec.name))?;
+        say(&format!("{}\n", sandbox.name()))?;
         match stopped {
             Stopped::Otherwise(why) => Err(not_in_order(&sandbox, &why)),
             Stopped::Already | Stopped::InOrder => Ok(()),
@@ -71,23 +79,35 @@ pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     }))
 }
 
+/// Tokens of logins that no session was there to keep would be lost.
+fn keep_tokens(sandbox: &Folder) {
+    let tell = |why: &String| eprintln!("viv: {}", escaped(why, LONGEST));
+    let kept = client::keep_grants(sandbox, |text| keep::keep(&sandbox.id(), text).inspect_err(tell).is_ok());
+    if let Err(error) = kept {
+        tracing::info!(%error, "Whether there are tokens to keep is not known");
+    }
+}
+
 /// It is stopped, as was wanted, but its disk is not as it was to be left.
-fn not_in_order(sandbox: &Sandbox, why: &str) -> Failure {
-    let name = &sandbox.spec.name;
+fn not_in_order(sandbox: &Folder, why: &str) -> Failure {
+    let name = sandbox.name();
     Failure::new(format!("{name} did not end in order: {}", escaped(why, LONGEST))).hint(format!(
         "its disk is as after a power cut; the next start puts that right, viv check {name} looks at it"
     ))
 }
 
-/// The verb `rm`.
+/// The verb `rm`. What the sandboxes are need not be known; without a question nothing is guessed.
 pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure> {
-    let (sandboxes, code) = find_all(&options.names, &Places::from_env()?)?;
+    let all = Sandboxes::open(&Places::from_env()?)?;
+    let (sandboxes, code) = find_each(&options.names, |name| {
+        if options.force { all.find_folder_in_full(name) } else { all.find_folder(name) }
+    });
     if sandboxes.is_empty() {
         return Ok(code);
     }
     if !options.force {
         if !may_interact(no_input) {
-            let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.spec.name.as_str()).collect();
+            let names: Vec<&str> = sandboxes.iter().map(Folder::name).collect();
             let names = names.join(" ");
             return Err(Failure::new("viv rm asks before it deletes, and there is nobody to ask")
                 .hint(format!("viv rm -f {names}")));
@@ -99,30 +119,31 @@ pub(crate) fn remove(options: &RmOptions, no_input: bool) -> Result<u8, Failure>
     }
     Ok(each((sandboxes, code), |sandbox| {
         stop_and_delete(&sandbox)?;
-        say(&format!("{}\n", sandbox.spec.name))?;
+        crate::commands::secret::forget(&sandbox.id());
+        say(&format!("{}\n", sandbox.name()))?;
         Ok(())
     }))
 }
 
 /// Somebody else may start it between its stop and its deletion, or delete it first.
-fn stop_and_delete(sandbox: &Sandbox) -> Result<(), Failure> {
+fn stop_and_delete(sandbox: &Folder) -> Result<(), Failure> {
     for _ in 0..MOST_ROUNDS {
         client::stop(sandbox, true)?;
-        match sandbox.clone().remove() {
+        match sandbox.remove() {
             Err(sandbox::Error::Running { .. }) => {}
             Err(sandbox::Error::UnknownSandbox { .. }) => return Ok(()),
             other => return Ok(other?),
         }
     }
-    Err(sandbox::Error::Running { name: sandbox.spec.name.clone() }.into())
+    Err(sandbox::Error::Running { name: sandbox.name().to_owned() }.into())
 }
 
-fn agreed(sandboxes: &[Sandbox]) -> Result<bool, Failure> {
+fn agreed(sandboxes: &[Folder]) -> Result<bool, Failure> {
     for sandbox in sandboxes {
         let running = if sandbox.state().is_over() { "" } else { ", which is running," };
         eprintln!(
             "{}{running} with its disk of {} will be deleted.",
-            sandbox.spec.name,
+            sandbox.name(),
             size(sandbox.disk_use())
         );
     }

@@ -26,11 +26,17 @@ struct Object<'l> {
 /// The verb.
 pub(crate) fn run(options: &LogsOptions) -> Result<u8, Failure> {
     let places = Places::from_env()?;
-    let sandbox = Sandboxes::open(&places)?.find(&options.name)?;
+    let sandbox = Sandboxes::open(&places)?.find_folder(&options.name)?;
     let sources = sources(&options.sources)?;
     let since = options.since.as_deref().map(|text| since(text, SystemTime::now())).transpose()?;
+    let named = !options.sources.is_empty();
     let mut reader = Reader::open(&sandbox, &sources);
-    let mut lines = reader.read();
+    let mut read = || {
+        let mut lines = reader.read();
+        lines.retain(|line| named || !is_routine(line));
+        lines
+    };
+    let mut lines = read();
     lines.retain(|line| since.is_none_or(|since| line.time >= since));
     let skipped = options.tail.map_or(0, |tail| lines.len().saturating_sub(tail));
     show(lines.get(skipped..).unwrap_or_default(), options.json)?;
@@ -38,10 +44,19 @@ pub(crate) fn run(options: &LogsOptions) -> Result<u8, Failure> {
     while lives {
         // In this order: what was written before the end is still shown.
         lives = sandbox.is_running();
-        show(&reader.read(), options.json)?;
+        show(&read(), options.json)?;
         std::thread::sleep(if lives { LOOK } else { Duration::ZERO });
     }
     Ok(0)
+}
+
+/// Whether it is one of the hundred things that dockerd says whenever it starts, between which all else would be hard to find. Who asks
+/// for its log gets them. `time="…" level=info msg=…` is the form of its logger.
+fn is_routine(line: &Line) -> bool {
+    let mut fields = line.text.split(' ');
+    line.source == Source::Dockerd
+        && fields.next().is_some_and(|field| field.starts_with("time="))
+        && matches!(fields.next(), Some("level=info" | "level=debug" | "level=trace"))
 }
 
 fn sources(named: &[String]) -> Result<Vec<Source>, Failure> {
@@ -50,8 +65,9 @@ fn sources(named: &[String]) -> Result<Vec<Source>, Failure> {
     }
     let source = |name: &String| {
         Source::from_name(name).ok_or_else(|| {
-            Failure::new(format!("there is no log called \"{name}\""))
-                .hint("there are console, agent, dockerd, vmm and shim; without a name all are shown")
+            Failure::new(format!("there is no log called \"{name}\"")).hint(
+                "there are console, agent, dockerd, vmm, gateway and shim; without a name all are shown",
+            )
         })
     };
     named.iter().map(source).collect()
@@ -96,6 +112,24 @@ mod tests {
         assert_eq!(plain(&line), "1970-01-01T00:00:00.000Z  agent    a    b \\u{1b}[2J\\rfake");
         let read: serde_json::Value = serde_json::from_str(&object(&line)).unwrap();
         assert_eq!((read["log"].as_str(), read["text"].as_str()), (Some("agent"), Some(line.text.as_str())));
+    }
+
+    #[test]
+    fn what_dockerd_says_at_every_start_is_for_who_asks() {
+        let line = |source, text: &str| Line { time: SystemTime::UNIX_EPOCH, source, text: text.into() };
+        let said = |text| is_routine(&line(Source::Dockerd, text));
+        assert!(said("time=\"2026-11-22T06:02:44Z\" level=info msg=\"API listen on /run/docker.sock\""));
+        assert!(said("time=\"2026-11-22T06:02:44Z\" level=debug msg=x"));
+        for text in [
+            "time=\"2026-11-22T06:02:44Z\" level=warning msg=\"no cgroup\"",
+            "time=\"2026-11-22T06:02:44Z\" level=error msg=\"of level=info\"",
+            "failed to start daemon: level=info",
+            "panic: level=info",
+            "",
+        ] {
+            assert!(!said(text), "{text}");
+        }
+        assert!(!is_routine(&line(Source::Agent, "time=\"x\" level=info msg=x")));
     }
 
     #[test]

@@ -6,18 +6,26 @@ use std::time::{Duration, SystemTime};
 use agent_proto::messages::Metrics;
 use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
-use sandbox::folder::{Sandbox, Sandboxes};
+use sandbox::folder::{Damaged, Sandbox, Sandboxes};
+use sandbox::naming::{Known, goes_by};
 use sandbox::places::Places;
 use sandbox::spec::{State, from_rfc3339};
 use sandbox::workspace::exact;
 use serde::Serialize;
 
 use crate::cli::LsOptions;
+use crate::commands::run::preset_of;
 use crate::commands::{say, size};
 use crate::failure::Failure;
 
 /// The table's width on a terminal.
 const COLUMNS: usize = 100;
+
+/// The most that a state takes with its reason, also elsewhere: one long reason pushes no other row's columns away.
+const LONGEST_STATE: usize = 28;
+
+/// The column of the states.
+const STATE: usize = 2;
 
 /// Time between the two looks that give the CPU's load.
 const LOOK: Duration = Duration::from_millis(200);
@@ -48,38 +56,89 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace_b64: Option<String>,
     shares: Vec<sandbox::workspace::Share>,
+    /// The preset that holds for it; `none` without a network.
+    network: String,
+    /// What it publishes.
+    ports: Vec<sandbox::network::ports::Publish>,
+}
+
+/// One that cannot be read, as `--json` has it.
+#[derive(Debug, Serialize)]
+struct Broken {
+    /// Its name, if that can be told.
+    name: Option<String>,
+    id: String,
+    /// "damaged", "newer" or "unreadable".
+    state: &'static str,
+    running: bool,
+    reason: String,
+    mend: String,
+    disk_used: u64,
 }
 
 /// The verb.
 pub(crate) fn run(options: &LsOptions) -> Result<u8, Failure> {
     let places = Places::from_env()?;
-    let (sandboxes, wrong) = Sandboxes::open(&places)?.list()?;
+    let (sandboxes, damaged) = Sandboxes::open(&places)?.list()?;
+    let labels = labels(&sandboxes);
     if options.quiet {
-        for sandbox in &sandboxes {
-            say(&format!("{}\n", sandbox.spec.name))?;
+        let names: Vec<String> = labels.into_iter().chain(damaged.iter().map(|one| one.id())).collect();
+        if options.json {
+            let all = serde_json::to_string(&names).map_err(Failure::new)?;
+            say(&format!("{all}\n"))?;
+            return Ok(0);
+        }
+        for name in names {
+            say(&format!("{name}\n"))?;
         }
         return Ok(0);
     }
     let rows: Vec<Row> = std::thread::scope(|scope| {
-        let asked: Vec<_> = sandboxes.iter().map(|sandbox| scope.spawn(move || row(sandbox))).collect();
+        let places = &places;
+        let asked: Vec<_> =
+            sandboxes.iter().map(|sandbox| scope.spawn(move || row(sandbox, places))).collect();
         asked.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
+    let broken: Vec<Broken> = damaged.iter().map(broken).collect();
     if options.json {
-        for row in &rows {
-            let line = serde_json::to_string(row).map_err(Failure::new)?;
-            say(&format!("{line}\n"))?;
+        let rows = rows.iter().map(serde_json::to_string);
+        for line in rows.chain(broken.iter().map(serde_json::to_string)) {
+            say(&format!("{}\n", line.map_err(Failure::new)?))?;
         }
-    } else {
-        let columns = if std::io::stdout().is_terminal() { COLUMNS } else { usize::MAX };
-        say(&table(&rows, &places, columns))?;
+        return Ok(0);
     }
-    for error in wrong {
-        eprintln!("viv: {error}");
+    let columns = if std::io::stdout().is_terminal() { COLUMNS } else { usize::MAX };
+    let lines = rows.iter().zip(&labels).map(|(row, label)| cells(row, label, &places));
+    say(&table(lines.chain(broken.iter().map(broken_cells)), columns))?;
+    super::say_damaged(&damaged);
+    for (row, label) in rows.iter().zip(&labels).filter(|(row, label)| row.name != **label) {
+        eprintln!("viv: {label} is one of several that are called {}, and goes by its id", row.name);
     }
     Ok(0)
 }
 
-fn row(sandbox: &Sandbox) -> Row {
+/// What each goes by.
+fn labels(sandboxes: &[Sandbox]) -> Vec<String> {
+    let known: Vec<Known<'_>> = sandboxes
+        .iter()
+        .map(|sandbox| Known { id: &sandbox.spec.id, name: Some(&sandbox.spec.name) })
+        .collect();
+    known.iter().map(|one| goes_by(one, &known).to_owned()).collect()
+}
+
+fn broken(one: &Damaged) -> Broken {
+    Broken {
+        name: one.told_name().map(str::to_owned),
+        id: one.id(),
+        state: one.word(),
+        running: one.is_running(),
+        reason: one.cause().to_string(),
+        mend: one.mend(),
+        disk_used: one.disk_use(),
+    }
+}
+
+fn row(sandbox: &Sandbox, places: &Places) -> Row {
     let spec = &sandbox.spec;
     let state = sandbox.state();
     let runtime = sandbox.runtime();
@@ -104,6 +163,8 @@ fn row(sandbox: &Sandbox) -> Row {
         workspace: spec.workspace().display().to_string(),
         workspace_b64: exact(spec.workspace().as_os_str()),
         shares: spec.shares.clone(),
+        network: preset_of(sandbox, places),
+        ports: sandbox::network::ports::read(sandbox.folder()).unwrap_or_default(),
     }
 }
 
@@ -120,24 +181,24 @@ fn percent(first: &Metrics, second: &Metrics) -> f64 {
     (used / wall * 1000.0).round().min(1000.0) / 10.0
 }
 
-fn table(rows: &[Row], places: &Places, columns: usize) -> String {
+fn table(rows: impl Iterator<Item = [String; 8]>, columns: usize) -> String {
     const HEAD: [&str; 8] = ["NAME", "AGENT", "STATE", "UP", "CPU", "MEMORY", "DISK", "WORKSPACE"];
     let mut lines: Vec<[String; 8]> = vec![HEAD.map(str::to_owned)];
-    lines.extend(rows.iter().map(|row| cells(row, places).map(|cell| escaped(&cell, LONGEST))));
+    lines.extend(rows.map(|cells| cells.map(|cell| escaped(&cell, LONGEST))));
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let mut widths: [usize; 8] = std::array::from_fn(width);
+    widths[STATE] = widths[STATE].min(LONGEST_STATE);
     if columns < usize::MAX {
-        // The name and the state may be long; the workspace takes what is left.
+        // The name may be long; the workspace takes what is left.
         widths[0] = widths[0].min(30);
-        widths[2] = widths[2].min(28);
         let before: usize = widths[..7].iter().map(|width| width + 2).sum();
         widths[7] = widths[7].min(columns.saturating_sub(before).max(16));
     }
     let mut text = String::new();
     for line in &lines {
         let mut out = String::new();
-        for (cell, width) in line.iter().zip(widths) {
-            let cell = shorten(cell, width);
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            let cell = if column == STATE { cut(cell, width) } else { shorten(cell, width) };
             out.push_str(&cell);
             out.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
         }
@@ -147,8 +208,16 @@ fn table(rows: &[Row], places: &Places, columns: usize) -> String {
     text
 }
 
-fn cells(row: &Row, places: &Places) -> [String; 8] {
-    let dash = || "-".to_owned();
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn broken_cells(one: &Broken) -> [String; 8] {
+    let state = if one.running { format!("{}, running", one.state) } else { one.state.into() };
+    [one.id.clone(), dash(), state, dash(), dash(), dash(), size(one.disk_used), dash()]
+}
+
+fn cells(row: &Row, label: &str, places: &Places) -> [String; 8] {
     let state = match &row.reason {
         Some(reason) => format!("{} ({reason})", row.state.word()),
         None => row.state.word().to_owned(),
@@ -163,7 +232,7 @@ fn cells(row: &Row, places: &Places) -> [String; 8] {
         .memory_used
         .map_or_else(dash, |used| format!("{:.1} / {}", used as f64 / (1u64 << 30) as f64, size(row.memory)));
     [
-        row.name.clone(),
+        label.to_owned(),
         row.agent.clone(),
         state,
         up,
@@ -197,6 +266,14 @@ fn shorten(text: &str, width: usize) -> String {
     format!("{start}…{end}")
 }
 
+/// A text that fits, without its end if need be: the beginning of a sentence says most.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,14 +298,18 @@ mod tests {
             workspace: workspace.into(),
             workspace_b64: None,
             shares: Vec::new(),
+            network: "balanced".into(),
+            ports: Vec::new(),
         }
     }
 
     #[test]
     fn the_table_fits_and_paths_lose_their_middle() {
-        let places = Places { state: "/s".into(), cache: "/c".into(), home: "/home/u".into() };
+        let places =
+            Places { state: "/s".into(), cache: "/c".into(), config: "/e".into(), home: "/home/u".into() };
         let long = format!("/home/u/{}/end", "deep/".repeat(30));
-        let text = table(&[row("shell-x", "/home/u/src/x"), row(&"n".repeat(63), &long)], &places, COLUMNS);
+        let rows = [row("shell-x", "/home/u/src/x"), row(&"n".repeat(63), &long)];
+        let text = table(rows.iter().map(|row| cells(row, &row.name, &places)), COLUMNS);
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert!(text.contains("~/src/x") && text.contains("…") && text.contains("/end"), "{text}");
         assert!(text.contains("0.9 / 8 GiB") && text.contains("3 %"), "{text}");
@@ -236,13 +317,44 @@ mod tests {
 
     #[test]
     fn a_reason_and_a_folder_of_a_guests_making_draw_nothing() {
-        let places = Places { state: "/s".into(), cache: "/c".into(), home: "/home/u".into() };
+        let places =
+            Places { state: "/s".into(), cache: "/c".into(), config: "/e".into(), home: "/home/u".into() };
         let mut row = row("shell-x", "/home/u/\x1b[2J");
         row.state = State::Stopped;
         row.reason = Some("\x1b]0;x\x07\nfake".into());
-        let text = table(&[row], &places, COLUMNS);
+        let text = table([cells(&row, &row.name, &places)].into_iter(), COLUMNS);
         assert_eq!(text.lines().count(), 2, "{text:?}");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+    }
+
+    #[test]
+    fn a_long_reason_widens_no_column_and_a_damaged_one_has_a_row() {
+        let places =
+            Places { state: "/s".into(), cache: "/c".into(), config: "/e".into(), home: "/home/u".into() };
+        let mut failed = row("shell-x", "/home/u/x");
+        failed.state = State::Failed;
+        failed.reason = Some("the kernel of the host is too old ".repeat(4));
+        let damaged = |running| Broken {
+            name: None,
+            id: "0123456789abcdef".into(),
+            state: "damaged",
+            running,
+            reason: "x".into(),
+            mend: "x".into(),
+            disk_used: 0,
+        };
+        let rows = [
+            cells(&row("shell-y", "/home/u/y"), "shell-y", &places),
+            cells(&failed, "shell-x", &places),
+            broken_cells(&damaged(true)),
+            broken_cells(&damaged(false)),
+        ];
+        let text = table(rows.into_iter(), usize::MAX);
+        let is_short = |line: &str| line.chars().count() < 100;
+        assert!(text.lines().all(is_short), "{text}");
+        assert!(text.contains("failed (the kernel of the h…  -"), "{text}");
+        assert!(text.contains("0123456789abcdef  -      damaged, running "), "{text}");
+        assert!(text.contains("0123456789abcdef  -      damaged  "), "{text}");
     }
 
     #[test]

@@ -15,12 +15,10 @@ pub(crate) fn run(options: &PruneOptions, no_input: bool) -> Result<u8, Failure>
     let places = Places::from_env()?;
     let images = Images::open(&places, AGENT)?;
     let all = Sandboxes::open(&places)?;
-    let (mut sandboxes, wrong) = all.list()?;
+    let (mut sandboxes, damaged) = all.list()?;
     let half_deleted = if options.images { Vec::new() } else { all.leftovers()? };
     sandboxes.retain(|sandbox| !options.images && sandbox.state().is_over());
-    for error in wrong {
-        eprintln!("viv: {error}");
-    }
+    super::say_damaged(&damaged);
     let old = images.old()?;
     let mut bytes = 0;
     let mut lines = String::new();
@@ -75,12 +73,13 @@ pub(crate) fn run(options: &PruneOptions, no_input: bool) -> Result<u8, Failure>
 }
 
 fn remove(sandbox: Sandbox) -> Result<(), Failure> {
-    let name = sandbox.spec.name.clone();
+    let (name, id) = (sandbox.spec.name.clone(), sandbox.spec.id.clone());
     match sandbox.remove() {
         // Somebody has started it since, who wants it; or deleted it, which is as good.
         Err(sandbox::Error::Running { .. } | sandbox::Error::UnknownSandbox { .. }) => Ok(()),
         other => {
             other?;
+            crate::commands::secret::forget(&id);
             say(&format!("{name}\n"))
         }
     }

@@ -2,19 +2,26 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use sandbox::client::Held;
+use sandbox::client::{self, Held};
+use sandbox::control::Attention;
 use sandbox::engine::Engine;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes, Wish};
+use sandbox::network::log::LogReader;
+use sandbox::network::policy_files;
 use sandbox::places::Places;
-use sandbox::spec::Spec;
+use sandbox::spec::{Networking, Spec};
 use sandbox::{host, spec, workspace};
 
 use crate::cli::{AttachOptions, NewOptions, RunOptions};
-use crate::commands::{self, environment, may_interact, size};
+use crate::commands::policy::observed_since;
+use crate::commands::{self, HINTS, environment, may_interact, size};
 use crate::failure::Failure;
-use crate::{notices, session, setup, terminal};
+use crate::{notices, session, setup, ssh, terminal};
 
 /// The only agent there is so far.
 const SHELL: &str = "shell";
@@ -27,14 +34,28 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
     }
     let env = environment(&options.env)?;
     let interactive = may_interact(no_input);
+    if options.ask && !interactive {
+        return Err(Failure::new("--ask asks on a terminal, and there is none")
+            .hint("viv policy allow says beforehand what may be reached; --observe finds out what that is"));
+    }
+    let granted = ssh::granted(&options.ssh)?;
+    if options.detach && granted.is_some() {
+        return Err(Failure::new("with -d no session is there that could lend the SSH agent")
+            .hint("viv attach --ssh-agent HOST NAME does, as long as that session goes on"));
+    }
+    let attention = Attention { asks: options.ask, observes: options.observe, ..HINTS };
     let places = Places::from_env()?;
     let (sandbox, is_new) = find_or_make(&options.new, &places, interactive, Verb::Run)?;
+    let before = options.observe.then(|| LogReader::at_end(sandbox.folder()));
     let held = if is_new {
-        commands::hold(&sandbox, interactive)
+        commands::hold(&sandbox, attention, interactive)
     } else {
-        commands::hold_known(&places, &sandbox, interactive)
+        commands::hold_known(&places, &sandbox, attention, interactive)
     };
     let held = held?;
+    if !is_new {
+        publish(&sandbox, &options.new)?;
+    }
     if options.detach {
         held.keep()?;
         commands::say(&format!("{}\n", sandbox.spec.name))?;
@@ -43,20 +64,91 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
     if is_new && options.arguments.is_empty() && terminal::is_interactive() {
         eprintln!("{}", headline(&sandbox, &places));
     }
-    session_of_agent(&sandbox, held, env, &options.arguments)
+    let outcome = session_of_agent(&sandbox, held, env, granted, &options.arguments);
+    if let Some(mut before) = before {
+        say_what_was_needed(&places, &sandbox, &mut before)?;
+    }
+    outcome
+}
+
+/// How long the gateway's last records may take to be in the log.
+const LAST_RECORDS: Duration = Duration::from_millis(700);
+
+/// The end of `--observe`: the rules that the work would need.
+fn say_what_was_needed(places: &Places, sandbox: &Sandbox, log: &mut LogReader) -> Result<(), Failure> {
+    std::thread::sleep(LAST_RECORDS);
+    let rules = observed_since(places, sandbox, log)?;
+    if rules.is_empty() {
+        eprintln!("viv: the rules that there are allow all that it did");
+        return Ok(());
+    }
+    eprintln!("viv: what it did needs these rules:");
+    for rule in rules {
+        eprintln!("  {}", escaped(&rule.command(&sandbox.spec.name), LONGEST));
+    }
+    Ok(())
+}
+
+/// Publishes what is asked for and not published yet, of a sandbox that was there before.
+fn publish(sandbox: &Sandbox, options: &NewOptions) -> Result<(), Failure> {
+    let there = commands::ports::published(sandbox)?;
+    for wanted in commands::ports::parse(&options.publish)? {
+        if !there.iter().any(|known| wanted.means(known)) {
+            client::publish(sandbox, wanted)?;
+        }
+    }
+    Ok(())
 }
 
 /// The verb `create`.
 pub(crate) fn create(options: &NewOptions, no_input: bool) -> Result<u8, Failure> {
-    let (sandbox, is_new) =
-        find_or_make(options, &Places::from_env()?, may_interact(no_input), Verb::Create)?;
-    if !is_new {
-        let name = &sandbox.spec.name;
-        return Err(Failure::new(format!("{name} is there already, for the same agent and folder"))
-            .hint(format!("viv attach {name} uses it; --name makes another one beside it")));
-    }
+    let (sandbox, _) = find_or_make(options, &Places::from_env()?, may_interact(no_input), Verb::Create)?;
     commands::say(&format!("{}\n", sandbox.spec.name))?;
     Ok(0)
+}
+
+/// What is said of a wish for a sandbox that is there. Nothing of it is changed.
+fn there_already(sandbox: &Sandbox, wish: &Wish, options: &NewOptions) -> Failure {
+    let name = &sandbox.spec.name;
+    let has = |wanted: &workspace::Share| {
+        let known = sandbox.spec.shares.iter().find(|known| known.path == wanted.path);
+        known.is_some_and(|known| known.read_only || !wanted.read_only)
+    };
+    if wish.shares.iter().all(has) {
+        return Failure::new(format!("{name} is there already, for the same agent and folder"))
+            .hint(format!("viv attach {name} uses it; another --name makes one beside it"));
+    }
+    // It takes further folders when it starts.
+    let stop = if sandbox.is_running() { format!("viv stop {name} && ") } else { String::new() };
+    Failure::new(format!(
+        "{name} is there already, for the same agent and folder but not with all these folders"
+    ))
+    .hint(format!("{stop}{}   opens it with them; another --name makes one beside it", run_line(options)))
+}
+
+/// The `viv run` with the same words.
+fn run_line(options: &NewOptions) -> String {
+    let mut line = format!("viv run {}", options.agent);
+    if let Some(name) = &options.name {
+        line.push_str(&format!(" --name {name}"));
+    }
+    if options.force {
+        line.push_str(" --force");
+    }
+    for folder in &options.folders {
+        line.push(' ');
+        line.push_str(&quoted(&folder.to_string_lossy()));
+    }
+    line
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,+@%=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// The verb `attach`.
@@ -64,17 +156,23 @@ pub(crate) fn attach(options: &AttachOptions, no_input: bool) -> Result<u8, Fail
     let places = Places::from_env()?;
     let sandbox = Sandboxes::open(&places)?.find(&options.name)?;
     let env = environment(&options.env)?;
-    let held = commands::hold_known(&places, &sandbox, may_interact(no_input))?;
-    session_of_agent(&sandbox, held, env, &options.arguments)
+    let granted = ssh::granted(&options.ssh)?;
+    let held = commands::hold_known(&places, &sandbox, HINTS, may_interact(no_input))?;
+    session_of_agent(&sandbox, held, env, granted, &options.arguments)
 }
 
 /// A session of the sandbox's agent with these arguments.
 fn session_of_agent(
     sandbox: &Sandbox,
     held: Held,
-    env: Vec<Vec<u8>>,
+    mut env: Vec<Vec<u8>>,
+    granted: Option<ssh::Granted>,
     arguments: &[OsString],
 ) -> Result<u8, Failure> {
+    let held = Arc::new(held);
+    if let Some(granted) = granted {
+        env.push(ssh::forward(&held, granted)?);
+    }
     // A command whose errors go elsewhere gets no terminal: there both its outputs would be one.
     let tty = terminal::is_interactive()
         && (arguments.is_empty() || std::io::IsTerminal::is_terminal(&std::io::stderr()));
@@ -90,7 +188,7 @@ fn session_of_agent(
         input: true,
     };
     let stream = held.agent()?;
-    notices::watch(held);
+    notices::watch(held, sandbox);
     commands::say_if_stopped(sandbox, session::run(stream, wanted))
 }
 
@@ -169,7 +267,32 @@ fn wish(options: &NewOptions, places: &Places) -> Result<Wish, Failure> {
     if let Some(name) = &options.name {
         sandbox::naming::check(name)?;
     }
+    let network = match options.network.as_deref() {
+        None | Some("gateway") => Networking::Gateway,
+        Some("none") => Networking::None,
+        Some(other) => {
+            let other = escaped(other, LONGEST);
+            return Err(Failure::new(format!("there is no network called \"{other}\""))
+                .hint("--network none; without it viv policy decides what can be reached"));
+        }
+    };
+    let kits: Vec<PathBuf> = options.kit.iter().map(PathBuf::from).collect();
+    // A mistake in one is said before anything is made.
+    for kit in &kits {
+        policy_files::read_kit(kit)?;
+    }
+    let ports = commands::ports::parse(&options.publish)?;
+    if network == Networking::None && !ports.is_empty() {
+        return Err(Failure::new("a sandbox without a network publishes no ports")
+            .hint("leave out --network none or --publish"));
+    }
+    for port in &ports {
+        port.bind().map_err(|error| port.refusal(&error))?;
+    }
     Ok(Wish {
+        network,
+        kits,
+        ports,
         name: options.name.clone(),
         agent: options.agent.clone(),
         shares,
@@ -204,7 +327,8 @@ fn find_or_make(
     // One whose first start failed, maybe for an engine that is of no use here, is made anew.
     let mut failed = None;
     match sandboxes.existing(&wish)? {
-        Some(sandbox) if verb == Verb::Run && sandbox.never_started() => failed = Some(sandbox),
+        Some(sandbox) if verb == Verb::Create => return Err(there_already(&sandbox, &wish, options)),
+        Some(sandbox) if sandbox.never_started() => failed = Some(sandbox),
         Some(sandbox) => return Ok((adopt(sandbox, &wish, options, places)?, false)),
         None => {}
     }
@@ -216,9 +340,7 @@ fn find_or_make(
     }
     wish.image = setup::ensure_image(places, engine, interactive)?;
     // One of these may be what the user looks for.
-    for error in sandboxes.list()?.1 {
-        eprintln!("viv: {}", escaped(&error.to_string(), LONGEST));
-    }
+    commands::say_damaged(&sandboxes.list()?.1);
     // Not before all that may still go wrong has gone well.
     if let Some(failed) = failed {
         let mut anew = wish.clone();
@@ -232,6 +354,7 @@ fn find_or_make(
     }
     match sandboxes.create(&wish)? {
         (sandbox, true) => Ok((sandbox, true)),
+        (sandbox, false) if verb == Verb::Create => Err(there_already(&sandbox, &wish, options)),
         // Another client was faster, or there is one with a name of its own.
         (sandbox, false) => Ok((adopt(sandbox, &wish, options, places)?, false)),
     }
@@ -294,6 +417,12 @@ fn say_what_stays(sandbox: &Sandbox, wish: &Wish, options: &NewOptions, places: 
     for share in wish.shares.iter().filter(|share| !spec.shares.iter().any(|known| known.is_like(share))) {
         stays.push(format!("{} read-only", escaped(&places.short(&share.path), LONGEST)));
     }
+    if options.network.is_some() && spec.network != wish.network {
+        stays.push(match spec.network {
+            Networking::Gateway => "its network".into(),
+            Networking::None => "no network".into(),
+        });
+    }
     if !stays.is_empty() {
         eprintln!(
             "viv: {} was made before and keeps {}   viv rm {} makes room for another",
@@ -309,7 +438,19 @@ fn headline(sandbox: &Sandbox, places: &Places) -> String {
     let spec = &sandbox.spec;
     let cpus = if spec.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", spec.cpus) };
     let workspace = escaped(&places.short(spec.workspace()), LONGEST);
-    format!("{}  {cpus}  {}  {workspace}", spec.name, size(spec.memory))
+    let network = preset_of(sandbox, places);
+    format!("{}  {cpus}  {}  {workspace}  network: {network}", spec.name, size(spec.memory))
+}
+
+/// The preset that holds for a sandbox, in a word.
+pub(crate) fn preset_of(sandbox: &Sandbox, places: &Places) -> String {
+    if sandbox.spec.network == Networking::None {
+        return "none".into();
+    }
+    match policy_files::set(places, sandbox, &[]) {
+        Ok(set) => set.preset.to_string(),
+        Err(_) => "unreadable".into(),
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +478,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_hinted_at_for_a_sandbox_that_is_there_can_be_typed() {
+        let line = |words: &[&str]| run_line(&options(words));
+        assert_eq!(
+            line(&["--name", "shell-api", "api", "data:ro"]),
+            "viv run shell --name shell-api api data:ro"
+        );
+        assert_eq!(line(&["my api", "it's:ro", "~x"]), r"viv run shell 'my api' 'it'\''s:ro' '~x'");
+        assert_eq!(line(&[]), "viv run shell");
+    }
+
+    #[test]
     fn what_was_decided_is_kept_when_a_first_start_failed() {
         let share = |path: &str, read_only| Share { path: path.into(), read_only, identity: None };
         let before = Spec {
@@ -352,6 +504,7 @@ mod tests {
             disk: 200 << 30,
             engine: Some("kvm".into()),
             image: "i".into(),
+            network: Networking::Gateway,
         };
         let wish = || Wish {
             name: None,
@@ -362,6 +515,9 @@ mod tests {
             disk: 64 << 30,
             engine: None,
             image: "j".into(),
+            network: Networking::Gateway,
+            kits: Vec::new(),
+            ports: Vec::new(),
         };
         let mut kept = wish();
         let said = keep_what_was_decided(&mut kept, &before, &options(&[]));

@@ -72,7 +72,7 @@ impl Guest {
             Session::Running { reader, writer, .. } => {
                 Ok(Self { reader, writer, line, moved: moved.clone() })
             }
-            Session::NotStarted(refusal) => Err(Failure::new(refusal.message)),
+            Session::NotStarted(refusal) => Err(crate::session::refused(&refusal, &exec)),
         }
     }
 
@@ -88,6 +88,14 @@ impl Guest {
             output.take(LONGEST_ANSWER).read_to_string(&mut text).map_err(CopyError::Archive)?;
             Ok(text.trim().to_owned())
         })
+    }
+
+    /// Takes its output as it is.
+    pub(super) fn content<T>(
+        self,
+        take: impl FnOnce(&mut Output) -> Result<T, CopyError>,
+    ) -> Result<T, Failure> {
+        self.read(false, take)
     }
 
     /// Takes its output, an archive. What it says of single files is passed on, and no failure.
@@ -155,7 +163,10 @@ impl Output {
         // A failure of ours, on the host, is the cause of whatever else failed.
         let (outcome, ours) = match outcome {
             Err(
-                error @ (CopyError::NotAsked(_) | CopyError::InTheWay { .. } | CopyError::TooLarge { .. }),
+                error @ (CopyError::NotAsked(_)
+                | CopyError::InTheWay { .. }
+                | CopyError::Endless { .. }
+                | CopyError::TooLarge { .. }),
             ) => {
                 return Err(failure(&error));
             }
@@ -212,19 +223,22 @@ fn copy_of(stream: &UnixStream) -> Result<UnixStream, Failure> {
 fn said(words: &[u8], code: i32) -> Failure {
     let text = String::from_utf8_lossy(words);
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let first = first.strip_prefix("tar: ").unwrap_or(first);
+    let first = ["tar: ", "cat: "].iter().find_map(|name| first.strip_prefix(name)).unwrap_or(first);
     if first.is_empty() {
         return Failure::new(format!("the copy failed in the sandbox (code {code})"));
     }
     let failure = Failure::new(format!("in the sandbox: {first}"));
     if text.contains("Permission denied") {
         failure.hint("viv cp -u root … does it as root there")
+    } else if text.contains("does not look like a tar archive") {
+        failure
+            .hint("- takes an archive:  tar -c FILES | viv cp - NAME:FOLDER;  a file is copied by its name")
     } else {
         failure
     }
 }
 
-fn failure(error: &CopyError) -> Failure {
+pub(super) fn failure(error: &CopyError) -> Failure {
     tracing::info!(?error, "The copy failed");
     if let CopyError::TooLarge { name, size, room } = error {
         let (size, room) = (crate::commands::size(*size), crate::commands::size(*room));
@@ -235,6 +249,9 @@ fn failure(error: &CopyError) -> Failure {
     match error {
         CopyError::NotAsked(_) | CopyError::Archive(_) => {
             failure.hint("its tar may have been replaced; look at it before you trust the rest")
+        }
+        CopyError::Endless { .. } => {
+            failure.hint("viv exec NAME head -c 1M FILE > COPY takes the beginning of it")
         }
         CopyError::Broken(source) if source.kind() == io::ErrorKind::BrokenPipe => {
             failure.code(crate::session::BROKEN_PIPE)

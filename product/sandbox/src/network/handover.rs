@@ -1,0 +1,77 @@
+//! What a client hands to the shim that it starts: what only the client has, and what must stand in no argument list and no environment.
+
+use std::io::{self, Read, Write};
+
+use gateway::control::{Proxies, SecretText};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// Bytes of the longest one. A pipe takes 64 KiB at once; the shim reads before it does anything else.
+const LONGEST: u64 = 1 << 20;
+
+/// What a guest is told of the secrets, and the gateway itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Secrets {
+    /// The whole set, as crate `vault` writes it; `None` without any.
+    #[serde(default)]
+    pub text: Option<SecretText>,
+    /// The variables of sessions, with placeholders as values.
+    #[serde(default)]
+    pub variables: Vec<(String, String)>,
+    /// When values that programs gave are to be asked for again, in seconds since 1970; `None` if never.
+    #[serde(default)]
+    pub until: Option<u64>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Handover {
+    /// The proxies of the client's environment; their addresses may hold passwords.
+    #[serde(default)]
+    pub proxies: Proxies,
+    /// The sandbox's secrets.
+    #[serde(default)]
+    pub secrets: Secrets,
+}
+
+impl Handover {
+    /// Writes it to the shim's standard input.
+    pub(crate) fn write(&self, mut to: impl Write) -> io::Result<()> {
+        let text = Zeroizing::new(serde_json::to_vec(self)?);
+        to.write_all(&text)
+    }
+
+    /// What the standard input holds to its end. Nothing at all is an empty one.
+    pub fn read(from: impl Read) -> io::Result<Self> {
+        let mut text = Zeroizing::new(Vec::new());
+        from.take(LONGEST).read_to_end(&mut text)?;
+        if text.is_empty() { Ok(Self::default()) } else { Ok(serde_json::from_slice(&text)?) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_handed_over_arrives_and_is_not_shown() {
+        let secrets = Secrets {
+            text: Some(SecretText::new(Zeroizing::new("hunter2".into()))),
+            variables: vec![("TOKEN".into(), "placeholder".into())],
+            until: Some(7),
+        };
+        let proxies = Proxies { all: Some("socks5://u:hunter2@p:1".into()), ..Proxies::default() };
+        let given = Handover { proxies, secrets };
+        let mut bytes = Vec::new();
+        given.write(&mut bytes).unwrap();
+        let taken = Handover::read(&*bytes).unwrap();
+        assert_eq!(taken.secrets.text.as_ref().unwrap().expose(), "hunter2");
+        assert_eq!(
+            (taken.proxies.all.as_ref(), &taken.secrets.variables),
+            (given.proxies.all.as_ref(), &given.secrets.variables)
+        );
+        assert!(!format!("{taken:?}").contains("hunter2"));
+        assert!(Handover::read(io::empty()).unwrap().secrets.text.is_none());
+        assert!(Handover::read(&b"{"[..]).is_err());
+    }
+}

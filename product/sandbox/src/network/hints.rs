@@ -1,0 +1,152 @@
+//! Which refusals a session is told of, so that an agent's work is not drowned in them: each once in a while, and few at once.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use gateway::record::{Decision, Kind, Record, What};
+use policy::Protocol;
+
+use crate::control::Notice;
+
+/// The same refusal is not told again for so long.
+const AGAIN: Duration = Duration::from_secs(300);
+/// So many different ones in so long.
+const MOST: usize = 4;
+const WINDOW: Duration = Duration::from_secs(10);
+/// Most refusals that are remembered.
+const REMEMBERED: usize = 256;
+
+/// What sessions were told lately.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    told: VecDeque<(Instant, String)>,
+    untold: u64,
+}
+
+impl Hints {
+    /// What a record is to be told as, if at all.
+    pub(super) fn notice(&mut self, record: &Record, now: Instant) -> Option<Notice> {
+        let (what, record) = (what(&record.what), &record.what);
+        match record.decision {
+            Decision::Refused if record.kind == Kind::Exfiltration => {
+                return Some(Notice::Exfiltration { what, why: record.text.clone() });
+            }
+            // Which servers a service has: apt asks it of every mirror, and goes on without an answer.
+            Decision::Refused if record.kind == Kind::Dns && record.host.starts_with('_') => return None,
+            Decision::Refused => {}
+            _ => return None,
+        }
+        while self.told.front().is_some_and(|(at, _)| *at + AGAIN <= now) || self.told.len() > REMEMBERED {
+            self.told.pop_front();
+        }
+        if self.told.iter().any(|(_, known)| *known == what) {
+            return None;
+        }
+        if self.told.iter().filter(|(at, _)| *at + WINDOW > now).count() >= MOST {
+            self.untold = self.untold.saturating_add(1);
+            return None;
+        }
+        self.told.push_back((now, what.clone()));
+        let why = match &record.layer {
+            Some(layer) if !record.text.is_empty() => format!("{layer}: {}", record.text),
+            _ => record.text.clone(),
+        };
+        let untold = std::mem::take(&mut self.untold);
+        Some(Notice::Blocked { what, why, allow: record.remedy.clone(), untold })
+    }
+
+    /// What was told may be told again: the rules have changed.
+    pub(super) fn forget(&mut self) {
+        self.told.clear();
+    }
+}
+
+/// What a record is about, as in the line that a user sees.
+pub fn what(record: &What) -> String {
+    let host = match record.address {
+        Some(address) if record.host.is_empty() => address.to_string(),
+        _ => record.host.clone(),
+    };
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    match (&record.method, record.kind) {
+        (Some(method), _) => {
+            let port =
+                if matches!(record.port, 0 | 80 | 443) { String::new() } else { format!(":{}", record.port) };
+            format!("{method} {bracketed}{port}{}", record.path.as_deref().unwrap_or("/"))
+        }
+        (None, Kind::Dns) => host,
+        (None, _) if record.port == 0 => host,
+        (None, _) if record.protocol == Some(Protocol::Udp) => format!("{bracketed}:{}/udp", record.port),
+        (None, _) => format!("{bracketed}:{}", record.port),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(host: &str) -> What {
+        What {
+            layer: Some("balanced".into()),
+            text: "can carry data out".into(),
+            remedy: Some(format!("viv policy allow {host}")),
+            ..What::new(Kind::Connect, Decision::Refused, host, 443)
+        }
+    }
+
+    fn one(what: What) -> Record {
+        Record { time: 0, last: 0, count: 1, bytes_up: 0, bytes_down: 0, what }
+    }
+
+    #[test]
+    fn the_same_is_told_once_and_many_are_counted() {
+        let (mut hints, start) = (Hints::default(), Instant::now());
+        let first = hints.notice(&one(refused("a.example")), start).unwrap();
+        let Notice::Blocked { what, why, allow, untold } = first else { panic!("{first:?}") };
+        assert_eq!(
+            (what.as_str(), why.as_str(), untold),
+            ("a.example:443", "balanced: can carry data out", 0)
+        );
+        assert_eq!(allow.as_deref(), Some("viv policy allow a.example"));
+        assert_eq!(hints.notice(&one(refused("a.example")), start), None);
+        let told =
+            (0..100).filter_map(|n| hints.notice(&one(refused(&format!("h{n}.example"))), start)).count();
+        assert_eq!(told, MOST - 1);
+        let later = hints.notice(&one(refused("b.example")), start + WINDOW).unwrap();
+        assert!(matches!(later, Notice::Blocked { untold: 97, .. }), "{later:?}");
+        assert!(hints.notice(&one(refused("a.example")), start + WINDOW).is_none());
+        assert!(hints.notice(&one(refused("a.example")), start + AGAIN).is_some());
+        hints.forget();
+        assert!(hints.notice(&one(refused("a.example")), start + AGAIN).is_some());
+    }
+
+    #[test]
+    fn what_is_allowed_is_no_hint_and_an_attempt_to_carry_off_a_secret_always_is() {
+        let mut hints = Hints::default();
+        let now = Instant::now();
+        assert_eq!(hints.notice(&one(What { decision: Decision::Allowed, ..refused("a") }), now), None);
+        let service = What { kind: Kind::Dns, ..refused("_http._tcp.deb.debian.org") };
+        assert_eq!(hints.notice(&one(service), now), None);
+        let secret = one(What { kind: Kind::Exfiltration, ..refused("a") });
+        for _ in 0..3 {
+            assert!(matches!(hints.notice(&secret, now), Some(Notice::Exfiltration { .. })));
+        }
+    }
+
+    #[test]
+    fn what_is_meant_is_said_as_a_user_would() {
+        let request = What {
+            method: Some("POST".into()),
+            path: Some("/x".into()),
+            kind: Kind::Request,
+            ..refused("gist.github.com")
+        };
+        assert_eq!(what(&request), "POST gist.github.com/x");
+        assert_eq!(what(&What { port: 8443, ..request }), "POST gist.github.com:8443/x");
+        assert_eq!(what(&What { kind: Kind::Dns, ..refused("a.example") }), "a.example");
+        let address = What { address: "2001:db8::1".parse().ok(), ..refused("") };
+        assert_eq!(what(&address), "[2001:db8::1]:443");
+        let udp = What { protocol: Some(Protocol::Udp), ..refused("a.example") };
+        assert_eq!(what(&udp), "a.example:443/udp");
+    }
+}

@@ -1,0 +1,86 @@
+//! What clients keep and renew for a sandbox, as its shim is confined: secrets, tokens of logins, the certificate authority.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use gateway::control::{SecretText, ToGateway};
+use gateway::record::{Kind, Record};
+
+use super::super::grants::{self, Handed};
+use super::super::{Secrets, authority};
+use super::{Network, plain};
+use crate::control::Notice;
+
+impl Network {
+    /// Other secrets.
+    pub(crate) fn set_secrets(&mut self, secrets: Secrets) {
+        self.guest.variables = secrets.variables;
+        (self.secrets_until, self.secrets_ended) = (secrets.until.and_then(instant), false);
+        let text = self.grants.added_to(secrets.text.unwrap_or_default());
+        self.configuration.secrets = Some(text.clone());
+        self.say(&ToGateway::Secrets { secrets: text });
+    }
+
+    /// New tokens: the gateway has them in force. Who set the secrets meanwhile did not know of them, so they are said again.
+    pub(super) fn take_grant(&mut self, text: &SecretText) {
+        let Some(grant) = self.grants.put(text) else {
+            tracing::error!("The gateway's new tokens cannot be read, or are too many");
+            return;
+        };
+        tracing::info!(secret = plain(grant.name()), "There are new tokens of a login");
+        match grants::renewed(self.configuration.secrets.as_ref(), &grant) {
+            Some(secrets) => {
+                self.configuration.secrets = Some(secrets.clone());
+                self.say(&ToGateway::Secrets { secrets });
+            }
+            // Of a secret that was removed.
+            None => {
+                let secrets = self.configuration.secrets.clone().unwrap_or_default();
+                self.grants.added_to(secrets);
+            }
+        }
+    }
+
+    /// The next tokens to be kept, for one of these clients.
+    pub(crate) fn hand_grant(&mut self, clients: &[u64]) -> Option<Handed> {
+        self.grants.hand(clients)
+    }
+
+    /// Whether a client has kept what it was handed.
+    pub(crate) fn grant_answered(&mut self, client: u64, number: u64, kept: bool) {
+        self.grants.answered(client, number, kept);
+    }
+
+    /// What a session decided about the user's SSH agent.
+    pub(crate) fn note_ssh_agent(&mut self, mut records: Vec<Record>) -> Vec<Notice> {
+        records.retain(|record| record.what.kind == Kind::SshAgent);
+        self.write_down(records)
+    }
+
+    /// A client is gone.
+    pub(crate) fn client_left(&mut self, client: u64) {
+        self.grants.left(client);
+    }
+
+    /// Another certificate authority; one sentence says why it cannot be used.
+    pub(crate) fn set_authority(&mut self, ca: SecretText) -> std::result::Result<(), String> {
+        let Some(old) = &self.configuration.ca else { return Err("it has none".into()) };
+        if authority::replaces(&ca, old)? {
+            self.configuration.ca = Some(ca.clone());
+            self.note_authority();
+            self.say(&ToGateway::Ca { ca });
+        }
+        Ok(())
+    }
+
+    pub(super) fn note_authority(&mut self) {
+        let good_for =
+            self.configuration.ca.as_ref().and_then(|ca| authority::good_for(ca, SystemTime::now()));
+        self.authority = good_for.and_then(|left| Instant::now().checked_add(left));
+    }
+}
+
+/// A time of day for the loop.
+pub(super) fn instant(seconds: u64) -> Option<Instant> {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    Instant::now().checked_add(at.duration_since(SystemTime::now()).unwrap_or_default())
+}

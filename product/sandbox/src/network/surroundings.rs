@@ -1,0 +1,277 @@
+//! What the gateway must know of this host, read by the shim before it confines itself: name servers, `/etc/hosts`, proxies, root
+//! certificates and the host's own addresses. The gateway itself opens no file.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use gateway::control::{HostsEntry, Proxies, ResolverSettings};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::settings;
+use crate::error::Result;
+use crate::places::Places;
+
+/// Where this host's name servers are written.
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where names of this host's own are written.
+pub(crate) const HOSTS: &str = "/etc/hosts";
+
+/// The port of a name server.
+const DNS: u16 = 53;
+/// What is taken when the file names no server: `resolv.conf(5)` says the one of this host.
+const OWN_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Most servers that are asked, as `resolv.conf(5)` has it.
+const MOST_SERVERS: usize = 3;
+/// Most lines of `/etc/hosts` that count, and most certificates.
+const MOST_LINES: usize = 4096;
+
+/// Where an administrator puts roots beside those of the system, on Debian, Fedora, Arch and SUSE.
+const ANCHORS: [&str; 4] = [
+    "/usr/local/share/ca-certificates",
+    "/etc/pki/ca-trust/source/anchors",
+    "/etc/ca-certificates/trust-source/anchors",
+    "/etc/pki/trust/anchors",
+];
+
+/// Most such roots, as many as an agent takes beside ours, and the longest.
+const MOST_ANCHORS: usize = 60;
+const LONGEST_ANCHOR: usize = 16 << 10;
+/// Bytes of all of them.
+const MOST_ANCHOR_BYTES: usize = 100 << 10;
+
+/// The name servers and how they are asked; `None` when that cannot be read.
+pub(crate) fn resolver() -> Option<ResolverSettings> {
+    fs::read(RESOLV_CONF).ok().map(|text| resolver_of(&text))
+}
+
+fn resolver_of(text: &[u8]) -> ResolverSettings {
+    let parsed = resolv_conf::Config::parse(text).unwrap_or_default();
+    let mut servers: Vec<SocketAddr> = parsed
+        .nameservers
+        .iter()
+        .take(MOST_SERVERS)
+        .map(|server| SocketAddr::new(server.into(), DNS))
+        .collect();
+    if servers.is_empty() {
+        servers.push(SocketAddr::new(OWN_SERVER, DNS));
+    }
+    let attempts = u8::try_from(parsed.attempts).unwrap_or(u8::MAX).clamp(1, 5);
+    let timeout_ms = parsed.timeout.clamp(1, 30) * 1000;
+    ResolverSettings { servers, attempts, timeout_ms }
+}
+
+/// What `/etc/hosts` says; `None` when that cannot be read.
+pub(crate) fn hosts() -> Option<Vec<HostsEntry>> {
+    fs::read_to_string(HOSTS).ok().map(|text| hosts_of(&text))
+}
+
+fn hosts_of(text: &str) -> Vec<HostsEntry> {
+    let entry = |line: &str| {
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+        let address = words.next()?.parse().ok()?;
+        Some(HostsEntry { address, names: words.map(str::to_owned).collect() })
+    };
+    text.lines().take(MOST_LINES).filter_map(entry).collect()
+}
+
+/// The proxies of a client: those that its environment names, else those of the user's file. In this form they may hold a password:
+/// they travel over sockets only.
+pub fn proxies(places: &Places) -> Result<Proxies> {
+    Ok(proxies_of(|name| env::var_os(name), settings::proxies(places)?))
+}
+
+/// An environment that names proxies, if only by an empty variable, beats the file whole; so does one with `no_proxy`.
+fn proxies_of(lookup: impl Fn(&str) -> Option<OsString>, file: Proxies) -> Proxies {
+    // The small letters first, as curl has it; HTTP_PROXY in capitals can be set by who sends a request to a CGI script, and is not used.
+    let text = |name: &str| lookup(name).and_then(|value| value.into_string().ok());
+    let some = |name: &str| text(name).filter(|text| !text.is_empty());
+    let capitals = |name: &str| name.to_ascii_uppercase();
+    let is_set = |name: &str| text(name).or_else(|| text(&capitals(name))).is_some();
+    let either = |name: &str| some(name).or_else(|| some(&capitals(name)));
+    let mut proxies = file;
+    if text("http_proxy").is_some() || is_set("https_proxy") || is_set("all_proxy") {
+        proxies.http = some("http_proxy");
+        proxies.https = either("https_proxy");
+        proxies.all = either("all_proxy");
+    }
+    if is_set("no_proxy") {
+        let all = either("no_proxy").unwrap_or_default();
+        proxies.no_proxy = all.split([',', ' ']).filter(|host| !host.is_empty()).map(str::to_owned).collect();
+    }
+    proxies
+}
+
+/// The roots by which the gateway checks servers: this host's, in DER. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+pub(crate) fn roots() -> Vec<Vec<u8>> {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "Some of the host's root certificates cannot be read");
+    }
+    found.certs.into_iter().take(MOST_LINES).map(|root| root.to_vec()).collect()
+}
+
+/// The roots that this host has beside those that come with every system: a proxy that signs again needs them in the guest, too.
+pub(crate) fn extra_roots() -> Vec<Vec<u8>> {
+    let mut roots: Vec<Vec<u8>> = Vec::new();
+    for folder in ANCHORS {
+        collect(Path::new(folder), &mut roots, 0);
+    }
+    within_bounds(roots)
+}
+
+/// As many as an agent takes.
+fn within_bounds(roots: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut bytes = 0;
+    let fits = |root: &Vec<u8>| {
+        bytes += root.len();
+        bytes <= MOST_ANCHOR_BYTES
+    };
+    roots.into_iter().take(MOST_ANCHORS).take_while(fits).collect()
+}
+
+fn collect(folder: &Path, roots: &mut Vec<Vec<u8>>, depth: usize) {
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() && depth < 2 {
+            collect(&path, roots, depth + 1);
+        } else if let Ok(bytes) = fs::read(&path) {
+            for root in certificates(&bytes) {
+                if root.len() <= LONGEST_ANCHOR && !roots.contains(&root) {
+                    roots.push(root);
+                }
+            }
+        }
+    }
+}
+
+/// The certificates of a file, PEM or one in DER.
+fn certificates(bytes: &[u8]) -> Vec<Vec<u8>> {
+    // The tag of a sequence: DER.
+    if bytes.first() == Some(&0x30) {
+        return vec![bytes.to_vec()];
+    }
+    CertificateDer::pem_slice_iter(bytes).flatten().map(|root| root.to_vec()).collect()
+}
+
+/// The addresses of this host's own network cards, which a guest reaches by no rule for others.
+pub fn own_addresses() -> Vec<IpAddr> {
+    match if_addrs::get_if_addrs() {
+        Ok(all) => all.into_iter().map(|interface| interface.ip()).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "The host's own addresses are not known");
+            Vec::new()
+        }
+    }
+}
+
+/// The files and folders from which changes are heard, and may be read once the shim is confined. A folder that holds much else is
+/// not among those that may be read: there only the file is, as long as it is not replaced.
+pub(crate) fn readable() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in [RESOLV_CONF, HOSTS] {
+        found.push(PathBuf::from(path));
+        if let Ok(real) = fs::canonicalize(path)
+            && let Some(folder) = real.parent().filter(|folder| *folder != Path::new("/etc"))
+        {
+            found.push(folder.to_owned());
+        }
+    }
+    found.retain(|path| path.exists());
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_those_of_the_file() {
+        let of = |text: &str| resolver_of(text.as_bytes());
+        let all = of(
+            "# x\nnameserver 192.0.2.1\nnameserver fe80::1%2\nnameserver 2001:db8::1\nnameserver 192.0.2.4\noptions timeout:2 attempts:3\n",
+        );
+        let servers: Vec<String> = all.servers.iter().map(|server| server.ip().to_string()).collect();
+        assert_eq!(servers, ["192.0.2.1", "fe80::1", "2001:db8::1"]);
+        assert_eq!((all.attempts, all.timeout_ms), (3, 2000));
+        // Without any: the host's own.
+        for text in ["", "search example.com\n", "\0\u{1}nonsense"] {
+            assert_eq!(of(text).servers, ["127.0.0.1:53".parse().unwrap()], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_have_several_names_and_comments() {
+        let all = hosts_of(
+            "127.0.0.1 localhost\n# no\n10.1.2.3\tbuild build.example # our own\nnonsense x\n::1 six\n",
+        );
+        let shown: Vec<(String, String)> =
+            all.iter().map(|entry| (entry.address.to_string(), entry.names.join(" "))).collect();
+        let expected = [("127.0.0.1", "localhost"), ("10.1.2.3", "build build.example"), ("::1", "six")];
+        assert_eq!(shown, expected.map(|(address, names)| (address.to_owned(), names.to_owned())));
+    }
+
+    #[test]
+    fn proxies_are_those_of_the_environment() {
+        let of = |all: &'static [(&str, &str)]| {
+            let lookup =
+                |name: &str| all.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            proxies_of(lookup, Proxies::default())
+        };
+        let some =
+            of(&[("https_proxy", "http://p:1"), ("HTTPS_PROXY", "http://q:2"), ("NO_PROXY", "a, .b,*")]);
+        assert_eq!(some.https.as_deref(), Some("http://p:1"));
+        assert_eq!(some.no_proxy, ["a", ".b", "*"]);
+        // What a web server passes on of a request.
+        assert_eq!(of(&[("HTTP_PROXY", "http://evil")]).http, None);
+        assert_eq!(
+            of(&[("ALL_PROXY", "socks5h://p:1080"), ("all_proxy", "")]).all.as_deref(),
+            Some("socks5h://p:1080")
+        );
+    }
+
+    #[test]
+    fn the_environment_beats_the_file() {
+        let text = |text: &str| Some(text.to_owned());
+        let file = Proxies {
+            http: text("http://f:1"),
+            https: text("http://f:2"),
+            all: None,
+            no_proxy: vec!["from.file".into()],
+        };
+        let of = |all: &'static [(&str, &str)]| {
+            let lookup =
+                |name: &str| all.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            proxies_of(lookup, file.clone())
+        };
+        assert_eq!(of(&[]), file);
+        let all = of(&[("ALL_PROXY", "socks5://e:1")]);
+        assert_eq!((all.http, all.https, all.all.as_deref()), (None, None, Some("socks5://e:1")));
+        assert_eq!(all.no_proxy, ["from.file"]);
+        // By an empty one there is none.
+        assert_eq!(of(&[("https_proxy", "")]).http, None);
+        assert!(of(&[("no_proxy", "")]).no_proxy.is_empty());
+        assert_eq!(of(&[("HTTP_PROXY", "http://evil")]), file);
+    }
+
+    #[test]
+    fn a_guest_gets_no_more_roots_than_it_takes() {
+        assert_eq!(within_bounds(vec![vec![0; 10]; 100]).len(), MOST_ANCHORS);
+        assert_eq!(within_bounds(vec![vec![0; 16 << 10]; 100]).len(), 6);
+    }
+
+    #[test]
+    fn certificates_are_found_in_files_of_either_form() {
+        let der = vec![0x30, 0x03, 0x02, 0x01, 0x05];
+        assert_eq!(certificates(&der), std::slice::from_ref(&der));
+        let pem = "text\n-----BEGIN CERTIFICATE-----\nMAMCAQU=\n-----END CERTIFICATE-----\n".repeat(2);
+        assert_eq!(certificates(pem.as_bytes()), [der.clone(), der]);
+        assert!(certificates(b"nothing").is_empty() && certificates(b"").is_empty());
+    }
+}
