@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use dice::Dice;
-pub use harness::{Named, run};
+pub use harness::{Groups, Named, run, run_in, target};
 pub use limits::Limits;
 pub use terminal::Terminal;
 

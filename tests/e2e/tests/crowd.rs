@@ -13,7 +13,6 @@ pub(crate) const CASES: &[Named] = &[
     ("twenty_clients_of_one_sandbox", clients),
     ("ten_sandboxes_at_once", sandboxes),
     ("clients_that_race_leave_nothing_wrong", race),
-    ("a_sandbox_that_cannot_be_read_is_named_and_loses_nothing", unreadable),
 ];
 
 /// The sandbox does not run when they come: one of them starts it, and all get their own command.
@@ -187,7 +186,7 @@ fn nothing_wrong(viv: &dyn Fn(&[&str]) -> Result<Said, Verdict>, state: &Path) -
 }
 
 /// The processes that hold a file beneath this folder, or have it in their environment.
-fn processes_of(state: &Path) -> Vec<String> {
+pub(crate) fn processes_of(state: &Path) -> Vec<String> {
     let text = state.to_string_lossy().into_owned();
     let has = |process: &Path| {
         let descriptors = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
@@ -206,46 +205,4 @@ fn processes_of(state: &Path) -> Vec<String> {
             format!("{:?} {}", entry.file_name(), String::from_utf8_lossy(&line).replace('\0', " "))
         })
         .collect()
-}
-
-/// Files of a newer version and damaged ones: said with the next step, nothing is changed, and the others are there.
-fn unreadable(world: &World) -> Case {
-    let folder = world.project("unreadable");
-    let own = tempfile::Builder::new().prefix("viv-state-").tempdir_in("/var/tmp")?;
-    let viv = |arguments: &[&str]| {
-        let mut command = world.viv(&folder, arguments);
-        command.env("XDG_STATE_HOME", own.path());
-        say(command, b"")
-    };
-    for name in ["good", "other"] {
-        let made = viv(&["create", "shell", ".", "--name", name])?;
-        ensure(made.code == 0, format!("{made:?}"))?;
-    }
-    let inspected: Value = serde_json::from_slice(&viv(&["inspect", "other"])?.out)?;
-    let spec = Path::new(inspected["paths"]["folder"].as_str().unwrap_or_default()).join("spec.json");
-    let whole = std::fs::read_to_string(&spec)?;
-    let newer = whole.replacen("\"schema\": 1", "\"schema\": 99", 1);
-    let half = whole.get(..whole.len() / 2).unwrap_or_default().to_owned();
-    for (text, words, hint) in [
-        (newer.as_str(), "was written by a newer viv (format 99", "a newer one"),
-        (half.as_str(), "is damaged", "rm -r "),
-        ("", "is damaged", "rm -r "),
-        ("[]", "is damaged", "rm -r "),
-        ("{\"schema\": \"x\"}", "is damaged", "rm -r "),
-    ] {
-        std::fs::write(&spec, text)?;
-        for verb in
-            [&["exec", "other", "true"][..], &["start", "other"], &["logs", "other"], &["rm", "-f", "other"]]
-        {
-            let said = viv(verb)?;
-            let good = said.code == 125 && said.err.contains(words) && said.err.contains(hint);
-            ensure(good && said.err.lines().count() == 2, format!("{verb:?} {text:?}: {said:?}"))?;
-        }
-        let listed = viv(&["ls"])?;
-        let good = listed.code == 0 && listed.text().contains("good") && listed.err.contains(words);
-        ensure(good, format!("{listed:?}"))?;
-        ensure(std::fs::read_to_string(&spec)? == text, "the file is as it was")?;
-    }
-    std::fs::write(&spec, &whole)?;
-    ensure(viv(&["ls", "-q"])?.text() == "good\nother", "nothing is lost")
 }

@@ -4,11 +4,14 @@
 //! tried on this machine is skipped with its reason, and counted.
 
 mod crowd;
+mod damaged;
 mod disk;
 mod docker;
 mod life;
 mod many;
+mod network;
 mod places;
+mod secrets;
 mod sessions;
 mod trust;
 mod workspace;
@@ -24,8 +27,11 @@ fn main() -> ExitCode {
         ("docker", docker::CASES),
         ("workspace", workspace::CASES),
         ("many", many::CASES),
+        ("network", network::CASES),
+        ("secrets", secrets::CASES),
         ("life", life::CASES),
         ("crowd", crowd::CASES),
+        ("damaged", damaged::CASES),
         ("disk", disk::CASES),
         ("places", places::CASES),
         ("trust", trust::CASES),

@@ -227,12 +227,9 @@ fn logs(world: &World) -> Case {
         .spawn()?;
     well(world.run(&["stop", "shell-logged"])?)?;
     let all = well(world.run(&["logs", "shell-logged"])?)?;
-    for (source, words) in [
-        ("agent", "ready for sessions"),
-        ("dockerd", "API listen on"),
-        ("shim", "The guest is ready"),
-        ("shim", "The sandbox has ended"),
-    ] {
+    for (source, words) in
+        [("agent", "ready for sessions"), ("shim", "The guest is ready"), ("shim", "The sandbox has ended")]
+    {
         let found = all.lines().any(|line| {
             let mut parts = line.split_ascii_whitespace();
             // A time that sorts as it reads.
@@ -242,6 +239,10 @@ fn logs(world: &World) -> Case {
         });
         ensure(found, format!("{source}: {words} is not in\n{all}"))?;
     }
+    // What dockerd says at every start is for who asks.
+    ensure(!all.contains("API listen on"), format!("routine is in\n{all}"))?;
+    let docker = well(world.run(&["logs", "shell-logged", "dockerd"])?)?;
+    ensure(docker.contains("API listen on"), format!("API listen on is not in\n{docker}"))?;
     let times: Vec<&str> = all.lines().filter_map(|line| line.get(..24)).collect();
     ensure(times.is_sorted(), "lines are not in the order of their times")?;
     let last = well(world.run(&["logs", "-n", "2", "--json", "shell-logged", "shim"])?)?;
@@ -312,7 +313,26 @@ fn copies(world: &World) -> Case {
     let into = say(cp("-", &format!("{name}:/tmp")), &archive.out)?;
     ensure(into.code == 0 && inside("/tmp/sub/run")? == "ran", format!("{into:?}"))?;
 
+    // What a kernel makes up as it is read says no size, or a wrong one.
+    well(run(&format!("{name}:/proc/version"), &back_text)?)?;
+    well(run(&format!("{name}:/sys/kernel/mm/transparent_hugepage/enabled"), &format!("{back_text}/thp"))?)?;
+    let read = |file: &str| std::fs::read_to_string(back.join(file));
+    ensure(read("version")?.starts_with("Linux version 6."), read("version")?)?;
+    ensure(
+        read("thp")? == format!("{}\n", inside("cat /sys/kernel/mm/transparent_hugepage/enabled")?),
+        read("thp")?,
+    )?;
+    let archive = run(&format!("{name}:/proc/version"), "-")?;
+    ensure(archive.code == 0 && archive.text().contains("Linux version 6."), format!("{archive:?}"))?;
+    well(run("/proc/version", &format!("{name}:/tmp/hosts"))?)?;
+    ensure(inside("cat /tmp/hosts")? == std::fs::read_to_string("/proc/version")?.trim(), "the host's own")?;
+
     for (from, to, words) in [
+        ("shell-copied:/dev/zero", ".", "/dev/zero in shell-copied is a device, and only"),
+        ("shell-copied:/dev/zero", "-", "is a device, and only"),
+        ("/dev/zero", "shell-copied:/tmp", "/dev/zero is a device, and only"),
+        ("out here/tree/large", "shell-copied:/dev/null", "is a device, and a copy replaces only files"),
+        ("shell-copied:/proc/sys", ".", "is not copied as a folder"),
         ("nosuch", "shell-copied:/tmp", "does not exist"),
         ("shell-copied:/nosuch", ".", "does not exist in shell-copied"),
         ("out here/tree", "shell-copied:/etc/passwd", "is a file"),
@@ -327,6 +347,8 @@ fn copies(world: &World) -> Case {
         let good = said.code == 125 && said.err.starts_with("error: ") && said.err.contains(words);
         ensure(good, format!("{from} {to}: {said:?}"))?;
     }
+    let said = say(cp("-", &format!("{name}:/tmp")), b"no archive")?;
+    ensure(said.code == 125 && said.err.contains("hint: - takes an archive"), format!("{said:?}"))?;
     world.run(&["rm", "-f", name]).map(|_| ())
 }
 

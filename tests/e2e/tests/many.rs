@@ -176,6 +176,21 @@ fn names(world: &World) -> Case {
         listed.lines().any(|name| name == "shell-twin") && listed.lines().any(|name| name == "shell-twin-2"),
         listed,
     )?;
+    let json = |arguments: &[&str]| -> Result<serde_json::Value, e2e::Verdict> {
+        let said = world.run(arguments)?;
+        serde_json::from_slice(&said.out).map_err(|_| e2e::Verdict::Wrong(format!("{arguments:?}: {said:?}")))
+    };
+    let names = json(&["ls", "-q", "--json"])?;
+    ensure(names.as_array().is_some_and(|all| all.contains(&"shell-twin".into())), names.to_string())?;
+    let both = json(&["inspect", "--json", "shell-twin-2", "shell-twin"])?;
+    ensure(
+        both[0]["name"] == "shell-twin-2" && both[1]["name"] == "shell-twin" && both[2].is_null(),
+        both.to_string(),
+    )?;
+    ensure(json(&["inspect", "shell-twin"])?["name"] == "shell-twin", "one is an object")?;
+    // With one that is not there: the others, and a failure.
+    let said = world.run(&["inspect", "shell-twin", "nosuch"])?;
+    ensure(said.code == 125 && said.out.starts_with(b"["), format!("{said:?}"))?;
     let said =
         e2e::say(world.viv(&two, ["run", "shell", ".", "--name", "shell-twin", "--", "-c", "true"]), b"")?;
     ensure(said.code == 125 && said.err.contains("taken"), format!("{said:?}"))?;
@@ -320,6 +335,11 @@ fn mistakes(world: &World) -> Case {
         (&["run", "shell", ".", "--cpus", "1000"][..], "cannot be had"),
         (&["run", "shell", ".", "-e", "=x"][..], "sets no variable"),
         (&["stop", "nosuch"][..], "no sandbox is called"),
+        (&["ps"][..], "viv ls lists"),
+        (&["run", "--rm", "shell"][..], "viv rm NAME"),
+        (&["run", "--cpus", "abc", "shell"][..], "a whole number"),
+        (&["logs", "-n", "-1", "nosuch"][..], "-n 20"),
+        (&["exec", "nosuch"][..], "needs COMMAND"),
     ] {
         let said = world.run(arguments)?;
         let lines: Vec<&str> = said.err.lines().collect();
@@ -405,6 +425,11 @@ fn diagnose(world: &World) -> Case {
             && text.contains("confinement"),
         text,
     )?;
+    // What the engines count is for who asks.
+    world.shell_ok(&world.project("main"), "true")?;
+    let (plain, more) = (world.run(&["diagnose"])?.text(), world.run(&["-v", "diagnose"])?.text());
+    ensure(!plain.contains("translated blocks"), plain.clone())?;
+    ensure(more.contains("translated blocks") || plain.starts_with("engine        kvm"), more)?;
     let json: serde_json::Value = serde_json::from_str(&world.run(&["diagnose", "--json"])?.text())?;
     ensure(matches!(json["engine"]["engine"].as_str(), Some("kvm" | "soft")), json.to_string())
 }

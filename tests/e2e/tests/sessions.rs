@@ -94,8 +94,20 @@ fn codes(world: &World) -> Case {
             format!("exec {command} gave {} instead of {code}: {}", said.code, said.err),
         )?;
     }
-    let said = world.run(&["exec", "nosuchsandbox", "true"])?;
-    ensure(said.code == 125 && said.err.contains("hint:"), format!("{said:?}"))
+    for (arguments, code, cause, hint) in [
+        (&["nosuchsandbox", "true"][..], 125, "no sandbox", "viv ls"),
+        (&["-u", "bob", name, "true"][..], 125, "there is no user \"bob\"", "/etc/passwd"),
+        (&["-u", "root:nogrp", name, "true"][..], 125, "there is no group \"nogrp\"", "/etc/group"),
+        (&[name, "docker ps"][..], 127, "no program called \"docker ps\"", "viv exec NAME docker ps"),
+        (&[name, "/etc/passwd"][..], 126, "cannot be executed: permission denied", "chmod +x"),
+        (&["-w", "/nope", name, "true"][..], 125, "no such file or directory", "-w FOLDER"),
+    ] {
+        let said = world.run(&[&["exec"][..], arguments].concat())?;
+        let (error, next) = said.err.split_once("\n  hint: ").unwrap_or_default();
+        let good = said.code == code && error.starts_with("error: ") && error.contains(cause);
+        ensure(good && next.contains(hint) && next.lines().count() == 1, format!("{arguments:?}: {said:?}"))?;
+    }
+    Ok(())
 }
 
 fn input_end(world: &World) -> Case {

@@ -24,13 +24,16 @@ pub struct Processes {
 
 /// The processes of a sandbox by its folder's name, which its shim has on its command line; `None` when it does not run.
 pub fn processes(id: &str) -> Option<Processes> {
-    let is_shim = |pid: &i32| {
+    let is = |pid: i32, role: &[&[u8]]| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        words.get(1..3) == Some(&[b"shim", id.as_bytes()])
+        words.get(1..).is_some_and(|words| words.starts_with(role))
     };
+    let is_shim = |pid: &i32| is(*pid, &[b"shim", id.as_bytes()]);
     let shim = parents().into_iter().map(|(_, pid)| pid).find(is_shim).and_then(Pid::from_raw)?;
-    Some(Processes { shim, vmm: children(shim).first().copied() })
+    // Its other child is the gateway's keeper.
+    let is_vmm = |pid: &Pid| is(pid.as_raw_nonzero().get(), &[b"vmm"]);
+    Some(Processes { shim, vmm: children(shim).into_iter().find(is_vmm) })
 }
 
 /// Kills a process that may have ended just now.

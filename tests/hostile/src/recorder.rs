@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 /// A call: its role, its number, and the value of the argument that the table looks at (0 where it looks at none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Made {
-    /// Who made it: 'v' the vmm, 's' the shim.
+    /// Who made it: 'v' the vmm, 's' the shim, 'k' the gateway's keeper, 'g' the gateway.
     pub role: char,
     /// The system call's number.
     pub number: i64,
@@ -47,6 +47,8 @@ pub fn letter(role: Role) -> char {
     match role {
         Role::Vmm => 'v',
         Role::Shim => 's',
+        Role::Keeper => 'k',
+        Role::Gateway => 'g',
     }
 }
 
@@ -167,6 +169,20 @@ impl Recorder {
         })
     }
 
+    /// A process that a confined keeper has forked is a gateway, from its own filters on.
+    fn notice_gateway(&mut self, process: i32) {
+        if self.processes.contains_key(&process) {
+            return;
+        }
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<i32>().ok());
+        let of_keeper = parent
+            .and_then(|parent| self.processes.get(&parent))
+            .is_some_and(|parent| parent.role == Some(Role::Keeper) && parent.filters == FILTERS);
+        let role = of_keeper.then_some(Role::Gateway);
+        self.processes.insert(process, Process { role, filters: 0 });
+    }
+
     fn executed(&mut self, thread: Pid) {
         let process = self.process(thread);
         if self.without_vdso {
@@ -177,6 +193,7 @@ impl Recorder {
         let role = match line.split(|byte| *byte == 0).nth(1) {
             Some(b"vmm") => Some(Role::Vmm),
             Some(b"shim") => Some(Role::Shim),
+            Some(b"gateway") => Some(Role::Keeper),
             _ => None,
         };
         self.processes.insert(process, Process { role, filters: 0 });
@@ -193,6 +210,7 @@ impl Recorder {
             };
         }
         let process = self.process(thread);
+        self.notice_gateway(process);
         let Some(known) = self.processes.get_mut(&process) else { return Ok(()) };
         let Some(role) = known.role else { return Ok(()) };
         let number = registers.orig_rax.cast_signed();

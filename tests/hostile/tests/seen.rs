@@ -184,6 +184,8 @@ fn descriptors(world: &World, processes: &Processes) -> Case {
         // The bells of its own threads, and what they wait by.
         "eventfd",
         "eventpoll",
+        // The rings of the network card.
+        "/memfd:vivarium-frames",
         // The guest's memory. The base image, the kernel and the initramfs are not open any more.
         "/memfd:vivarium-ram",
         "layer-0.raw",

@@ -1,0 +1,31 @@
+//! The network with real servers, in a private network namespace: `cargo test -p network`; a name's part as argument chooses cases.
+//!
+//! A file a subject. What cannot be tried on this machine is skipped with its reason, and counted.
+
+mod credentials;
+mod flows;
+mod git;
+mod host_services;
+mod http;
+mod proxied;
+mod registry;
+mod resolving;
+mod sign_in;
+mod streams;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    network::run(&[
+        ("http", http::CASES),
+        ("resolving", resolving::CASES),
+        ("flows", flows::CASES),
+        ("credentials", credentials::CASES),
+        ("git", git::CASES),
+        ("registry", registry::CASES),
+        ("sign_in", sign_in::CASES),
+        ("streams", streams::CASES),
+        ("host_services", host_services::CASES),
+        ("proxied", proxied::CASES),
+    ])
+}
