@@ -15,6 +15,7 @@ pub(crate) fn run(data: &[u8]) {
     let places = Places {
         state: root.path().join("state"),
         cache: root.path().join("cache"),
+        config: root.path().join("config"),
         home: root.path().join("home"),
     };
     let folder = places.sandboxes().join("0123456789abcdef");
@@ -24,9 +25,12 @@ pub(crate) fn run(data: &[u8]) {
     let sandboxes = Sandboxes::open(&places).expect("the folder can be read");
     let (found, wrong) = sandboxes.list().expect("the folder can be read");
     assert_eq!(found.len() + wrong.len(), 1, "nothing is passed over");
-    for error in wrong {
-        assert!(!error.to_string().is_empty());
-        let _ = error.hint();
+    for damaged in wrong {
+        assert!(!damaged.cause().to_string().is_empty() && !damaged.mend().is_empty());
+        // It goes by its id whatever is in it.
+        assert_eq!(damaged.name(), "0123456789abcdef");
+        assert!(sandboxes.find("0123456789abcdef").is_err());
+        assert_eq!(sandboxes.find_folder("0123456789abcdef").expect("it is there").path(), folder);
     }
     for sandbox in found {
         // Nobody holds its lock.

@@ -1,0 +1,7 @@
+//! libFuzzer's entry to the body of the same name.
+#![no_main]
+
+#[path = "../bodies/gateway_dns.rs"]
+mod body;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| body::run(data));
