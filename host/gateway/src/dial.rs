@@ -14,8 +14,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use crate::core::{Shared, Target};
-use crate::proxy;
+use crate::proxy::{self, Proxy, ProxyHost, ProxyTable};
 use crate::resolve::ResolveError;
+use crate::wire::Wire;
 
 /// How long one address is given before the next is tried beside it (RFC 8305 §5).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -47,7 +48,7 @@ pub enum DialError {
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Upstream {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Wire,
     /// What came before it was handed over (behind a proxy's answer).
     pub(crate) early: Vec<u8>,
     /// Where it goes; `None` behind a proxy.
@@ -138,17 +139,14 @@ impl Dialer {
     }
 
     async fn attempt(&self) -> Result<Upstream, DialError> {
-        let proxy = {
-            let core = self.shared.lock();
-            core.proxies.clone().choose(&self.target)
-        };
-        match proxy {
-            Some(proxy) => self.by_proxy(&proxy.map_err(DialError::Proxy)?).await,
+        let proxies = Arc::clone(&self.shared.lock().proxies);
+        match proxies.choose(&self.target) {
+            Some(proxy) => self.by_proxy(&proxy.map_err(DialError::Proxy)?, &proxies).await,
             None => {
                 let addresses = self.addresses().await?;
                 let stream = connect(addresses, self.target.port).await?;
                 let address = stream.peer_addr().ok().map(|peer| canonical_address(peer.ip()));
-                Ok(Upstream { stream, early: Vec::new(), address })
+                Ok(Upstream { stream: Wire::Plain(stream), early: Vec::new(), address })
             }
         }
     }
@@ -189,21 +187,22 @@ impl Dialer {
 
     /// By an upstream proxy. A name that resolves here is judged as if the gateway connected itself; one that does not is
     /// the proxy's to resolve.
-    async fn by_proxy(&self, proxy: &proxy::Proxy) -> Result<Upstream, DialError> {
+    async fn by_proxy(&self, proxy: &Proxy, proxies: &ProxyTable) -> Result<Upstream, DialError> {
         match self.addresses().await {
             Ok(_) | Err(DialError::Resolve(_)) => {}
             Err(refused) => return Err(refused),
         }
         let addresses = match &proxy.host {
-            proxy::ProxyHost::Address(address) => vec![*address],
-            proxy::ProxyHost::Name(name) => {
+            ProxyHost::Address(address) => vec![*address],
+            ProxyHost::Name(name) => {
                 let resolver = self.shared.lock().rules.resolver.clone();
                 interleaved(resolver.resolve(name).await?)
             }
         };
         let stream =
             connect(addresses, proxy.port).await.map_err(|error| DialError::Proxy(error.to_string()))?;
-        let (stream, early) = proxy::open(proxy, stream, &self.target).await.map_err(DialError::Proxy)?;
+        let opened = proxy::open(proxy, proxies.tls(), stream, &self.target).await;
+        let (stream, early) = opened.map_err(DialError::Proxy)?;
         Ok(Upstream { stream, early, address: None })
     }
 }

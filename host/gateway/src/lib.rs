@@ -58,6 +58,7 @@ mod serve;
 mod sys;
 mod tcp;
 mod udp;
+mod wire;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;

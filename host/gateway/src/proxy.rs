@@ -1,17 +1,22 @@
-//! Upstream proxies: HTTP CONNECT and SOCKS5 (RFC 1928, RFC 1929), by setting.
+//! Upstream proxies: HTTP CONNECT, over TLS where the URL says https, and SOCKS5 (RFC 1928, RFC 1929), by setting.
 //!
 //! The proxy is the host user's choice and trusted as the host's router is; its own address is not judged.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use policy::{Host, Name};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::control::Proxies;
 use crate::core::Target;
+use crate::wire::Wire;
 
 /// Bytes of the answer to a CONNECT, headers included.
 const LONGEST_ANSWER: usize = 16 << 10;
@@ -26,6 +31,7 @@ pub(crate) enum ProxyHost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     Http,
+    Https,
     Socks5,
 }
 
@@ -49,8 +55,13 @@ impl Proxy {
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let (scheme, usual) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Scheme::Http, 80),
+            "https" => (Scheme::Https, 443),
             "socks5" | "socks5h" | "socks" => (Scheme::Socks5, 1080),
-            other => return Err(format!("a proxy's URL begins with http:// or socks5://, not {other}://")),
+            other => {
+                return Err(format!(
+                    "a proxy's URL begins with http://, https:// or socks5://, not {other}://"
+                ));
+            }
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (login, place) = match authority.rsplit_once('@') {
@@ -106,7 +117,7 @@ fn decoded(text: &str) -> String {
 }
 
 /// Hosts that are reached without a proxy.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Direct {
     All,
     /// The name and all below it.
@@ -117,22 +128,42 @@ pub(crate) enum Direct {
 /// A proxy, or why its URL says none.
 type Read = Result<Proxy, String>;
 
+/// What TLS to a proxy is checked against, or why it cannot be.
+pub(crate) type Tls = Result<Arc<ClientConfig>, String>;
+
 /// Which flow goes by which proxy.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ProxyTable {
     http: Option<Read>,
     https: Option<Read>,
     direct: Vec<Direct>,
+    /// For proxies that are asked over TLS, if one is set.
+    tls: Option<Tls>,
 }
 
 impl ProxyTable {
-    pub(crate) fn new(proxies: &Proxies) -> Self {
+    /// `roots`, in DER, are what proxies over TLS are checked against.
+    pub(crate) fn new(proxies: &Proxies, roots: &[Vec<u8>]) -> Self {
         let parse = |url: &Option<String>| {
             let url = url.as_deref().or(proxies.all.as_deref());
             url.filter(|url| !url.is_empty()).map(Proxy::parse)
         };
         let direct = proxies.no_proxy.iter().filter_map(|text| direct(text.trim())).collect();
-        Self { http: parse(&proxies.http), https: parse(&proxies.https), direct }
+        let mut table = Self { http: parse(&proxies.http), https: parse(&proxies.https), direct, tls: None };
+        table.set_roots(roots);
+        table
+    }
+
+    /// Other certificates to check proxies against.
+    pub(crate) fn set_roots(&mut self, roots: &[Vec<u8>]) {
+        let sealed = |read: &Option<Read>| matches!(read, Some(Ok(proxy)) if proxy.scheme == Scheme::Https);
+        let needed = sealed(&self.http) || sealed(&self.https);
+        self.tls = needed.then(|| tls(roots));
+    }
+
+    /// How proxies over TLS are checked.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// What is wrong with its URLs, if something is.
@@ -199,11 +230,16 @@ fn within(network: IpAddr, bits: u8, address: IpAddr) -> bool {
 /// Has the proxy connect to the target. Also what the server said already.
 pub(crate) async fn open(
     proxy: &Proxy,
-    mut stream: TcpStream,
+    tls: Option<&Tls>,
+    stream: TcpStream,
     target: &Target,
-) -> Result<(TcpStream, Vec<u8>), String> {
+) -> Result<(Wire, Vec<u8>), String> {
+    let mut stream = match proxy.scheme {
+        Scheme::Https => sealed(proxy, tls, stream).await?,
+        Scheme::Http | Scheme::Socks5 => Wire::Plain(stream),
+    };
     let early = match proxy.scheme {
-        Scheme::Http => by_connect(proxy, &mut stream, target).await?,
+        Scheme::Http | Scheme::Https => by_connect(proxy, &mut stream, target).await?,
         Scheme::Socks5 => {
             by_socks(proxy, &mut stream, target).await?;
             Vec::new()
@@ -212,8 +248,41 @@ pub(crate) async fn open(
     Ok((stream, early))
 }
 
+/// TLS to a proxy: its certificate has to have the name or address of its URL.
+async fn sealed(proxy: &Proxy, tls: Option<&Tls>, stream: TcpStream) -> Result<Wire, String> {
+    let config = match tls {
+        Some(Ok(config)) => Arc::clone(config),
+        Some(Err(why)) => return Err(why.clone()),
+        None => return Err("there is nothing to check its certificate against".into()),
+    };
+    let name = match &proxy.host {
+        ProxyHost::Name(name) => {
+            ServerName::try_from(name.as_str().to_owned()).map_err(|error| error.to_string())?
+        }
+        ProxyHost::Address(address) => ServerName::from(*address),
+    };
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| error.to_string())?;
+    Ok(Wire::Sealed(Box::new(stream)))
+}
+
+/// Trusts these roots (DER) and nothing else.
+fn tls(roots: &[Vec<u8>]) -> Tls {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(roots.iter().map(|root| CertificateDer::from(root.as_slice())));
+    if store.is_empty() {
+        return Err("none of the host's roots can be used".into());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config =
+        config.map_err(|error| error.to_string())?.with_root_certificates(store).with_no_client_auth();
+    // What a CONNECT is written in.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 /// HTTP CONNECT (RFC 9110 §9.3.6).
-async fn by_connect(proxy: &Proxy, stream: &mut TcpStream, target: &Target) -> Result<Vec<u8>, String> {
+async fn by_connect(proxy: &Proxy, stream: &mut Wire, target: &Target) -> Result<Vec<u8>, String> {
     let host = match target.host.as_host() {
         Host::Address(IpAddr::V6(address)) => format!("[{address}]"),
         Host::Address(address) => address.to_string(),
@@ -227,6 +296,7 @@ async fn by_connect(proxy: &Proxy, stream: &mut TcpStream, target: &Target) -> R
     let head =
         format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{}\r\n", login.unwrap_or_default());
     stream.write_all(head.as_bytes()).await.map_err(|error| error.to_string())?;
+    stream.flush().await.map_err(|error| error.to_string())?;
     let mut answer = Vec::new();
     loop {
         if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -259,7 +329,7 @@ fn checked(answer: &[u8]) -> Result<(), String> {
 }
 
 /// SOCKS5: the greeting, the login if there is one, the request by name.
-async fn by_socks(proxy: &Proxy, stream: &mut TcpStream, target: &Target) -> Result<(), String> {
+async fn by_socks(proxy: &Proxy, stream: &mut Wire, target: &Target) -> Result<(), String> {
     let broken = |error: std::io::Error| error.to_string();
     let greeting: &[u8] = if proxy.login.is_some() { &[5, 2, 0, 2] } else { &[5, 1, 0] };
     stream.write_all(greeting).await.map_err(broken)?;

@@ -22,6 +22,7 @@ use crate::record::{Decision, Kind, What};
 use crate::relay::{Finished, Relay};
 use crate::serve::World;
 use crate::tcp::ServerName;
+use crate::wire::Wire;
 
 /// Ports that connections to the guest come from.
 const PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
@@ -96,7 +97,7 @@ impl Port {
         let _ = stream.set_nodelay(true);
         match self.guest().await {
             Ok(flow) => {
-                let ended = Relay::<ServerName>::new(flow, stream, Vec::new(), None).run().await;
+                let ended = Relay::<ServerName>::new(flow, Wire::Plain(stream), Vec::new(), None).run().await;
                 let text = match ended.finished {
                     Finished::GuestGone => "reset by the guest",
                     Finished::UpstreamGone(_) => "reset by the host",

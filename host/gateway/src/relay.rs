@@ -7,9 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 
 use crate::flow::Flow;
+use crate::wire::Wire;
 
 /// Bytes that one way of a flow moves before others have their turn.
 const TURN: usize = 512 << 10;
@@ -35,7 +35,7 @@ pub(crate) struct Ended {
     /// Bytes that were passed on, up and down.
     pub(crate) bytes: (u64, u64),
     /// After [`Finished::Divert`].
-    pub(crate) sides: Option<(Flow, TcpStream)>,
+    pub(crate) sides: Option<(Flow, Wire)>,
 }
 
 /// What the gate says of the guest's next bytes.
@@ -60,7 +60,7 @@ pub(crate) trait Doorkeeper {
 
 pub(crate) struct Relay<D> {
     flow: Flow,
-    upstream: TcpStream,
+    upstream: Wire,
     gate: Option<D>,
     /// Bytes that were looked at, on their way upstream.
     up_first: Vec<u8>,
@@ -73,7 +73,7 @@ pub(crate) struct Relay<D> {
 }
 
 impl<D: Doorkeeper> Relay<D> {
-    pub(crate) fn new(flow: Flow, upstream: TcpStream, early: Vec<u8>, gate: Option<D>) -> Self {
+    pub(crate) fn new(flow: Flow, upstream: Wire, early: Vec<u8>, gate: Option<D>) -> Self {
         Self {
             flow,
             upstream,
@@ -124,6 +124,7 @@ impl<D: Doorkeeper> Relay<D> {
         if up == 0 || down == 0 {
             cx.waker().wake_by_ref();
         }
+        self.upstream.poll_drain(cx, self.up_done);
         Poll::Pending
     }
 
@@ -188,7 +189,7 @@ impl<D: Doorkeeper> Relay<D> {
             };
         }
         let mut failed = None;
-        let upstream = &self.upstream;
+        let upstream = &mut self.upstream;
         let got = self.flow.poll_receive(cx, |bytes| match upstream.try_write(bytes) {
             Ok(count) => count,
             Err(error) => {
@@ -239,7 +240,7 @@ impl<D: Doorkeeper> Relay<D> {
                 }
             }
             let mut read = Ok(0);
-            let (upstream, first) = (&self.upstream, &mut self.down_first);
+            let (upstream, first) = (&mut self.upstream, &mut self.down_first);
             let put = self.flow.poll_send(cx, |room| {
                 read = if first.is_empty() { upstream.try_read(room) } else { Ok(take_first(first, room)) };
                 *read.as_ref().unwrap_or(&0)

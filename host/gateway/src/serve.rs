@@ -137,7 +137,7 @@ fn configured(configuration: Configuration, make: MakeInterceptor) -> Result<Rc<
         reject("Resolver", error.to_string());
         Resolver::default()
     });
-    let proxies = ProxyTable::new(&configuration.proxies);
+    let proxies = ProxyTable::new(&configuration.proxies, &configuration.roots);
     if let Err(error) = proxies.check() {
         reject("Proxies", error);
     }
@@ -218,13 +218,14 @@ fn heed(world: &Rc<World>, word: ToGateway, descriptors: Vec<OwnedFd>) {
             Err(error) => check(world, "Resolver", Err(error.to_string())),
         },
         ToGateway::Proxies { proxies } => {
-            let proxies = ProxyTable::new(&proxies);
+            let proxies = ProxyTable::new(&proxies, &world.roots.borrow());
             let read = proxies.check();
             shared.lock().proxies = Arc::new(proxies);
             check(world, "Proxies", read);
         }
         ToGateway::Roots { roots } => {
             let set = world.interceptor().map_or(Ok(()), |interceptor| interceptor.set_roots(&roots));
+            Arc::make_mut(&mut shared.lock().proxies).set_roots(&roots);
             world.roots.replace(roots);
             check(world, "Roots", set);
         }

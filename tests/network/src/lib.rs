@@ -147,7 +147,15 @@ impl Net {
     /// An upstream proxy at an address of its own that connects to these names, as `host:port`.
     pub fn proxy(&self, speaks: Speaks, routes: HashMap<String, SocketAddr>) -> Result<Proxy, Verdict> {
         let _inside = self.runtime.enter();
-        Ok(Proxy::start(SocketAddr::new(self.address(false), 3128), speaks, routes)?)
+        let address = SocketAddr::new(self.address(false), 3128);
+        let tls = match speaks {
+            Speaks::ConnectOverTls => {
+                let certificate = self.authority.certify(&[&address.ip().to_string()]);
+                Some(certificate.map_err(|error| wrong(&error))?.server(&["http/1.1"])?)
+            }
+            Speaks::Connect | Speaks::Socks5 => None,
+        };
+        Ok(Proxy::start(address, speaks, routes, tls)?)
     }
 
     /// The runtime that servers run on.

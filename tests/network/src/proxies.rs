@@ -1,4 +1,4 @@
-//! Upstream proxies: HTTP's CONNECT (RFC 9110 §9.3.6) and SOCKS5 (RFC 1928, RFC 1929). They keep what they were asked, know the
+//! Upstream proxies: HTTP's CONNECT (RFC 9110 §9.3.6), in clear and over TLS, and SOCKS5 (RFC 1928, RFC 1929). They keep what they were asked, know the
 //! addresses that they are told, and refuse the rest.
 
 use std::collections::HashMap;
@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::web::listen;
 
@@ -18,6 +20,8 @@ use crate::web::listen;
 pub enum Speaks {
     /// CONNECT, with Basic authentication.
     Connect,
+    /// The same, over TLS.
+    ConnectOverTls,
     /// SOCKS5, with a user's name and password.
     Socks5,
 }
@@ -41,6 +45,7 @@ impl Proxy {
         address: SocketAddr,
         speaks: Speaks,
         routes: HashMap<String, SocketAddr>,
+        tls: Option<Arc<ServerConfig>>,
     ) -> std::io::Result<Self> {
         let listener = listen(address)?;
         listener.set_nonblocking(true)?;
@@ -49,7 +54,13 @@ impl Proxy {
         let each = proxy.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(each.clone().serve(stream));
+                let (each, tls) = (each.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        Some(config) => each.serve(TlsAcceptor::from(config).accept(stream).await?).await,
+                        None => each.serve(stream).await,
+                    }
+                });
             }
         });
         Ok(proxy)
@@ -62,13 +73,17 @@ impl Proxy {
 
     /// Its URL, with the login.
     pub fn url(&self) -> String {
-        let scheme = if self.speaks == Speaks::Connect { "http" } else { "socks5" };
+        let scheme = match self.speaks {
+            Speaks::Connect => "http",
+            Speaks::ConnectOverTls => "https",
+            Speaks::Socks5 => "socks5",
+        };
         format!("{scheme}://proxy-user:p%40ss%20word@{}", self.address)
     }
 
-    async fn serve(self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn serve(self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
         let target = match self.speaks {
-            Speaks::Connect => connect(&mut stream).await?,
+            Speaks::Connect | Speaks::ConnectOverTls => connect(&mut stream).await?,
             Speaks::Socks5 => socks5(&mut stream).await?,
         };
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(target.clone());
@@ -76,14 +91,15 @@ impl Proxy {
             Some(address) => TcpStream::connect(address).await.ok(),
             None => None,
         };
-        let answer: &[u8] = match (self.speaks, upstream.is_some()) {
-            (Speaks::Connect, true) => b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n",
-            (Speaks::Connect, false) => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
-            (Speaks::Socks5, true) => &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        let answer: &[u8] = match (self.speaks == Speaks::Socks5, upstream.is_some()) {
+            (false, true) => b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n",
+            (false, false) => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            (true, true) => &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0],
             // "connection not allowed by ruleset"
-            (Speaks::Socks5, false) => &[5, 2, 0, 1, 0, 0, 0, 0, 0, 0],
+            (true, false) => &[5, 2, 0, 1, 0, 0, 0, 0, 0, 0],
         };
         stream.write_all(answer).await?;
+        stream.flush().await?;
         if let Some(mut upstream) = upstream {
             copy_bidirectional(&mut stream, &mut upstream).await?;
         }
@@ -95,7 +111,7 @@ fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::InvalidData, what)
 }
 
-async fn connect(stream: &mut TcpStream) -> std::io::Result<String> {
+async fn connect(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -115,7 +131,7 @@ async fn connect(stream: &mut TcpStream) -> std::io::Result<String> {
     Err(invalid("no login"))
 }
 
-async fn socks5(stream: &mut TcpStream) -> std::io::Result<String> {
+async fn socks5(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<String> {
     const PASSWORD: u8 = 2;
     let (version, methods) = (stream.read_u8().await?, counted(stream).await?);
     if version != 5 || !methods.contains(&PASSWORD) {
@@ -141,7 +157,7 @@ async fn socks5(stream: &mut TcpStream) -> std::io::Result<String> {
 }
 
 /// Bytes behind their count.
-async fn counted(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+async fn counted(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; stream.read_u8().await?.into()];
     stream.read_exact(&mut bytes).await?;
     Ok(bytes)

@@ -8,12 +8,17 @@ use network::{How, Named, Net, Proxy, Speaks, echo};
 
 pub(crate) const CASES: &[Named] = &[
     ("an_http_proxy_is_asked_by_name", by_connect),
+    ("a_proxy_over_tls_is_asked_by_name", by_connect_over_tls),
     ("a_socks5_proxy_is_asked_by_name", by_socks),
     ("nothing_goes_past_a_proxy_that_cannot_be_used", unusable),
 ];
 
 fn by_connect(net: &Net) -> Case {
     through(net, "connected", Speaks::Connect, "https_proxy")
+}
+
+fn by_connect_over_tls(net: &Net) -> Case {
+    through(net, "sealed", Speaks::ConnectOverTls, "https_proxy")
 }
 
 fn by_socks(net: &Net) -> Case {
@@ -76,7 +81,7 @@ fn through(net: &Net, name: &str, speaks: Speaks, variable: &str) -> Case {
 fn unusable(net: &Net) -> Case {
     let site = net.site("site.unusable.example", How::default(), echo())?;
     let (name, sandbox) = ("unusable", "shell-unusable");
-    let variables = [("https_proxy", "https://198.51.100.9:3128")];
+    let variables = [("https_proxy", "socks4://198.51.100.9:3128")];
     session(net, name, &variables, "true")?;
     net.viv_ok(&["policy", "allow", "--sandbox", sandbox, "*.unusable.example:443"])?;
     let said =
@@ -84,7 +89,7 @@ fn unusable(net: &Net) -> Case {
     ensure(said.text() == "7" && site.connections() == 0, format!("{said:?}"))?;
     eventually("the reason in the log", || {
         net.viv_ok(&["policy", "log", "--json", sandbox])
-            .is_ok_and(|log| log.contains("begins with http:// or socks5://"))
+            .is_ok_and(|log| log.contains("begins with http://, https:// or socks5://"))
     })?;
     net.viv_ok(&["rm", "-f", sandbox]).map(|_| ())
 }

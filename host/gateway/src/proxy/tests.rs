@@ -9,7 +9,7 @@ fn target(host: &str, port: u16) -> Target {
 
 fn table(https: &str, no_proxy: &[&str]) -> ProxyTable {
     let no_proxy = no_proxy.iter().map(|text| (*text).to_owned()).collect();
-    ProxyTable::new(&Proxies { https: Some(https.into()), no_proxy, ..Proxies::default() })
+    ProxyTable::new(&Proxies { https: Some(https.into()), no_proxy, ..Proxies::default() }, &[])
 }
 
 #[test]
@@ -18,21 +18,14 @@ fn urls_are_read_and_malformed_ones_are_not() {
     assert_eq!((proxy.scheme, proxy.port), (Scheme::Http, 3128));
     assert_eq!(proxy.login, Some(("us@er".into(), "p:w".into())));
     assert_eq!(Proxy::parse("proxy.example").unwrap().port, 80);
+    let sealed = Proxy::parse("https://proxy.example").unwrap();
+    assert_eq!((sealed.scheme, sealed.port), (Scheme::Https, 443));
     let socks = Proxy::parse("socks5h://[2001:db8::1]").unwrap();
     assert_eq!(
         (socks.scheme, socks.port, socks.host),
         (Scheme::Socks5, 1080, ProxyHost::Address("2001:db8::1".parse().unwrap()))
     );
-    for url in [
-        "",
-        "http://",
-        "https://proxy.example",
-        "ftp://x",
-        "http://a b",
-        "http://x:99999",
-        "http://[::1",
-        "socks4://x",
-    ] {
+    for url in ["", "http://", "ftp://x", "http://a b", "http://x:99999", "http://[::1", "socks4://x"] {
         assert!(Proxy::parse(url).is_err(), "{url}");
     }
     assert!(!format!("{proxy:?}").contains("p:w"));
@@ -63,13 +56,13 @@ fn the_list_of_direct_hosts_holds_as_curl_has_it() {
     assert!(self::table("http://p.example", &["*"]).choose(&target("x.example", 443)).is_none());
     // Another proxy for port 80, or none.
     assert!(table.choose(&target("x.example", 80)).is_none());
-    let all = ProxyTable::new(&Proxies { all: Some("socks5://p.example".into()), ..Proxies::default() });
+    let all = ProxyTable::new(&Proxies { all: Some("socks5://p.example".into()), ..Proxies::default() }, &[]);
     assert!(all.choose(&target("x.example", 80)).is_some() && all.choose(&target("x.example", 22)).is_some());
 }
 
 #[test]
 fn what_would_go_by_a_proxy_that_cannot_be_read_goes_nowhere() {
-    let table = table("https://p.example", &["direct.example"]);
+    let table = table("socks4://p.example", &["direct.example"]);
     assert!(table.check().is_err());
     assert!(matches!(table.choose(&target("x.example", 443)), Some(Err(_))));
     assert!(table.choose(&target("direct.example", 443)).is_none());
@@ -90,7 +83,7 @@ async fn against(proxy: &str, host: &str, turns: Vec<(Vec<u8>, Vec<u8>)>) -> Res
         }
     });
     let stream = TcpStream::connect(address).await.unwrap();
-    let opened = open(&Proxy::parse(proxy).unwrap(), stream, &target(host, 443)).await;
+    let opened = open(&Proxy::parse(proxy).unwrap(), None, stream, &target(host, 443)).await;
     server.await.unwrap();
     opened.map(|(_, early)| early)
 }
@@ -131,4 +124,91 @@ async fn socks_asks_by_name_with_the_login() {
     let no = vec![(vec![5, 1, 0], vec![5, 0]), (request, vec![5, 2, 0, 1])];
     assert!(against("socks5://p.example", "a.example", no).await.unwrap_err().contains("code 2"));
     assert!(against("socks5://p.example", "a.example", vec![(vec![5, 1, 0], vec![5, 255])]).await.is_err());
+}
+
+/// A proxy over TLS with this certificate: says what it was asked, then all that comes, backwards.
+async fn sealed_proxy(
+    certified: &rcgen::CertifiedKey<rcgen::KeyPair>,
+) -> (TcpStream, tokio::task::JoinHandle<String>) {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth();
+    let config = config.with_single_cert(vec![certified.cert.der().clone()], key).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let Ok(mut stream) = acceptor.accept(stream).await else { return String::new() };
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nearly").await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        rest.reverse();
+        stream.write_all(&rest).await.unwrap();
+        stream.shutdown().await.unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    (TcpStream::connect(address).await.unwrap(), server)
+}
+
+#[tokio::test]
+async fn a_proxy_over_tls_is_checked_and_carries_both_ways() {
+    let certified = rcgen::generate_simple_self_signed(vec!["p.example".into()]).unwrap();
+    let roots = [certified.cert.der().to_vec()];
+    let https = |url: &str, roots: &[Vec<u8>]| {
+        let table = ProxyTable::new(&Proxies { https: Some(url.into()), ..Proxies::default() }, roots);
+        let proxy = table.choose(&target("a.example", 443)).unwrap().unwrap();
+        (table, proxy)
+    };
+    let (table, proxy) = https("https://u:p@p.example", &roots);
+    let (stream, server) = sealed_proxy(&certified).await;
+    let (mut wire, mut early) = open(&proxy, table.tls(), stream, &target("a.example", 443)).await.unwrap();
+    // More than the buffers of TLS and socket hold, by tries, as the relay does it.
+    let sent: Vec<u8> = (0..3_000_000u32).map(|number| number as u8).collect();
+    let mut left = &sent[..];
+    std::future::poll_fn(|cx| {
+        while !left.is_empty() {
+            std::task::ready!(wire.poll_write_ready(cx)).unwrap();
+            match wire.try_write(left) {
+                Ok(count) => left = &left[count..],
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+        }
+        std::task::Poll::Ready(())
+    })
+    .await;
+    wire.shutdown().await.unwrap();
+    let mut room = [0; 7_000];
+    std::future::poll_fn(|cx| {
+        loop {
+            std::task::ready!(wire.poll_read_ready(cx)).unwrap();
+            match wire.try_read(&mut room) {
+                Ok(0) => return std::task::Poll::Ready(()),
+                Ok(count) => early.extend_from_slice(&room[..count]),
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+        }
+    })
+    .await;
+    assert!(server.await.unwrap().contains("Proxy-Authorization: Basic dTpw"));
+    let expected: Vec<u8> = b"early".iter().chain(sent.iter().rev()).copied().collect();
+    assert!(early == expected, "{} bytes", early.len());
+
+    // Another name, or nobody whom the host trusts: nothing is asked.
+    let other = rcgen::generate_simple_self_signed(vec!["other.example".into()]).unwrap();
+    for (url, roots) in [
+        ("https://elsewhere.example", &roots[..]),
+        ("https://p.example", &[other.cert.der().to_vec()]),
+        ("https://p.example", &[]),
+    ] {
+        let (table, proxy) = https(url, roots);
+        let (stream, server) = sealed_proxy(&certified).await;
+        assert!(open(&proxy, table.tls(), stream, &target("a.example", 443)).await.is_err(), "{url}");
+        assert_eq!(server.await.unwrap(), "");
+    }
 }
