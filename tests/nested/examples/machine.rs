@@ -40,6 +40,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         memory_mib: memory,
         vcpus,
         cpu: Job::default().cpu,
+        network: false,
         limit: Duration::from_secs(limit),
     };
     let output = Nested::prepare()?.run(&job)?;

@@ -15,7 +15,7 @@ pub(crate) const START: &str = "=== nested: start ===";
 pub(crate) const END: &str = "=== nested: end ===";
 
 /// Modules to load, in this order; what they depend on is found in them.
-const MODULES: &[&str] = &["virtio_blk", "kvm_amd", "tun", "vhost_vsock"];
+const MODULES: &[&str] = &["virtio_blk", "kvm_amd", "tun", "vhost_vsock", "virtio_net"];
 
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -26,6 +26,10 @@ mount -t tmpfs t /tmp; mount -t tmpfs t /run; mount -t cgroup2 c /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd 2>/dev/null
 while read -r module; do insmod "/modules/$module" || echo "cannot load $module"; done </modules/order
 ip link set lo up; hostname nested
+[ -e /sys/class/net/eth0 ] && {
+  ip link set eth0 up; ip address add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
+  echo 'nameserver 10.0.2.3' >/etc/resolv.conf; echo '127.0.0.1 localhost' >/etc/hosts
+}
 [ -b /dev/vda ] && { mkdir -p /disk; mount -t ext4 /dev/vda /disk; }
 cd /root
 echo "=== nested: start ==="

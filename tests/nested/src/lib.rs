@@ -89,6 +89,8 @@ pub struct Job<'a> {
     pub vcpus: u32,
     /// The machine's processor, as QEMU names it; with `svm` it has KVM.
     pub cpu: &'a str,
+    /// Whether it has a network card, `eth0`, with QEMU's user-mode network behind it (10.0.2.15/24; gateway .2, names .3).
+    pub network: bool,
     /// How long it may run, its boot (some 5 s) included.
     pub limit: Duration,
 }
@@ -103,6 +105,7 @@ impl Default for Job<'_> {
             memory_mib: 2048,
             vcpus: 2,
             cpu: "max,+svm",
+            network: false,
             limit: Duration::from_secs(300),
         }
     }
@@ -161,6 +164,9 @@ impl Nested {
             .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
         if let Some(disk) = &disk {
             qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+        }
+        if job.network {
+            qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
         let said = watch(qemu, &console, job.limit)?;
         read_output(&said)

@@ -17,6 +17,7 @@ type Case = (&'static str, fn(&Nested) -> Result<Completion, Failed>);
 const CASES: &[Case] = &[
     ("contract_suite_on_true_kvm", contract_suite),
     ("viv_works_on_true_kvm", viv::works_on_true_kvm),
+    ("the_network_works_on_true_kvm", viv::network_on_true_kvm),
     ("without_any_engine_the_cause_is_said", viv::old_processor),
 ];
 

@@ -20,16 +20,62 @@ const CASES: &[&str] = &[
     "many::a_stopped_sandbox_keeps_its_disk",
 ];
 
+/// Installing from the registries (DESIGN §6), from bash, a container and a build; refusals; rules that change; ports.
+const NETWORK: &[&str] = &[
+    "network::apt_works_in_a_fresh_sandbox",
+    "network::pip_and_npm_install_from_their_registries",
+    "network::a_container_and_a_build_reach_the_registries",
+    "network::a_refused_name_is_not_there_and_the_way_to_allow_it_is_said",
+    "network::an_address_without_a_rule_is_refused_at_once",
+    "network::check_says_what_enforcement_does",
+];
+
+/// Names, flows and credentials, with servers in a network namespace of the machine.
+const SERVED: &[&str] = &[
+    "resolving::a_name_that_resolves_to_a_guarded_address_is_refused",
+    "resolving::a_name_that_is_bound_anew_is_judged_anew",
+    "resolving::all_addresses_are_tried",
+    "resolving::a_name_with_an_ipv6_address_alone_works",
+    "resolving::an_alias_is_followed",
+    "credentials::a_value_is_put_in_masked_in_answers_and_replaced_at_once",
+    "credentials::a_placeholder_on_its_way_elsewhere_is_stopped",
+    "credentials::a_host_that_cannot_prove_its_name_gets_nothing",
+];
+
 /// The machine's home is on its disk: its root is in memory.
 const SCRIPT: &str = r#"
 mkdir -p /disk/home /disk/tmp /var/tmp; chmod 1777 /disk/tmp
 mount --bind /disk/tmp /tmp; mount --bind /disk/tmp /var/tmp
 export HOME=/disk/home VIV_BIN=/opt/viv VIV_E2E_FLAGS="--engine kvm" VIV_E2E_CACHE=/disk/cache
 cd /var/tmp
-/opt/e2e --exact"#;
+"#;
+
+/// What the network's tests replace by files of their own must be there; the roots are this host's.
+const WITH_NETWORK: &str = r#"
+mkdir -p /usr/local/share/ca-certificates; touch /etc/resolv.conf /etc/hosts
+export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
+"#;
+
+/// The host's roots: the machine meets the same proxies.
+const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
 pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
+    on_true_kvm(nested, "", &[("e2e", CASES)], false)
+}
+
+/// The network, with a true KVM under the guest.
+pub(crate) fn network_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
+    on_true_kvm(nested, WITH_NETWORK, &[("e2e", NETWORK), ("network", SERVED)], true)
+}
+
+/// Runs these cases of these test programs, one program after the other.
+fn on_true_kvm(
+    nested: &Nested,
+    prepare: &str,
+    programs: &[(&str, &[&str])],
+    network: bool,
+) -> Result<Completion, Failed> {
     if !e2e::long_cases() {
         return Ok(Completion::ignored_with(e2e::LONG));
     }
@@ -41,7 +87,6 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
         return Ok(Completion::ignored_with(why));
     }
     let viv = program(target)?;
-    let driver = driver(target)?;
     let staging = tempfile::tempdir_in(target)?;
     let place = staging.path().join("cache/vivarium/images");
     std::fs::create_dir_all(&place)?;
@@ -50,25 +95,41 @@ pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
     if !copied.success() {
         return Err("the image could not be copied".into());
     }
-    let script = format!("{SCRIPT}{}\n", skipped(&driver)?);
-    // Busybox's setsid has no --ctty; its applets give way to files.
-    let setsid = Path::new("/usr/bin/setsid");
-    let bash = Path::new("/bin/bash");
+    // Busybox's setsid has no --ctty, its unshare no --keep-caps; its applets give way to files.
+    let mut files: Vec<(PathBuf, String)> = vec![
+        (viv, "/opt/viv".into()),
+        ("/bin/bash".into(), "/bin/bash".into()),
+        ("/usr/bin/setsid".into(), "/bin/setsid".into()),
+    ];
+    if network {
+        files.push(("/usr/bin/unshare".into(), "/bin/unshare".into()));
+        files.push((ROOTS.into(), ROOTS.into()));
+    }
+    let mut script = format!("{SCRIPT}{prepare}status=0\n");
+    for (name, cases) in programs {
+        let driver = driver(target, name)?;
+        script += &format!("/opt/{name} --exact{} || status=$?\n", skipped(&driver, cases)?);
+        files.push((driver, format!("/opt/{name}")));
+    }
+    script += "exit $status\n";
+    let files: Vec<(&Path, &str)> = files.iter().map(|(from, to)| (from.as_path(), to.as_str())).collect();
     let job = Job {
-        files: &[(&viv, "/opt/viv"), (&driver, "/opt/e2e"), (bash, "/bin/bash"), (setsid, "/bin/setsid")],
+        files: &files,
         folder: Some(staging.path()),
         free_mib: 6144,
         script: &script,
         memory_mib: 6144,
         vcpus: 1,
-        cpu: Job::default().cpu,
-        limit: Duration::from_secs(2400),
+        network,
+        limit: Duration::from_secs(3600),
+        ..Job::default()
     };
     let output = nested.run(&job)?;
+    let cases: usize = programs.iter().map(|(_, cases)| cases.len()).sum();
     let passed =
         output.text.lines().filter(|line| line.starts_with("test ") && line.ends_with(" ok")).count();
-    if output.status != 0 || passed != CASES.len() {
-        return Err(format!("{passed} of {} cases passed:\n{}", CASES.len(), output.text).into());
+    if output.status != 0 || passed != cases {
+        return Err(format!("{passed} of {cases} cases passed:\n{}", output.text).into());
     }
     Ok(Completion::Completed)
 }
@@ -107,16 +168,18 @@ fn program(target: &Path) -> Result<PathBuf, Failed> {
     }
 }
 
-/// The end-to-end tests' program.
-fn driver(target: &Path) -> Result<PathBuf, Failed> {
+/// The test program of a crate that is named like it.
+fn driver(target: &Path, name: &str) -> Result<PathBuf, Failed> {
     let output = Command::new(env!("CARGO"))
         .args([
             "test",
             "--package",
-            "e2e",
+            name,
             "--test",
-            "e2e",
+            name,
             "--no-run",
+            // As this program was: what is built already is taken.
+            if cfg!(debug_assertions) { "--profile=dev" } else { "--release" },
             "--message-format",
             "json",
             "--target-dir",
@@ -127,16 +190,16 @@ fn driver(target: &Path) -> Result<PathBuf, Failed> {
     // One JSON object a line; the program's is the only one with a path in "executable".
     let text = String::from_utf8_lossy(&output.stdout);
     let path = text.lines().rev().find_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
-    path.map(PathBuf::from).ok_or_else(|| "the end-to-end tests could not be built".into())
+    path.map(PathBuf::from).ok_or_else(|| format!("the tests of {name} could not be built").into())
 }
 
 /// Arguments that leave out every other case.
-fn skipped(driver: &Path) -> Result<String, Failed> {
+fn skipped(driver: &Path, cases: &[&str]) -> Result<String, Failed> {
     let output = Command::new(driver).arg("--list").output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let names: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(": test")).collect();
-    if let Some(unknown) = CASES.iter().find(|case| !names.contains(case)) {
+    if let Some(unknown) = cases.iter().find(|case| !names.contains(case)) {
         return Err(format!("there is no case {unknown}").into());
     }
-    Ok(names.iter().filter(|name| !CASES.contains(name)).map(|name| format!(" --skip {name}")).collect())
+    Ok(names.iter().filter(|name| !cases.contains(name)).map(|name| format!(" --skip {name}")).collect())
 }
