@@ -72,7 +72,11 @@ impl Endpoint {
 
     /// Whether a request to there is one for tokens.
     pub fn takes(&self, host: &str, port: u16, path: &str) -> bool {
-        self.is_at(host, port) && self.paths.iter().any(|known| spelt_plainly(known) == spelt_plainly(path))
+        if !self.is_at(host, port) {
+            return false;
+        }
+        let path = spelt_plainly(path);
+        self.paths.iter().any(|known| spelt_plainly(known) == path)
     }
 }
 
@@ -88,8 +92,11 @@ fn spelt_plainly(path: &str) -> String {
             segment => segments.push(segment),
         }
     }
-    let joined = segments.join("/");
-    joined.strip_suffix(".json").map_or(joined.clone(), str::to_owned)
+    let mut joined = segments.join("/");
+    if joined.ends_with(".json") {
+        joined.truncate(joined.len() - ".json".len());
+    }
+    joined
 }
 
 /// A service where somebody signs in inside the guest.
