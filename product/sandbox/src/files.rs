@@ -1,10 +1,12 @@
 //! Files that appear whole or not at all, also after a power cut.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +39,33 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         return Err(fail(source));
     }
     sync_folder(parent)
+}
+
+/// Takes the lock of this name, which others hold for moments, making its file if there is none. It is held until the file is closed.
+///
+/// # Errors
+/// `NamesHeld` when somebody keeps it for longer than `patience`.
+pub(crate) fn hold(lock: PathBuf, patience: Duration) -> Result<File> {
+    let fail = |source: io::Error| Error::file("cannot lock", &lock, source);
+    let file =
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(&lock).map_err(fail)?;
+    if lock_within(&file, patience).map_err(fail)? { Ok(file) } else { Err(Error::NamesHeld { path: lock }) }
+}
+
+/// Locks an open file for itself alone (flock); `false` when somebody else keeps it for longer than `patience`.
+pub(crate) fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Makes the names in a folder durable.

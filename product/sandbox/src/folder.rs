@@ -26,9 +26,7 @@ use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
-
-use rustix::fs::{FlockOperation, flock};
+use std::time::{Duration, SystemTime};
 
 pub use self::damaged::Damaged;
 pub use self::one::Folder;
@@ -44,6 +42,7 @@ const SPEC: &str = "spec.json";
 const RUNTIME: &str = "runtime.json";
 const LOCK: &str = "lock";
 const CHECK: &str = "check";
+const NAMES: &str = ".names";
 /// How long another client may hold the names: one that was stopped (Ctrl-Z), or that a disk holds up, would be waited for without a word.
 const NAMES_PATIENCE: Duration = Duration::from_secs(30);
 const NEW: &str = ".new-";
@@ -340,26 +339,7 @@ pub(crate) fn room(path: &Path) -> u64 {
 
 /// Who holds this makes sandboxes and writes their specs, which takes moments.
 fn hold_names(root: &Path) -> Result<File> {
-    hold_names_within(root, NAMES_PATIENCE)
-}
-
-fn hold_names_within(root: &Path, patience: Duration) -> Result<File> {
-    let path = root.join(".names");
-    let fail = |source: io::Error| Error::file("cannot lock", &path, source);
-    let file =
-        File::options().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(fail(error.into())),
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::NamesHeld { path });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    files::hold(root.join(NAMES), NAMES_PATIENCE)
 }
 
 fn random_id() -> Result<String> {

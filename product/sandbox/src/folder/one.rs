@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -68,17 +68,9 @@ impl Folder {
     /// ([`Self::state`]) holds it for an instant, so no patience at all would be too little.
     pub fn lock(&self, patience: Duration) -> Result<Option<Lock>> {
         let Some(file) = self.lock_file()? else { return Ok(None) };
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::file("cannot lock", &self.path, error)),
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        let fail = |error| Error::file("cannot lock", &self.path, error);
+        if !files::lock_within(&file, patience).map_err(fail)? {
+            return Ok(None);
         }
         // It may have been deleted while it was waited for.
         if !self.path.join(LOCK).exists() {

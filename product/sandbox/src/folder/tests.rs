@@ -311,10 +311,10 @@ fn the_name_of_a_sandbox_that_cannot_be_read_is_taken_all_the_same() {
 fn a_client_that_does_not_go_on_is_not_waited_for_without_end() {
     let (_root, all) = sandboxes();
     let held = hold_names(&all.root).unwrap();
-    let refused = hold_names_within(&all.root, Duration::from_millis(20)).unwrap_err();
+    let refused = files::hold(all.root.join(NAMES), Duration::from_millis(20)).unwrap_err();
     assert!(matches!(refused, Error::NamesHeld { .. }) && refused.hint().is_some(), "{refused}");
     drop(held);
-    hold_names_within(&all.root, Duration::ZERO).unwrap();
+    files::hold(all.root.join(NAMES), Duration::ZERO).unwrap();
 }
 
 #[test]

@@ -10,12 +10,11 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use policy::{Approval, GlobalFile, KitFile, KitRules, PolicySet, SandboxFile};
-use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -102,22 +101,7 @@ where
 
 /// Who holds this changes the file, which takes moments.
 fn hold(path: &Path) -> Result<File> {
-    let lock = path.with_file_name(LOCK);
-    let fail = |source: io::Error| Error::file("cannot lock", &lock, source);
-    let file =
-        File::options().write(true).create(true).truncate(false).mode(0o600).open(&lock).map_err(fail)?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(fail(error.into())),
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::NamesHeld { path: lock });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    files::hold(path.with_file_name(LOCK), PATIENCE)
 }
 
 /// Only the number, whatever else is there: a newer file is told apart from a damaged one.
