@@ -1,7 +1,7 @@
-//! Any bytes as a packet between the processes of a sandbox: from a client to its shim, between shim and vmm. What is
-//! understood can be said again, and a descriptor that nobody asked for is closed.
+//! Any bytes as a packet between the processes of a sandbox: from a client to its shim, between shim and vmm.
 
-use std::os::fd::{AsFd, OwnedFd};
+#[path = "packet_word.rs"]
+mod packet_word;
 
 use sandbox::control::{Reply, Request};
 use sandbox::packet;
@@ -9,32 +9,8 @@ use sandbox::plan::{FromVmm, ToVmm};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Receives the bytes as one kind of message.
 fn hear<T: Serialize + DeserializeOwned + std::fmt::Debug>(bytes: &[u8]) {
-    let (near, far) = packet::pair().expect("a socket");
-    let (kept, passed): (OwnedFd, OwnedFd) = packet::stream_pair().expect("a socket");
-    let rights = [passed.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = rustix::net::SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(&rights)));
-    let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-    let sent = rustix::net::sendmsg(&near, &[std::io::IoSlice::new(bytes)], &mut ancillary, flags);
-    drop(passed);
-    if sent.is_err() {
-        // Longer than a packet can be.
-        return;
-    }
-    if let Ok(Some((message, descriptors))) = packet::receive::<T>(&far) {
-        assert!(descriptors.len() <= 1);
-        let said = format!("{message:?}");
-        packet::send_now(&near, &message, &[]).expect("what was understood can be said");
-        let (again, none) = packet::receive::<T>(&far).expect("and heard").expect("again");
-        assert_eq!(format!("{again:?}"), said);
-        assert!(none.is_empty());
-    }
-    let mut byte = [0];
-    let left = rustix::net::recv(&kept, &mut byte, rustix::net::RecvFlags::DONTWAIT);
-    assert_eq!(left.map(|(_, count)| count), Ok(0), "the passed end is closed");
+    packet_word::hear::<T>(bytes, |from| packet::receive(from), |to, word| packet::send_now(to, word, &[]));
 }
 
 /// The first byte says which kind is expected.

@@ -5,7 +5,10 @@ use std::io;
 use std::path::Path;
 
 fn refuse<T>() -> io::Result<T> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "a file for its owner alone is not supported on Windows yet"))
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "a file for its owner alone is not supported on Windows yet",
+    ))
 }
 
 /// Refuses.
