@@ -102,7 +102,8 @@ fn run(line: OwnedFd) -> ExitCode {
             }
             Ok(Forked::Keeper(child)) => {
                 drop((held, control));
-                let (how, then) = watch(&line, &ended, child);
+                let Watched { how, then } = watch(&line, &ended, child);
+                let Then::On(then) = then else { return ExitCode::SUCCESS };
                 if packet::send(&line, &FromKeeper::Ended { how }, &[]).is_err() {
                     return ExitCode::SUCCESS;
                 }
@@ -118,11 +119,30 @@ fn run(line: OwnedFd) -> ExitCode {
     }
 }
 
-/// Waits until a gateway has ended, and ends it when it is told to. Gives how it ended, and the line of the next one if that was asked for.
-fn watch(line: &OwnedFd, ended: &io::PipeReader, child: u32) -> (String, Option<OwnedFd>) {
+/// What came of a gateway.
+#[derive(Debug)]
+struct Watched {
+    /// How it ended.
+    how: String,
+    then: Then,
+}
+
+/// What is next.
+#[derive(Debug)]
+enum Then {
+    /// The line of the next gateway, if that was asked for.
+    On(Option<OwnedFd>),
+    /// The shim is gone.
+    Over,
+}
+
+/// Waits until a gateway has ended, and ends it when it is told to or nobody is left to tell. It has always ended when this returns.
+fn watch(line: &OwnedFd, ended: &io::PipeReader, child: u32) -> Watched {
     let child = i32::try_from(child).ok().and_then(Pid::from_raw);
-    let Some(child) = child else { return ("it has no process id".into(), None) };
-    let mut next = None;
+    let Some(child) = child else {
+        return Watched { how: "it has no process id".into(), then: Then::Over };
+    };
+    let mut then = Then::On(None);
     loop {
         let mut polled = [PollFd::new(ended, PollFlags::IN), PollFd::new(line, PollFlags::IN)];
         if poll(&mut polled, None).is_err() {
@@ -131,16 +151,15 @@ fn watch(line: &OwnedFd, ended: &io::PipeReader, child: u32) -> (String, Option<
         let [is_over, is_told] = polled.map(|one| !one.revents().is_empty());
         if is_told {
             match packet::receive::<ToKeeper>(line) {
-                Ok(Some((ToKeeper::Start, descriptors))) => next = descriptors.into_iter().next(),
+                Ok(Some((ToKeeper::Start, descriptors))) => then = Then::On(descriptors.into_iter().next()),
                 Ok(Some((ToKeeper::End, _))) => {}
-                // The shim is gone: this process ends, and with it the gateway.
-                Ok(None) | Err(_) => std::process::exit(0),
+                Ok(None) | Err(_) => then = Then::Over,
             }
         }
         if is_over || is_told {
-            // One that was taken over could have closed its end of the pipe and gone on.
+            // One that was taken over could have closed its end of the pipe and gone on, or no longer end with its parent.
             let _ = kill_process(child, Signal::KILL);
-            return (how(wait_for(child)), next);
+            return Watched { how: how(wait_for(child)), then };
         }
     }
 }
@@ -163,5 +182,60 @@ fn how(status: Option<WaitStatus>) -> String {
         (None, Some(signal)) if signal == Signal::SYS.as_raw() => "its system call filter stopped it".into(),
         (None, Some(signal)) => format!("it was killed by signal {signal}"),
         (None, None) => "it ended".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// Stands for a gateway that does not end by itself.
+    fn stubborn() -> Child {
+        Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    fn is_gone(child: &Child) -> bool {
+        // It was waited for: nothing with its number is this process's child any more.
+        rustix::process::test_kill_process(Pid::from_child(child)) == Err(rustix::io::Errno::SRCH)
+    }
+
+    #[test]
+    fn a_gateway_that_closed_its_pipe_and_goes_on_is_killed() {
+        let (_shim, line) = packet::pair().unwrap();
+        let (ended, held) = io::pipe().unwrap();
+        let child = stubborn();
+        drop(held);
+        let watched = watch(&line, &ended, child.id());
+        assert_eq!(watched.how, "it was killed by signal 9");
+        assert!(matches!(watched.then, Then::On(None)) && is_gone(&child));
+    }
+
+    #[test]
+    fn a_gateway_does_not_outlive_its_shim() {
+        let (shim, line) = packet::pair().unwrap();
+        let (ended, _held) = io::pipe().unwrap();
+        let child = stubborn();
+        drop(shim);
+        let watched = watch(&line, &ended, child.id());
+        assert!(matches!(watched.then, Then::Over) && is_gone(&child));
+    }
+
+    #[test]
+    fn a_gateway_ends_when_it_is_told_to_and_before_the_next_one() {
+        for word in [ToKeeper::End, ToKeeper::Start] {
+            let (shim, line) = packet::pair().unwrap();
+            let (ended, _held) = io::pipe().unwrap();
+            let (_near, far) = packet::pair().unwrap();
+            let child = stubborn();
+            let with = if word == ToKeeper::Start { vec![far.as_fd()] } else { Vec::new() };
+            packet::send(&shim, &word, &with).unwrap();
+            let watched = watch(&line, &ended, child.id());
+            let Then::On(next) = watched.then else { panic!("{watched:?}") };
+            assert_eq!(next.is_some(), word == ToKeeper::Start);
+            assert!(is_gone(&child));
+        }
     }
 }
