@@ -14,6 +14,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const NO_HOLDS: Duration = Duration::from_secs(10);
 /// Open questions. What else would be asked is refused.
 pub const MOST_QUESTIONS: usize = 64;
+/// Questions in a minute, after a burst of as many: each is a line on the user's terminal, and a guest that takes its questions back can ask
+/// for ever. What else would be asked is refused.
+pub const A_MINUTE: u32 = 30;
 /// Words that wait for the shim. While there are more nothing is asked.
 const MOST_WORDS: usize = 1024;
 /// Flows that are held for one question.
@@ -31,6 +34,27 @@ pub(crate) struct Questions {
     open: HashMap<u64, Question>,
     refused: HashMap<Target, Instant>,
     next: u64,
+    pace: Pace,
+}
+
+/// How many questions may still be asked, and when that was counted.
+#[derive(Debug)]
+struct Pace(f64, Option<Instant>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(f64::from(A_MINUTE), None)
+    }
+}
+
+impl Pace {
+    fn take(&mut self, now: Instant) -> bool {
+        let since = self.1.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
+        let left = (self.0 + since * f64::from(A_MINUTE) / 60.0).min(f64::from(A_MINUTE));
+        let may = left >= 1.0;
+        *self = Self(if may { left - 1.0 } else { left }, Some(now));
+        may
+    }
 }
 
 /// What was said.
@@ -79,7 +103,8 @@ fn put(core: &mut Core, target: &Target) -> Option<Put> {
         question.held.push(sender);
         return Some((*number, Some(receiver)));
     }
-    if core.questions.open.len() >= MOST_QUESTIONS || core.words.len() >= MOST_WORDS {
+    let is_full = core.questions.open.len() >= MOST_QUESTIONS || core.words.len() >= MOST_WORDS;
+    if is_full || !core.questions.pace.take(now) {
         return None;
     }
     core.questions.next = core.questions.next.wrapping_add(1);
@@ -144,5 +169,21 @@ pub(crate) fn judge_again(core: &mut Core) {
             let _ = held.send(course != Course::Refuse);
         }
         core.words.push_back(FromGateway::QuestionOver { question: number });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_takes_its_questions_back_does_not_ask_for_ever() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut asked = |at: Instant| (0..1000).filter(|_| pace.take(at)).count();
+        assert_eq!(asked(start), 30);
+        assert_eq!(asked(start), 0);
+        assert_eq!(asked(start + Duration::from_secs(10)), 5);
+        assert_eq!(asked(start + Duration::from_secs(3600)), 30);
     }
 }

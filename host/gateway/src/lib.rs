@@ -22,8 +22,8 @@
 //! | bytes of a DNS message | [`dns::LONGEST`] | dropped |
 //! | names with addresses | [`names::MOST`] | SERVFAIL while all were asked for within a minute or have flows |
 //! | bytes of a ClientHello | 64 KiB | reset |
-//! | questions to the user | [`ask::MOST_QUESTIONS`], 64 flows each, one minute | reset |
-//! | different records in a second | 200 after 1024 | folded by zone, with an exact count |
+//! | questions to the user | [`ask::MOST_QUESTIONS`], 64 flows each, one minute; [`ask::A_MINUTE`] | reset |
+//! | different records in a second, of each of three classes ([`record::Class`]) | 200 after 1024 | folded by host and port (20 after 256), by zone (5 after 64), by kind, with an exact count |
 //! | peers of a published UDP port | [`publish::MOST_PEERS`] | the quietest makes room |
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,7 +1,8 @@
 //! Records of what was decided, and their way to the shim: equal ones fold into one with an exact count.
 //!
-//! Nothing is lost: what waits is bounded by [`MOST_WAITING`], and beyond that (or when new kinds of records come faster than
-//! [`A_SECOND`]) records fold by the name's last two labels, then by kind alone. The count stays exact.
+//! Nothing is lost. Different records are bounded in number and rate ([`LIMITS`]); beyond that they fold by host and port, then by the
+//! name's last two labels, then by kind alone. The count stays exact. A guest chooses what there is many of: attempts to carry a secret
+//! off, what went out, and what was refused or only asked for each have limits of their own, so that a flood of one hides no other.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,16 +11,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use policy::{HostKey, Protocol, Reason};
 use serde::{Deserialize, Serialize};
 
-/// Different records that wait for the shim.
-const MOST_WAITING: usize = 1024;
-/// Different records in a second, after a burst of [`MOST_WAITING`].
-const A_SECOND: f64 = 200.0;
+/// Different records of one [`Class`] by how much is told of each: so many at once and while they wait for the shim, and so many in a
+/// second. All of it; host and port; the name's zone.
+const LIMITS: [(usize, f64); 3] = [(1024, 200.0), (256, 20.0), (64, 5.0)];
 /// How long a record waits for others.
 const WAIT: Duration = Duration::from_millis(50);
 /// The shortest time between two batches.
 const APART: Duration = Duration::from_millis(500);
-/// Records in a batch: with the lengths below it fits a packet.
+/// Records in a batch.
 const BATCH: usize = 32;
+/// Bytes of a batch of several, in JSON: it fits a packet. For a longer message a descriptor is needed, of which a guest can leave none.
+const BATCH_BYTES: usize = 96 << 10;
 /// Bytes of a path, a text or a remedy that are kept.
 const LONGEST: usize = 1024;
 
@@ -180,8 +182,27 @@ impl What {
         self
     }
 
+    /// Which limits it counts against.
+    pub fn class(&self) -> Class {
+        match (self.kind, self.decision) {
+            (Kind::Exfiltration, _) => Class::Secret,
+            (Kind::Dns, _) => Class::Asked,
+            (_, Decision::Allowed | Decision::Observed | Decision::Failed) => Class::Out,
+            (_, Decision::Refused | Decision::Asked) => Class::Asked,
+        }
+    }
+
+    /// What many have in common that are about one port of one host; `None`: there is no less to say.
+    pub fn of_host(&self) -> Option<Self> {
+        let less = Self { address: None, path: None, status: None, text: String::new(), ..self.clone() };
+        // Which secret it was is in the words.
+        let text = if self.kind == Kind::Exfiltration { &self.text } else { MANY };
+        let is_less = self.address.is_some() || self.path.is_some() || self.status.is_some();
+        (is_less || self.kind != Kind::Dns).then(|| less.text(text)).filter(|less| less != self)
+    }
+
     /// What many of the kind have in common: the name's last two labels.
-    fn zone(&self) -> Self {
+    pub fn of_zone(&self) -> Self {
         let mut labels = self.host.rsplit('.');
         let named = self.host.parse::<IpAddr>().is_err();
         let host = match (labels.next(), labels.next()) {
@@ -191,11 +212,33 @@ impl What {
         self.folded(host)
     }
 
-    fn folded(&self, host: String) -> Self {
-        let protocol = self.protocol;
-        let text = "too many different ones to tell them apart".to_owned();
-        Self { protocol, text, ..Self::new(self.kind, self.decision, host, 0) }
+    /// What all of the kind have in common.
+    pub fn of_kind(&self) -> Self {
+        self.folded("**".to_owned())
     }
+
+    fn folded(&self, host: String) -> Self {
+        Self { protocol: self.protocol, ..Self::new(self.kind, self.decision, host, 0) }.text(MANY)
+    }
+}
+
+/// The words of what was folded.
+const MANY: &str = "too many different ones to tell them apart";
+
+/// Records that share limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Attempts to carry a secret off.
+    Secret,
+    /// What was let through.
+    Out,
+    /// What was refused, and questions.
+    Asked,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Secret, Self::Out, Self::Asked];
 }
 
 fn shorten(text: &mut String) {
@@ -219,8 +262,35 @@ pub(crate) struct Recorder {
     /// When the next batch is due, if anything waits.
     due: Option<Instant>,
     sent: Option<Instant>,
-    /// Different records that may still come, and when that was counted.
-    allowance: (f64, Instant),
+    /// Of each class, by how much is told.
+    budgets: [[Budget; 3]; 3],
+}
+
+/// How many different records may still come.
+#[derive(Debug)]
+struct Budget {
+    most: usize,
+    a_second: f64,
+    left: f64,
+    counted: Instant,
+    waiting: usize,
+}
+
+impl Budget {
+    fn new((most, a_second): (usize, f64), now: Instant) -> Self {
+        Self { most, a_second, left: most as f64, counted: now, waiting: 0 }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let grown = self.left + now.saturating_duration_since(self.counted).as_secs_f64() * self.a_second;
+        (self.left, self.counted) = (grown.min(self.most as f64), now);
+        if self.left < 1.0 || self.waiting >= self.most {
+            return false;
+        }
+        self.left -= 1.0;
+        self.waiting = self.waiting.saturating_add(1);
+        true
+    }
 }
 
 impl Recorder {
@@ -230,7 +300,7 @@ impl Recorder {
             places: HashMap::new(),
             due: None,
             sent: None,
-            allowance: (MOST_WAITING as f64, now),
+            budgets: [(); 3].map(|()| LIMITS.map(|limit| Budget::new(limit, now))),
         }
     }
 
@@ -254,22 +324,30 @@ impl Recorder {
         if self.fold(&what, &record) {
             return;
         }
-        let (left, then) = self.allowance;
-        let grown = left + now.saturating_duration_since(then).as_secs_f64() * A_SECOND;
-        self.allowance = (grown.min(MOST_WAITING as f64), now);
-        let what = if self.allowance.0 >= 1.0 && self.waiting.len() < MOST_WAITING {
-            self.allowance.0 -= 1.0;
-            what
-        } else {
-            let zone = what.zone();
-            // The zones of a flood are many, too.
-            let crowded = self.waiting.len() >= MOST_WAITING.saturating_mul(2);
-            if crowded && !self.places.contains_key(&zone) { what.folded("**".to_owned()) } else { zone }
-        };
+        let what = self.told(what, now);
         if !self.fold(&what, &record) {
             self.places.insert(what.clone(), self.waiting.len());
             self.waiting.push(Record { what, ..record });
         }
+    }
+
+    /// As much of it as the limits let be told.
+    fn told(&mut self, what: What, now: Instant) -> What {
+        let [whole, host, zone] = match what.class() {
+            Class::Secret => &mut self.budgets[0],
+            Class::Out => &mut self.budgets[1],
+            Class::Asked => &mut self.budgets[2],
+        };
+        if whole.take(now) {
+            return what;
+        }
+        if let Some(less) = what.of_host()
+            && (self.places.contains_key(&less) || host.take(now))
+        {
+            return less;
+        }
+        let less = what.of_zone();
+        if self.places.contains_key(&less) || zone.take(now) { less } else { what.of_kind() }
     }
 
     fn fold(&mut self, what: &What, record: &Record) -> bool {
@@ -292,11 +370,25 @@ impl Recorder {
     pub(crate) fn take(&mut self, now: Instant) -> Vec<Vec<Record>> {
         self.due = None;
         self.places.clear();
+        self.budgets.iter_mut().flatten().for_each(|budget| budget.waiting = 0);
         let all = std::mem::take(&mut self.waiting);
         if !all.is_empty() {
             self.sent = Some(now);
         }
-        all.chunks(BATCH).map(<[Record]>::to_vec).collect()
+        let mut batches: Vec<Vec<Record>> = Vec::new();
+        let mut bytes = 0usize;
+        for record in all {
+            let length = serde_json::to_vec(&record).map_or(BATCH_BYTES, |text| text.len());
+            bytes = bytes.saturating_add(length);
+            match batches.last_mut().filter(|batch| batch.len() < BATCH && bytes <= BATCH_BYTES) {
+                Some(batch) => batch.push(record),
+                None => {
+                    bytes = length;
+                    batches.push(vec![record]);
+                }
+            }
+        }
+        batches
     }
 }
 
@@ -343,11 +435,11 @@ mod tests {
         }
         let records = taken(&mut recorder, now);
         assert_eq!(records.iter().map(|record| record.count).sum::<u64>(), 1_000_000);
-        assert_eq!(records.len(), MOST_WAITING + 1);
+        assert_eq!(records.len(), LIMITS[0].0 + 1);
         for record in records {
             *counts.entry(record.what.host).or_default() += record.count;
         }
-        assert_eq!(counts["**.tunnel.example"], 1_000_000 - MOST_WAITING as u64);
+        assert_eq!(counts["**.tunnel.example"], 1_000_000 - LIMITS[0].0 as u64);
     }
 
     #[test]
@@ -358,9 +450,74 @@ mod tests {
             recorder.add(refused(&format!("a.{n:x}.example")), (0, 0), now);
         }
         let records = taken(&mut recorder, now);
-        assert!(records.len() <= MOST_WAITING * 2 + 1, "{}", records.len());
+        assert_eq!(records.len(), LIMITS[0].0 + LIMITS[2].0 + 1);
         assert_eq!(records.iter().map(|record| record.count).sum::<u64>(), 100_000);
         assert!(records.iter().any(|record| record.what.host == "**"));
+        // And so it stays, however often the shim takes them.
+        let mut lines = 0;
+        for tick in 1..=20 {
+            let later = now + APART * tick;
+            (0..2000u64)
+                .for_each(|n| recorder.add(refused(&format!("a.{tick}-{n:x}.example")), (0, 0), later));
+            lines += taken(&mut recorder, later).len();
+        }
+        assert!(lines <= 10 * (200 + 5) + 20, "{lines}");
+    }
+
+    fn request(decision: Decision, host: &str, path: String) -> What {
+        What { path: Some(path), ..What::new(Kind::Request, decision, host, 443) }
+    }
+
+    #[test]
+    fn a_flood_of_one_class_hides_nothing_of_another() {
+        let now = Instant::now();
+        let mut recorder = Recorder::new(now);
+        for n in 0..10_000u64 {
+            recorder.add(refused(&format!("{n:x}.tunnel.example")), (0, 0), now);
+            recorder.add(request(Decision::Refused, "flood.example", format!("/{n}")), (0, 0), now);
+        }
+        let out = request(Decision::Allowed, "a.example", "/what/went/out".into()).text("with github");
+        let secret =
+            What { kind: Kind::Exfiltration, ..request(Decision::Refused, "b.example", "/s".into()) };
+        recorder.add(out.clone(), (5, 6), now);
+        recorder.add(secret.clone(), (0, 0), now);
+        let records = taken(&mut recorder, now);
+        for what in [out, secret] {
+            assert!(records.iter().any(|record| record.what == what && record.count == 1), "{what:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_paths_at_one_host_hides_no_request_to_another() {
+        let now = Instant::now();
+        let mut recorder = Recorder::new(now);
+        for n in 0..10_000u64 {
+            recorder.add(request(Decision::Allowed, "flood.example", format!("/{n}")), (1, 1), now);
+        }
+        recorder.add(request(Decision::Allowed, "upload.flood.example", "/hidden".into()), (99, 0), now);
+        let records = taken(&mut recorder, now);
+        let of = |host: &str| records.iter().filter(|record| record.what.host == host).collect::<Vec<_>>();
+        assert_eq!(of("flood.example").len(), LIMITS[0].0 + 1);
+        assert_eq!(of("flood.example").iter().map(|record| record.count).sum::<u64>(), 10_000);
+        let [hidden] = of("upload.flood.example")[..] else { panic!("{records:?}") };
+        assert_eq!((hidden.what.port, hidden.bytes_up, hidden.what.text.as_str()), (443, 99, MANY));
+    }
+
+    #[test]
+    fn a_batch_fits_a_packet_whatever_the_guest_writes() {
+        let now = Instant::now();
+        let mut recorder = Recorder::new(now);
+        for n in 0..200 {
+            let mut what =
+                request(Decision::Refused, &"\\".repeat(2000), format!("{n}{}", "\"".repeat(2000)));
+            (what.method, what.remedy) = (Some("\u{1}".repeat(2000)), Some("\"".repeat(2000)));
+            recorder.add(what.text("\\".repeat(2000)), (0, 0), now);
+        }
+        let batches = recorder.take(now);
+        assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), 200);
+        for batch in batches {
+            assert!(serde_json::to_vec(&batch).unwrap().len() < 127 << 10, "{}", batch.len());
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use crate::ask::{self, Questions};
 use crate::control::{Configuration, FromGateway, Saved, SecretText, ToGateway};
@@ -29,6 +29,9 @@ use crate::renew;
 use crate::resolve::Resolver;
 use crate::sys::bell;
 use crate::tcp;
+
+/// How long it is until a word that could not be handed over is tried again.
+const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Why the gateway ended.
 #[derive(Debug, thiserror::Error)]
@@ -353,6 +356,14 @@ async fn speak(world: &World, control: &AsyncFd<OwnedFd>) -> io::Result<()> {
     }
 }
 
+/// Whether a message could not be handed over for want of a descriptor or of memory.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 async fn say(control: &AsyncFd<OwnedFd>, word: &FromGateway) -> io::Result<()> {
     loop {
         match packet::send_large_now(control.get_ref(), word, &[]) {
@@ -360,6 +371,12 @@ async fn say(control: &AsyncFd<OwnedFd>, word: &FromGateway) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 control.writable().await?.clear_ready()
             }
+            // The guest's connections have taken all descriptors: no reason to end, and with the gateway what it has recorded.
+            Err(error) if is_shortage(&error) => match word {
+                // The shim asks again, and what comes after it must not wait.
+                FromGateway::Saved { .. } => return Ok(()),
+                _ => sleep(SHORTAGE).await,
+            },
             Err(error) => return Err(error),
         }
     }

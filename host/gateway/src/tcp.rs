@@ -110,7 +110,11 @@ pub(crate) async fn held(
                 Said::Yes => again.verdict.reason.text.clone(),
                 Said::No => "the user said no".to_owned(),
                 Said::Nothing => "nobody answered within a minute".to_owned(),
-                Said::TooMany => format!("more than {} questions to the user at once", ask::MOST_QUESTIONS),
+                Said::TooMany => format!(
+                    "more than {} questions to the user at once, or {} in a minute",
+                    ask::MOST_QUESTIONS,
+                    ask::A_MINUTE
+                ),
             };
             core.rules.record(target.what(kind, Decision::Refused).because(&again.verdict.reason).text(text));
             None
