@@ -548,6 +548,26 @@ fn echo_is_ours_and_all_else_is_prohibited() {
 }
 
 #[test]
+fn resets_that_the_guest_does_not_take_are_bounded() {
+    let limits = Limits { tcp_flows: 8, out_frames: 4, ..Limits::default() };
+    let most = limits.tcp_flows + limits.out_frames;
+    let mut stack = Stack::new(&config(), limits);
+    let mut reset = 0;
+    for i in 0..1000 {
+        stack.frame_in(&tcp(i + 1, remote(false), 2), NOW);
+        while let Some(event) = stack.next_event() {
+            if let Event::Incoming { flow, .. } = event {
+                stack.reset(flow).unwrap();
+                reset += 1;
+            }
+        }
+    }
+    assert_eq!(reset, 1000);
+    let frames = drain(&mut stack).len();
+    assert!((1..=most).contains(&frames), "{frames}");
+}
+
+#[test]
 fn answers_are_limited() {
     let mut stack = new();
     let mut answers = 0;
