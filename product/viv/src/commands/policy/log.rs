@@ -289,7 +289,7 @@ mod tests {
     fn entry(decision: Decision, host: &str) -> Entry {
         let what = What { text: "\x1b[2J".into(), ..What::new(Kind::Connect, decision, host, 443) };
         let record = Record { time: 1_000, last: 2_000, count: 3, bytes_up: 5, bytes_down: 2048, what };
-        Entry { seq: 7, record }
+        Entry { seq: 7, entries: None, record }
     }
 
     #[test]
