@@ -13,6 +13,8 @@ const AGAIN: Duration = Duration::from_secs(300);
 /// So many different ones in so long.
 const MOST: usize = 4;
 const WINDOW: Duration = Duration::from_secs(10);
+/// So many attempts to carry a secret off in so long; a guest can make any number, and what else stands on the terminal must stay to be seen.
+const MOST_SECRETS: usize = 8;
 /// Most refusals that are remembered.
 const REMEMBERED: usize = 256;
 
@@ -21,6 +23,8 @@ const REMEMBERED: usize = 256;
 pub(super) struct Hints {
     told: VecDeque<(Instant, String)>,
     untold: u64,
+    secrets: VecDeque<Instant>,
+    untold_secrets: u64,
 }
 
 impl Hints {
@@ -29,7 +33,7 @@ impl Hints {
         let (what, record) = (what(&record.what), &record.what);
         match record.decision {
             Decision::Refused if record.kind == Kind::Exfiltration => {
-                return Some(Notice::Exfiltration { what, why: record.text.clone() });
+                return self.exfiltration(what, &record.text, now);
             }
             // Which servers a service has: apt asks it of every mirror, and goes on without an answer.
             Decision::Refused if record.kind == Kind::Dns && record.host.starts_with('_') => return None,
@@ -53,6 +57,22 @@ impl Hints {
         };
         let untold = std::mem::take(&mut self.untold);
         Some(Notice::Blocked { what, why, allow: record.remedy.clone(), untold })
+    }
+
+    fn exfiltration(&mut self, what: String, why: &str, now: Instant) -> Option<Notice> {
+        while self.secrets.front().is_some_and(|at| *at + WINDOW <= now) {
+            self.secrets.pop_front();
+        }
+        if self.secrets.len() >= MOST_SECRETS {
+            self.untold_secrets = self.untold_secrets.saturating_add(1);
+            return None;
+        }
+        self.secrets.push_back(now);
+        let why = match std::mem::take(&mut self.untold_secrets) {
+            0 => why.to_owned(),
+            untold => format!("{why}; {untold} more such attempts were not told"),
+        };
+        Some(Notice::Exfiltration { what, why })
     }
 
     /// What was told may be told again: the rules have changed.
@@ -131,6 +151,10 @@ mod tests {
         for _ in 0..3 {
             assert!(matches!(hints.notice(&secret, now), Some(Notice::Exfiltration { .. })));
         }
+        let more = (0..1000).filter(|_| hints.notice(&secret, now).is_some()).count();
+        assert_eq!(more, MOST_SECRETS - 3);
+        let later = hints.notice(&secret, now + WINDOW);
+        assert!(matches!(later, Some(Notice::Exfiltration { why, .. }) if why.contains("995 more")));
     }
 
     #[test]
