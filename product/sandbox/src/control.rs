@@ -215,9 +215,18 @@ pub enum Notice {
     NoPolicy {
         /// Why.
         why: String,
+        /// Whether what held before holds on; else nothing is allowed.
+        holds_on: bool,
     },
     /// They can be again.
     PolicyBack,
+    /// Decisions about the network cannot be written down now: they are kept, and tried again.
+    NoRecord {
+        /// Why.
+        why: String,
+    },
+    /// They can be again.
+    RecordBack,
     /// Tokens to keep; to be answered with [`Request::GrantKept`]. Sent to one session only.
     Grant(Unkept),
     /// Values of secrets that programs gave are to be asked for again; who keeps it going sends [`Request::Secrets`]. Sent to one session.

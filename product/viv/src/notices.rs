@@ -1,6 +1,5 @@
 //! What a session's user is told, and asked, while the session goes on, on the standard error.
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,9 +19,11 @@ const LONGEST: usize = 400;
 
 /// Ctrl-]: what comes after it is for us. A letter alone would be the guest's: who types into an agent must not allow hosts by it.
 const ATTENTION: u8 = 0x1d;
+/// Digits of a question's label that are read.
+const MOST_DIGITS: usize = 9;
 
 /// What is asked just now, for the thread that reads the keys.
-static ASKED: Mutex<Asking> = Mutex::new(Asking { open: VecDeque::new(), armed: false, asker: None });
+static ASKED: Mutex<Asking> = Mutex::new(Asking::new());
 
 /// Tells until the sandbox or this process ends. The session's place in the sandbox goes with the thread, and ends with the process.
 pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
@@ -38,9 +39,13 @@ pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
             tell(words(&notice));
             match notice {
                 Notice::Asked { question, host, port, udp } => {
-                    asked().open.push_back(Question { number: question, host, port, udp });
+                    let question = Question { number: question, host, port, udp };
+                    // Before it can be answered: the words tell how.
+                    let mut asking = asked();
+                    tell(Some(question.words(asking.next())));
+                    asking.put(question);
                 }
-                Notice::AskOver { question } => asked().open.retain(|open| open.number != question),
+                Notice::AskOver { question } => asked().over(question),
                 Notice::Grant(unkept) => tell(keep::grant(&held, &sandbox, &unkept)),
                 Notice::AuthorityEnds => tell(keep::authority(&held, &sandbox)),
                 Notice::SecretsEnd => tell(keep::secrets(&sandbox)),
@@ -74,11 +79,11 @@ fn words(notice: &Notice) -> Option<String> {
         Notice::Exfiltration { what, why } => {
             format!("blocked  {what}  A SECRET WAS ON ITS WAY TO WHERE IT DOES NOT BELONG: {why}   viv policy log")
         }
-        Notice::Asked { host, port, udp, .. } => {
-            let udp = if *udp { "/udp" } else { "" };
-            format!("may the sandbox reach {host}:{port}{udp}?   Ctrl-] and then: o once, s this sandbox, a always, n no   (no after 60 s)")
-        }
-        Notice::AskOver { .. } | Notice::Grant(_) | Notice::AuthorityEnds | Notice::SecretsEnd => {
+        Notice::Asked { .. }
+        | Notice::AskOver { .. }
+        | Notice::Grant(_)
+        | Notice::AuthorityEnds
+        | Notice::SecretsEnd => {
             return None;
         }
         Notice::AuthorityStays { why } => format!(
@@ -86,8 +91,15 @@ fn words(notice: &Notice) -> Option<String> {
         ),
         Notice::NetworkDown { why } => format!("the sandbox has no network just now: {why}"),
         Notice::NetworkBack => "the sandbox has its network again".into(),
-        Notice::NoPolicy { why } => format!("nothing is allowed: {why}   viv policy ls says more"),
+        Notice::NoPolicy { why, holds_on: false } => {
+            format!("nothing is allowed: {why}   viv policy ls says more")
+        }
+        Notice::NoPolicy { why, holds_on: true } => format!(
+            "the rules of before hold on, and what they do not speak of is refused: {why}   viv policy ls says more"
+        ),
         Notice::PolicyBack => "the policy can be read again, and holds".into(),
+        Notice::NoRecord { why } => format!("{why}   it is kept and tried again"),
+        Notice::RecordBack => "the record of the network is written again, nothing is missing".into(),
         Notice::NotPublished { publish, why } => format!("not published: {publish}: {why}"),
     })
 }
@@ -114,6 +126,17 @@ struct Question {
     udp: bool,
 }
 
+impl Question {
+    /// Its line; `label` stands before the letter of an answer to it.
+    fn words(&self, label: u64) -> String {
+        let Self { host, port, udp, .. } = self;
+        let udp = if *udp { "/udp" } else { "" };
+        format!(
+            "may the sandbox reach {host}:{port}{udp}?   Ctrl-] and then: {label}o once, {label}s this sandbox, {label}a always, {label}n no   (no after 60 s)"
+        )
+    }
+}
+
 /// What the user says to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
@@ -130,35 +153,84 @@ struct Asker {
     sandbox: Sandbox,
 }
 
+/// What was typed for us.
+#[derive(Debug, PartialEq, Eq)]
+enum Typed {
+    /// To this question.
+    Answer(Question, Answer),
+    /// To one that is over, or was never asked.
+    TooLate(u64),
+}
+
+/// The open questions. Each is answered by the label that was printed with it, which none before or after it has: the guest decides when
+/// questions come and go, and with whatever else an answer would go by it could put another one under the user's finger.
 #[derive(Debug)]
 struct Asking {
-    open: VecDeque<Question>,
-    /// Whether the key before was [`ATTENTION`].
-    armed: bool,
+    open: Vec<(u64, Question)>,
+    last_label: u64,
+    /// After [`ATTENTION`]: the digits since.
+    armed: Option<Vec<u8>>,
     asker: Option<Asker>,
 }
 
 impl Asking {
+    const fn new() -> Self {
+        Self { open: Vec::new(), last_label: 0, armed: None, asker: None }
+    }
+
+    /// The label of the question that comes next.
+    fn next(&self) -> u64 {
+        self.last_label.saturating_add(1)
+    }
+
+    fn put(&mut self, question: Question) {
+        self.last_label = self.next();
+        self.open.push((self.last_label, question));
+    }
+
+    fn over(&mut self, number: u64) {
+        self.open.retain(|(_, open)| open.number != number);
+    }
+
     /// Takes our keys out of what was typed; the rest is the guest's. Gives the answers.
-    fn take(&mut self, typed: &[u8], rest: &mut Vec<u8>) -> Vec<(Question, Answer)> {
+    fn take(&mut self, typed: &[u8], rest: &mut Vec<u8>) -> Vec<Typed> {
         let mut answers = Vec::new();
         for byte in typed {
-            if std::mem::take(&mut self.armed) {
-                let answer = match byte.to_ascii_lowercase() {
-                    b'o' => Some(Answer::Once),
-                    b's' => Some(Answer::Sandbox),
-                    b'a' => Some(Answer::Always),
-                    b'n' => Some(Answer::No),
-                    _ => None,
-                };
-                match answer.and_then(|answer| Some((self.open.pop_front()?, answer))) {
-                    Some(answered) => answers.push(answered),
-                    None => rest.extend([ATTENTION, *byte]),
+            let Some(mut digits) = self.armed.take() else {
+                // Also when all questions are over: who answers one that has just ended must not have typed that into the guest.
+                if *byte == ATTENTION && self.last_label > 0 {
+                    self.armed = Some(Vec::new());
+                } else {
+                    rest.push(*byte);
                 }
-            } else if *byte == ATTENTION && !self.open.is_empty() {
-                self.armed = true;
-            } else {
-                rest.push(*byte);
+                continue;
+            };
+            if byte.is_ascii_digit() && digits.len() < MOST_DIGITS {
+                digits.push(*byte);
+                self.armed = Some(digits);
+                continue;
+            }
+            let label = std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse::<u64>().ok());
+            let answer = match byte.to_ascii_lowercase() {
+                b'o' => Some(Answer::Once),
+                b's' => Some(Answer::Sandbox),
+                b'a' => Some(Answer::Always),
+                b'n' => Some(Answer::No),
+                _ => None,
+            };
+            match (label, answer) {
+                (Some(label), Some(answer)) => {
+                    let at = self.open.iter().position(|(known, _)| *known == label);
+                    answers.push(match at {
+                        Some(at) => Typed::Answer(self.open.remove(at).1, answer),
+                        None => Typed::TooLate(label),
+                    });
+                }
+                _ => {
+                    rest.push(ATTENTION);
+                    rest.append(&mut digits);
+                    rest.push(*byte);
+                }
             }
         }
         answers
@@ -169,9 +241,13 @@ impl Asking {
 pub(crate) fn for_the_guest(typed: &[u8]) -> Vec<u8> {
     let mut rest = Vec::with_capacity(typed.len());
     let mut asking = asked();
-    for (question, answer) in asking.take(typed, &mut rest) {
-        if let Some(asker) = &asking.asker {
-            asker.answer(&question, answer);
+    for typed in asking.take(typed, &mut rest) {
+        match (typed, &asking.asker) {
+            (Typed::Answer(question, answer), Some(asker)) => asker.answer(&question, answer),
+            (Typed::TooLate(label), _) => {
+                say(&format!("there is no question {label} any more: nothing was answered"))
+            }
+            (Typed::Answer(..), None) => {}
         }
     }
     rest
@@ -233,24 +309,48 @@ mod tests {
         Question { number, host: "a.example".into(), port: 443, udp: false }
     }
 
+    fn take(asking: &mut Asking, typed: &[u8]) -> (Vec<u8>, Vec<(u64, Option<Answer>)>) {
+        let mut rest = Vec::new();
+        let said = asking.take(typed, &mut rest).into_iter().map(|typed| match typed {
+            Typed::Answer(question, answer) => (question.number, Some(answer)),
+            Typed::TooLate(label) => (label, None),
+        });
+        let said = said.collect();
+        (rest, said)
+    }
+
     #[test]
     fn only_keys_after_the_attention_key_are_answers() {
-        let mut asking = Asking { open: VecDeque::new(), armed: false, asker: None };
-        let take = |asking: &mut Asking, typed: &[u8]| {
-            let mut rest = Vec::new();
-            let answers = asking.take(typed, &mut rest);
-            (
-                rest,
-                answers.into_iter().map(|(question, answer)| (question.number, answer)).collect::<Vec<_>>(),
-            )
-        };
-        // Nothing is asked: all is the guest's.
-        assert_eq!(take(&mut asking, b"a\x1da"), (b"a\x1da".to_vec(), vec![]));
-        asking.open.extend([question(1), question(2)]);
-        assert_eq!(take(&mut asking, b"aon"), (b"aon".to_vec(), vec![]));
+        let mut asking = Asking::new();
+        // Nothing was ever asked: all is the guest's.
+        assert_eq!(take(&mut asking, b"a\x1d1a"), (b"a\x1d1a".to_vec(), vec![]));
+        asking.put(question(71));
+        asking.put(question(72));
+        assert_eq!(take(&mut asking, b"a1on"), (b"a1on".to_vec(), vec![]));
         assert_eq!(take(&mut asking, b"x\x1d"), (b"x".to_vec(), vec![]));
-        assert_eq!(take(&mut asking, b"sy"), (b"y".to_vec(), vec![(1, Answer::Sandbox)]));
-        assert_eq!(take(&mut asking, b"\x1dq\x1dN\x1da"), (b"\x1dq\x1da".to_vec(), vec![(2, Answer::No)]));
+        assert_eq!(take(&mut asking, b"1"), (vec![], vec![]));
+        assert_eq!(take(&mut asking, b"sy"), (b"y".to_vec(), vec![(71, Some(Answer::Sandbox))]));
+        assert_eq!(
+            take(&mut asking, b"\x1d2q\x1dN\x1d2N"),
+            (b"\x1d2q\x1dN".to_vec(), vec![(72, Some(Answer::No))])
+        );
+    }
+
+    #[test]
+    fn an_answer_is_for_the_question_that_it_was_shown_with() {
+        let mut asking = Asking::new();
+        asking.put(question(1));
+        assert!(asking.open[0].1.words(1).contains("1o once"));
+        // The guest lets go of what the user reads and asks about something else, with the gateway's number of before even.
+        asking.over(1);
+        asking.put(question(1));
+        assert_eq!(take(&mut asking, b"\x1d1a"), (vec![], vec![(1, None)]));
+        // The newest line is not the oldest question.
+        asking.put(question(5));
+        assert_eq!(take(&mut asking, b"\x1d3o"), (vec![], vec![(5, Some(Answer::Once))]));
+        // A letter alone is for nobody: which one was meant is not known.
+        assert_eq!(take(&mut asking, b"\x1do"), (b"\x1do".to_vec(), vec![]));
+        assert_eq!(take(&mut asking, b"\x1d2n\x1d999999999999o").1, vec![(1, Some(Answer::No))]);
     }
 
     #[test]

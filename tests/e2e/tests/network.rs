@@ -23,7 +23,7 @@ pub(crate) const CASES: &[Named] = &[
     ("a_rule_holds_at_once_and_for_what_is_open_too", changed_rule),
     ("the_log_goes_on_over_restarts_and_adds_up", log),
     ("observe_prints_the_rules_that_the_work_needs", observe),
-    ("a_policy_that_cannot_be_read_allows_nothing", unreadable),
+    ("a_policy_that_cannot_be_read_opens_nothing", unreadable),
     ("a_port_is_published_now_and_after_a_restart", ports),
     ("without_a_network_there_is_no_card", no_network),
     ("a_gateway_that_dies_comes_back", killed_gateway),
@@ -260,6 +260,8 @@ fn unreadable(world: &World) -> Case {
     let folder = world.project(SHARED);
     let file = world.folder(NAME)?.join("policy.json");
     std::fs::write(&file, "{\"schema\": 1,\n  \"rules\": [")?;
+    // A sandbox that starts with it has nothing; one that runs keeps what it had.
+    world.run(&["stop", NAME])?;
     let refused = world.shell(&folder, "getent hosts pypi.org; echo $?; sleep 1", b"")?;
     let listed = world.run(&["policy", "ls", NAME])?;
     let changed = world.run(&["policy", "allow", "--sandbox", NAME, "example.com"])?;
@@ -270,8 +272,20 @@ fn unreadable(world: &World) -> Case {
         ensure(said.code == 125 && said.err.contains("line 2 column"), format!("{said:?}"))?;
     }
     ensure(kept.ends_with("\"rules\": ["), "it is left as it is")?;
-    let again = world.shell(&folder, "getent hosts pypi.org >/dev/null; echo $?", b"")?;
-    ensure(again.text() == "0", format!("{again:?}"))
+    let again = world.shell(&folder, "getent hosts pypi.org >/dev/null; echo $?; sleep 1", b"")?;
+    ensure(again.text() == "0", format!("{again:?}"))?;
+    std::fs::write(
+        &file,
+        "{\"schema\": 1,\n  \"rules\": [{\"decision\": \"deny\", \"resource\": \"pypi.org\"}]}",
+    )?;
+    let denied = world.shell(&folder, "sleep 1; getent hosts pypi.org; echo $?", b"")?;
+    ensure(denied.text() == "2", format!("{denied:?}"))?;
+    std::fs::remove_file(&file)?;
+    let gone = world.shell(&folder, "sleep 2; getent hosts pypi.org; echo $?", b"")?;
+    ensure(gone.text() == "2" && gone.err.contains("hold on"), format!("{gone:?}"))?;
+    std::fs::write(&file, "{\"schema\": 1}")?;
+    let back = world.shell(&folder, "sleep 1; getent hosts pypi.org >/dev/null; echo $?", b"")?;
+    ensure(back.text() == "0", format!("{back:?}"))
 }
 
 /// A server in the guest that answers each connection with the same word.

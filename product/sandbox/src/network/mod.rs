@@ -16,7 +16,9 @@ pub mod keeper;
 pub mod log;
 pub mod policy_files;
 pub mod ports;
+mod questions;
 pub mod settings;
+mod standing;
 mod supervise;
 mod surroundings;
 

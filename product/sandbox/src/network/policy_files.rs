@@ -5,8 +5,9 @@
 //! <sandbox folder>/policy.json            the sandbox's own rules
 //! <sandbox folder>/kits/NAME.json         a kit's rules
 //! ```
-//! The command line writes them, whole and under a lock; a running sandbox's shim watches them. One that cannot be read allows nothing.
+//! The command line writes them, whole and under a lock; a running sandbox's shim watches them ([`super::standing`]).
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::IpAddr;
@@ -76,16 +77,34 @@ pub fn change_local<T>(sandbox: &Sandbox, change: impl FnOnce(&mut SandboxFile) 
     self::change(&sandbox_path(sandbox), change)
 }
 
-/// Moves a file away that is of no use, and gives where it lies now; nothing for one that is not there.
-pub fn set_aside(path: &Path) -> Result<Option<PathBuf>> {
+/// Has the user's file say nothing, and gives where what it said lies now; nothing when it is not there.
+pub fn reset_global(places: &Places) -> Result<Option<PathBuf>> {
+    reset::<GlobalFile>(&global_path(places))
+}
+
+/// The same for a sandbox's file.
+pub fn reset_local(sandbox: &Sandbox) -> Result<Option<PathBuf>> {
+    reset::<SandboxFile>(&sandbox_path(sandbox))
+}
+
+/// The file is never away: for a running sandbox that would mean that somebody lost it.
+fn reset<F: Serialize + Default>(path: &Path) -> Result<Option<PathBuf>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let _lock = hold(path)?;
     let mut name = path.to_owned().into_os_string();
     name.push(format!(".{}", crate::spec::rfc3339(std::time::SystemTime::now())));
     let aside = PathBuf::from(name);
-    match fs::rename(path, &aside) {
-        Ok(()) => Ok(Some(aside)),
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::file("cannot move", path, source)),
+    // Not each file system has links.
+    let kept = fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside));
+    match kept {
+        Ok(()) => {}
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::file("cannot move", path, source)),
     }
+    files::write_json(path, &F::default())?;
+    Ok(Some(aside))
 }
 
 fn change<F, T>(path: &Path, change: impl FnOnce(&mut F) -> Result<T>) -> Result<T>
@@ -198,35 +217,66 @@ pub fn add_kits(sandbox: &Sandbox, files: &[PathBuf]) -> Result<()> {
 
 /// The kits of a sandbox, in the order in which they were given.
 pub fn kits(sandbox: &Sandbox) -> Result<Vec<Kit>> {
+    kit_paths(sandbox)?.iter().map(|path| read_kit(path)).collect()
+}
+
+fn kit_paths(sandbox: &Sandbox) -> Result<Vec<PathBuf>> {
     let folder = sandbox.folder().join(KITS);
+    let fail = |source| Error::file("cannot read", &folder, source);
     let entries = match fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(|source| Error::file("cannot read", &folder, source))?,
+        other => other.map_err(fail)?,
     };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(fail)?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    paths.iter().take(MOST_KITS).map(|path| read_kit(path)).collect()
+    paths.truncate(MOST_KITS);
+    Ok(paths)
 }
 
 /// All that is said about a sandbox. `own` are the host's own addresses.
 pub fn set(places: &Places, sandbox: &Sandbox, own: &[IpAddr]) -> Result<PolicySet> {
-    let (global, local, kits) = (global(places)?, local(sandbox)?, kits(sandbox)?);
-    let kits = kits.into_iter().map(|kit| KitRules {
-        approved: kit.is_approved(&global.approvals),
-        kit: kit.file.kit,
-        version: kit.file.version,
-        rules: kit.file.rules,
-    });
-    Ok(PolicySet {
+    Ok(find(places, sandbox, own)?.policy)
+}
+
+/// What the files say, and which there are.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) policy: PolicySet,
+    pub(super) files: BTreeSet<PathBuf>,
+}
+
+/// As [`set`].
+pub(super) fn find(places: &Places, sandbox: &Sandbox, own: &[IpAddr]) -> Result<Found> {
+    let mut files = BTreeSet::new();
+    let (global_path, local_path) = (global_path(places), sandbox_path(sandbox));
+    let global: Option<GlobalFile> = read(&global_path)?;
+    files.extend(global.as_ref().map(|_| global_path));
+    let local: Option<SandboxFile> = read(&local_path)?;
+    files.extend(local.as_ref().map(|_| local_path));
+    let (global, local) = (global.unwrap_or_default(), local.unwrap_or_default());
+    let mut kits = Vec::new();
+    for path in kit_paths(sandbox)? {
+        let kit = read_kit(&path)?;
+        files.insert(path);
+        kits.push(KitRules {
+            approved: kit.is_approved(&global.approvals),
+            kit: kit.file.kit,
+            version: kit.file.version,
+            rules: kit.file.rules,
+        });
+    }
+    let policy = PolicySet {
         sandbox: sandbox.spec.name.clone(),
         preset: local.preset.unwrap_or(global.preset),
         host_addresses: own.to_vec(),
-        kits: kits.collect(),
+        kits,
         global: global.rules,
         local: local.rules,
         ..PolicySet::default()
-    })
+    };
+    Ok(Found { policy, files })
 }
 
 /// What holds where no sandbox is meant.
@@ -313,8 +363,9 @@ mod tests {
         fs::write(global_path(&places), "{\"schema\": 2, \"anything\": []}").unwrap();
         let newer = set(&places, &sandbox, &[]).unwrap_err();
         assert!(matches!(newer, Error::NewerFormat { found: 2, known: 1, .. }), "{newer}");
-        let aside = set_aside(&global_path(&places)).unwrap().unwrap();
-        assert!(aside.exists() && set(&places, &sandbox, &[]).is_ok());
+        let aside = reset_global(&places).unwrap().unwrap();
+        assert!(fs::read_to_string(aside).unwrap().contains("anything"));
+        assert_eq!(set(&places, &sandbox, &[]).unwrap().preset, Preset::Balanced);
     }
 
     #[test]

@@ -8,13 +8,12 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use confine::Access;
 use gateway::control::{Configuration, Counters, FromGateway, Mode, ToGateway};
-use gateway::record::Record;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::grants::Grants;
@@ -22,7 +21,9 @@ use super::hints::Hints;
 use super::keeper::{FromKeeper, ToKeeper};
 use super::log::NetworkLog;
 use super::ports::{self, Publish};
-use super::{GATEWAY_ROLE, Guest, Handover, authority, policy_files, surroundings};
+use super::questions::Questions;
+use super::standing::Standing;
+use super::{GATEWAY_ROLE, Guest, Handover, authority, surroundings};
 use crate::control::{Attention, NetworkStatus, Notice};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -33,7 +34,9 @@ use crate::places::Places;
 use crate::plan::{self, Descriptors};
 use crate::{packet, sys};
 
+mod files;
 mod kept;
+mod records;
 
 /// Between the end of a gateway and the start of the next: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -44,7 +47,7 @@ const LONG_LIFE: Duration = Duration::from_secs(60);
 const SAVE: Duration = Duration::from_secs(5);
 /// How long the last records may take at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Most questions at once, and most counters.
+/// Most lines about the confinement.
 const MOST: usize = 64;
 
 /// What has something to be read.
@@ -77,6 +80,8 @@ pub(crate) struct Network {
     keeper: Keeper,
     ring: sys::Ring,
     control: Option<OwnedFd>,
+    /// That of a gateway that is being ended: what it said is heard when it has.
+    left: Option<OwnedFd>,
     /// What a gateway is told first, as it is now.
     configuration: Configuration,
     own: Vec<IpAddr>,
@@ -89,7 +94,7 @@ pub(crate) struct Network {
     last_port: u64,
     /// What could not be published at the start.
     unpublished: Vec<(Publish, String)>,
-    questions: BTreeMap<u64, Notice>,
+    questions: Questions,
     hints: Hints,
     grants: Grants,
     /// When the certificate authority should be issued again.
@@ -106,9 +111,11 @@ pub(crate) struct Network {
     /// When the next gateway is started.
     retry: Option<Instant>,
     save: Option<Instant>,
-    /// Why there is no network, and why nothing is allowed.
+    /// Why there is no network.
     down: Option<String>,
-    no_policy: Option<String>,
+    policy: Standing,
+    /// Why the record cannot be written, and when it is tried again.
+    unwritten: Option<(String, Instant)>,
     /// How sessions want to be treated what no rule decides.
     wanted: Mode,
     /// What the gateway said last before it ended.
@@ -144,6 +151,8 @@ impl Network {
         let errors = sandbox.log(logs::Source::Gateway);
         let errors =
             BoundedLog::open(&errors).map_err(|source| Error::file("cannot write", errors, source))?;
+        let own = surroundings::own_addresses();
+        let policy = Standing::at_start(places, sandbox, &own);
         let log = NetworkLog::open(sandbox.folder());
         let log = log
             .map_err(|source| Error::file("cannot write", sandbox.folder().join(super::log::FILE), source))?;
@@ -153,8 +162,9 @@ impl Network {
             keeper,
             ring,
             control: None,
-            configuration,
-            own: surroundings::own_addresses(),
+            left: None,
+            configuration: Configuration { policy: policy.in_force().clone(), ..configuration },
+            own,
             guest,
             watch,
             log,
@@ -162,7 +172,7 @@ impl Network {
             ports: BTreeMap::new(),
             last_port: 0,
             unpublished: Vec::new(),
-            questions: BTreeMap::new(),
+            questions: Questions::default(),
             hints: Hints::default(),
             grants: Grants::default(),
             authority: None,
@@ -176,11 +186,11 @@ impl Network {
             retry: None,
             save: None,
             down: None,
-            no_policy: None,
+            policy,
+            unwritten: None,
             wanted: Mode::Enforce,
             last_word: None,
         };
-        network.read_policy();
         network.note_authority();
         network.bind_ports()?;
         network.launch().map_err(fail)?;
@@ -228,7 +238,9 @@ impl Network {
 
     /// When to look at the clock again.
     pub(crate) fn next(&self) -> Option<Instant> {
-        [self.retry, self.save, self.authority, self.secrets_until].into_iter().flatten().min()
+        let unwritten = self.unwritten.as_ref().map(|(_, again)| *again);
+        let due = [self.retry, self.save, self.authority, self.secrets_until, self.policy.again(), unwritten];
+        due.into_iter().flatten().min()
     }
 
     /// Does what is due. Gives what sessions are to be told.
@@ -245,8 +257,14 @@ impl Network {
             self.save = None;
             self.say(&ToGateway::Save);
         }
-        // Sessions that begin later are told when they do.
         let mut told = Vec::new();
+        if self.policy.again().is_some_and(|at| at <= now) {
+            self.read_policy(now, &mut told);
+        }
+        if self.unwritten.as_ref().is_some_and(|(_, again)| *again <= now) {
+            told.extend(self.write_down(Vec::new()));
+        }
+        // Sessions that begin later are told when they do.
         if self.authority.is_some_and(|at| at <= now) {
             self.authority = None;
             told.push(Notice::AuthorityEnds);
@@ -280,26 +298,18 @@ impl Network {
         self.set_mode();
     }
 
-    /// What sessions want holds only while the policy can be read: else nobody knows what was denied.
-    fn set_mode(&mut self) {
-        let mode = if self.no_policy.is_some() { Mode::Enforce } else { self.wanted };
-        if mode != self.configuration.mode {
-            self.configuration.mode = mode;
-            self.say(&ToGateway::Mode { mode });
-        }
-    }
-
     /// What a session that begins is to be told.
     pub(crate) fn standing(&self, attention: Attention) -> Vec<Notice> {
         let mut told = Vec::new();
         if attention.hints {
             told.extend(self.down.clone().map(|why| Notice::NetworkDown { why }));
-            told.extend(self.no_policy.clone().map(|why| Notice::NoPolicy { why }));
+            told.extend(self.policy.notice());
+            told.extend(self.unwritten.as_ref().map(|(why, _)| Notice::NoRecord { why: why.clone() }));
             let unpublished = self.unpublished.iter().cloned();
             told.extend(unpublished.map(|(publish, why)| Notice::NotPublished { publish, why }));
         }
         if attention.asks {
-            told.extend(self.questions.values().cloned());
+            told.extend(self.questions.notices());
         }
         let good_for = self.configuration.ca.as_ref().map(|ca| authority::good_for(ca, SystemTime::now()));
         if attention.keeps && good_for == Some(Some(Duration::ZERO)) {
@@ -315,7 +325,7 @@ impl Network {
     pub(crate) fn answer(&mut self, question: u64, allow: bool, told: &mut Vec<Notice>) {
         // Who said "always" has written a rule, which must be there before the connection goes on.
         self.hear_files(told);
-        if self.questions.contains_key(&question) {
+        if let Some(question) = self.questions.gateways(question) {
             self.say(&ToGateway::Answer { question, allow });
         }
     }
@@ -330,7 +340,7 @@ impl Network {
         }
         NetworkStatus {
             up: self.up.is_some(),
-            problem: self.down.clone().or_else(|| self.no_policy.clone()),
+            problem: self.problem(),
             confinement: self.confinement.clone(),
             restarts: self.restarts,
             keeper: self.keeper.is_open.then(|| self.keeper.child.id()),
@@ -340,8 +350,19 @@ impl Network {
         }
     }
 
+    fn problem(&self) -> Option<String> {
+        let policy = || self.policy.problem().map(str::to_owned);
+        let record = || self.unwritten.as_ref().map(|(why, _)| why.clone());
+        self.down.clone().or_else(policy).or_else(record)
+    }
+
     /// Lets the gateway say what it has recorded, at the end of the sandbox.
     pub(crate) fn finish(&mut self) {
+        self.last_words();
+        self.write_the_rest();
+    }
+
+    fn last_words(&mut self) {
         let deadline = Instant::now() + LAST_WORDS;
         if !self.say(&ToGateway::Save) {
             return;
@@ -488,7 +509,7 @@ impl Network {
     /// Ends the gateway; that it has ended comes from its keeper.
     fn end_gateway(&mut self, why: &str) {
         self.last_word.get_or_insert_with(|| why.to_owned());
-        self.control = None;
+        self.left = self.control.take().or(self.left.take());
         if self.keeper.is_open {
             let _ = packet::send_now(&self.keeper.line, &ToKeeper::End, &[]);
         }
@@ -504,7 +525,7 @@ impl Network {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(None) | Err(_) => {
                 self.keeper.is_open = false;
-                self.control = None;
+                self.hear_the_rest(told);
                 let why = self.last_word.take();
                 let why = why.unwrap_or_else(|| "the process that starts the gateway was killed".into());
                 tracing::error!(%why, "There is no network until the sandbox is started again");
@@ -542,27 +563,10 @@ impl Network {
         if let Err(error) = vmm.network_down() {
             tracing::debug!(%error, "The vmm is not told");
         }
-        told.extend(
-            std::mem::take(&mut self.questions).into_keys().map(|question| Notice::AskOver { question }),
-        );
+        told.extend(self.questions.all_over());
         if self.down.replace(why.clone()).is_none() {
             told.push(Notice::NetworkDown { why });
         }
-    }
-
-    /// What a gateway that has ended said before: its records above all. It is no more than a socket holds.
-    fn hear_the_rest(&mut self, told: &mut Vec<Notice>) {
-        while let Some(control) = &self.control
-            && let Ok(Some((word, _))) = packet::receive_large::<FromGateway>(control)
-        {
-            if matches!(
-                word,
-                FromGateway::Records { .. } | FromGateway::Failed { .. } | FromGateway::Saved { .. }
-            ) {
-                self.take(word, told);
-            }
-        }
-        self.control = None;
     }
 
     fn hear_gateway(&mut self, told: &mut Vec<Notice>) {
@@ -601,20 +605,13 @@ impl Network {
                 told.extend(self.write_down(records));
                 self.save.get_or_insert(Instant::now() + SAVE);
             }
-            FromGateway::Question { question, host, port, protocol, .. } if self.questions.len() < MOST => {
-                let udp = protocol == policy::Protocol::Udp;
-                let asked = Notice::Asked { question, host: plain(&host), port, udp };
-                self.questions.insert(question, asked.clone());
-                told.push(asked);
-            }
-            FromGateway::Question { question, .. } => {
-                self.say(&ToGateway::Answer { question, allow: false });
-            }
-            FromGateway::QuestionOver { question } => {
-                if self.questions.remove(&question).is_some() {
-                    told.push(Notice::AskOver { question });
+            FromGateway::Question { question, host, port, protocol, .. } => {
+                match self.questions.put(question, plain(&host), port, protocol) {
+                    Some(asked) => told.push(asked),
+                    None => _ = self.say(&ToGateway::Answer { question, allow: false }),
                 }
             }
+            FromGateway::QuestionOver { question } => told.extend(self.questions.over(question)),
             FromGateway::Published { .. } => {}
             FromGateway::PublishFailed { number, why } => {
                 if let Some((publish, _)) = self.ports.get(&number) {
@@ -629,75 +626,6 @@ impl Network {
             }
             FromGateway::Failed { why } => self.last_word = Some(plain(&why)),
         }
-    }
-
-    /// Writes records down. Gives what sessions are to be told.
-    fn write_down(&mut self, records: Vec<Record>) -> Vec<Notice> {
-        let now = Instant::now();
-        let told = records.iter().filter_map(|record| self.hints.notice(record, now)).collect();
-        if let Err(error) = self.log.append(records) {
-            tracing::error!(%error, "The record of the network cannot be written");
-        }
-        told
-    }
-}
-
-/// Files.
-impl Network {
-    fn hear_files(&mut self, told: &mut Vec<Notice>) {
-        let names = self.watch.changed();
-        let is = |name: &str| names.iter().any(|changed| changed == name);
-        // Those of kits have names of their own.
-        if is(policy_files::FILE)
-            || names.iter().any(|name| Path::new(name).extension().is_some_and(|e| e == "json"))
-        {
-            let before = self.no_policy.clone();
-            let is_other = self.read_policy();
-            // Before the policy is gone nothing is observed any more, and nothing again before it is back.
-            if self.no_policy.is_some() {
-                self.set_mode();
-            }
-            if is_other {
-                self.hints.forget();
-                let policy = Box::new(self.configuration.policy.clone());
-                self.say(&ToGateway::Policy { policy });
-            }
-            self.set_mode();
-            match (before, &self.no_policy) {
-                (Some(_), None) => told.push(Notice::PolicyBack),
-                (before, Some(why)) if before.as_ref() != Some(why) => {
-                    told.push(Notice::NoPolicy { why: why.clone() });
-                }
-                _ => {}
-            }
-        }
-        if is("resolv.conf") || is("hosts") || is("stub-resolv.conf") {
-            let resolver = surroundings::resolver().unwrap_or_else(|| self.configuration.resolver.clone());
-            let hosts = surroundings::hosts().unwrap_or_else(|| self.configuration.hosts.clone());
-            if (&resolver, &hosts) != (&self.configuration.resolver, &self.configuration.hosts) {
-                self.configuration.resolver = resolver.clone();
-                self.configuration.hosts = hosts.clone();
-                self.say(&ToGateway::Resolver { resolver, hosts });
-            }
-        }
-    }
-
-    /// Reads the policy; one that cannot be read allows nothing. Gives whether it is another one.
-    fn read_policy(&mut self) -> bool {
-        let policy = match policy_files::set(&self.places, &self.sandbox, &self.own) {
-            Ok(policy) => {
-                self.no_policy = None;
-                policy
-            }
-            Err(error) => {
-                tracing::error!(%error, "The policy cannot be read: nothing is allowed");
-                self.no_policy = Some(plain(&error.to_string()));
-                policy_files::closed(&self.sandbox, &self.own)
-            }
-        };
-        let is_other = policy != self.configuration.policy;
-        self.configuration.policy = policy;
-        is_other
     }
 }
 

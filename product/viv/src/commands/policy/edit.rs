@@ -256,7 +256,11 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             return Ok(OURS);
         }
     }
-    if let Some(aside) = policy_files::set_aside(&path)? {
+    let aside = match &sandbox {
+        Some(sandbox) => policy_files::reset_local(sandbox)?,
+        None => policy_files::reset_global(places)?,
+    };
+    if let Some(aside) = aside {
         eprintln!("viv: what was there lies in {}", escaped(&places.short(&aside), LONGEST));
     }
     let now =

@@ -1,0 +1,62 @@
+//! Files that change while a sandbox runs: its policy, and how the host resolves names.
+
+use std::path::Path;
+use std::time::Instant;
+
+use gateway::control::{Mode, ToGateway};
+
+use super::super::{policy_files, surroundings};
+use super::Network;
+use crate::control::Notice;
+
+impl Network {
+    pub(super) fn hear_files(&mut self, told: &mut Vec<Notice>) {
+        let names = self.watch.changed();
+        let is = |name: &str| names.iter().any(|changed| changed == name);
+        // Those of kits have names of their own.
+        if is(policy_files::FILE)
+            || names.iter().any(|name| Path::new(name).extension().is_some_and(|e| e == "json"))
+        {
+            self.read_policy(Instant::now(), told);
+        }
+        if is("resolv.conf") || is("hosts") || is("stub-resolv.conf") {
+            let resolver = surroundings::resolver().unwrap_or_else(|| self.configuration.resolver.clone());
+            let hosts = surroundings::hosts().unwrap_or_else(|| self.configuration.hosts.clone());
+            if (&resolver, &hosts) != (&self.configuration.resolver, &self.configuration.hosts) {
+                self.configuration.resolver = resolver.clone();
+                self.configuration.hosts = hosts.clone();
+                self.say(&ToGateway::Resolver { resolver, hosts });
+            }
+        }
+    }
+
+    /// Reads the policy, and passes on what is other than before.
+    pub(super) fn read_policy(&mut self, now: Instant, told: &mut Vec<Notice>) {
+        let before = self.policy.problem().map(str::to_owned);
+        self.policy.read(&self.places, &self.sandbox, &self.own, now);
+        // Before the policy is gone nothing is observed any more, and nothing again before it is back.
+        if self.policy.problem().is_some() {
+            self.set_mode();
+        }
+        if *self.policy.in_force() != self.configuration.policy {
+            self.configuration.policy = self.policy.in_force().clone();
+            self.hints.forget();
+            let policy = Box::new(self.configuration.policy.clone());
+            self.say(&ToGateway::Policy { policy });
+        }
+        self.set_mode();
+        match (before, self.policy.problem()) {
+            (Some(_), None) => told.push(Notice::PolicyBack),
+            (before, Some(why)) if before.as_deref() != Some(why) => told.extend(self.policy.notice()),
+            _ => {}
+        }
+    }
+
+    pub(super) fn set_mode(&mut self) {
+        let mode: Mode = self.policy.mode(self.wanted);
+        if mode != self.configuration.mode {
+            self.configuration.mode = mode;
+            self.say(&ToGateway::Mode { mode });
+        }
+    }
+}
