@@ -475,7 +475,11 @@ fn balanced_lets_read_and_keeps_in() {
             ("tcp static.crates.io 443", Allow),
             ("GET crates.io 443 /api/v1/crates/serde", Allow),
             ("PUT crates.io 443 /api/v1/crates/new", Undecided),
-            ("tcp proxy.golang.org 443", Allow),
+            ("GET proxy.golang.org 443 /github.com/!burnt!sushi/toml/@v/list", Allow),
+            ("GET proxy.golang.org 443 /golang.org/x/text/@v/v0.3.0.zip", Allow),
+            ("GET proxy.golang.org 443 /sumdb/sum.golang.org/supported", Allow),
+            ("GET sum.golang.org 443 /lookup/golang.org/x/text@v0.3.0", Allow),
+            ("GET sum.golang.org 443 /tile/8/0/x001/234", Allow),
             ("tcp repo1.maven.org 443", Allow),
             ("POST rubygems.org 443 /api/v1/gems", Undecided),
             ("tcp api.nuget.org 443", Allow),
@@ -513,6 +517,33 @@ fn balanced_lets_read_and_keeps_in() {
             ("tcp 1.1.1.1 443", Undecided),
             ("udp 8.8.8.8 53", Undecided),
             ("udp api.anthropic.com 443", Undecided),
+        ],
+    );
+}
+
+/// What fetches on others' behalf would carry a request's path to whoever's host stands in it.
+#[test]
+fn balanced_lets_nobody_fetch_for_the_guest() {
+    expect(
+        &Policy::compile(&PolicySet { sandbox: "box".to_owned(), ..PolicySet::default() }),
+        &[
+            ("GET proxy.golang.org 443 /evil.example/stolen/@v/list", Undecided),
+            ("GET proxy.golang.org 443 /github.com.evil.example/stolen/@v/list", Undecided),
+            ("POST proxy.golang.org 443 /github.com/a/b/@v/list", Undecided),
+            ("GET sum.golang.org 443 /lookup/evil.example/stolen@v1.0.0", Undecided),
+            ("GET en.wikipedia.org 443 /wiki/Rust", Allow),
+            ("GET en.wikipedia.org 443 /api/rest_v1/page/html/Rust", Allow),
+            (
+                "GET en.wikipedia.org 443 /api/rest_v1/data/citation/mediawiki/https%3A%2F%2Fevil.example%2Fx",
+                Undecided,
+            ),
+            ("GET www.w3.org 443 /TR/html52/", Allow),
+            ("GET www.w3.org 443 /services/html2txt", Undecided),
+            ("GET www.w3.org 443 /2005/08/online_xslt/xslt", Undecided),
+            ("GET unpkg.com 443 /react@18/index.js", Allow),
+            ("POST unpkg.com 443 /x", Undecided),
+            ("name web.archive.org", Undecided),
+            ("name x.translate.goog", Undecided),
         ],
     );
 }
