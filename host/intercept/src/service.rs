@@ -158,6 +158,8 @@ impl Service {
         if websocket {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            // Messages that are compressed cannot be watched for placeholders (RFC 7692).
+            request.headers_mut().remove(header::SEC_WEBSOCKET_EXTENSIONS);
         }
         let response = match self.upstream.send(request, ready.chunked).await {
             Ok(response) => response,
@@ -217,6 +219,10 @@ impl Service {
         let to = vault::Destination { host: &name, port: self.flow.port, tls: self.secure };
         let placed = credentials.place(&to, &mut head, SystemTime::now()).map_err(refuse)?;
         exchange.note(|record| record.secrets.clone_from(&placed.used));
+        if !placed.used.is_empty() {
+            // What the host echoes has to be read here, to be masked.
+            head.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         let unknown = !head.headers.contains_key(header::CONTENT_LENGTH) && !body.is_end_stream();
         let chunked = examined.chunked || unknown;
         let outbound = |body, signer| -> Payload {
@@ -354,6 +360,9 @@ impl Service {
         };
         let body = match token.response(head.status.as_u16(), &whole, SystemTime::now()) {
             Ok(Some(kept)) => {
+                if let Err(refusal) = self.shared.credentials().may_keep(token, SystemTime::now()) {
+                    return Err(Ended::refused(self.refused(&refusal, asked, exchange)));
+                }
                 self.shared.grant(&kept.grant);
                 self.sink.grant(&kept.grant);
                 kept.body

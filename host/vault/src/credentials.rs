@@ -312,11 +312,17 @@ impl Credentials {
         }
         let bound = || self.0.list.iter().zip(&seen).filter(|(credential, _)| credential.is_for(to));
         let mut placed = Placed { used: Vec::new(), body: Body::Stream };
-        if let Some(exchange) = bound().find_map(|(credential, _)| exchange(credential, to, head)) {
+        if let Some(exchange) = bound().find_map(|(credential, _)| exchange(credential, to, head, now)) {
             placed.body = Body::Token(Box::new(exchange?));
             return Ok(placed);
         }
         let (method, path) = (head.method.as_str(), head.uri.path());
+        for (credential, _) in bound() {
+            if matches!(&credential.value, Value::SignIn(sign_in) if sign_in.mints(path)) {
+                let (secret, what) = (credential.name.clone(), "an API key".to_owned());
+                return Err(Refusal::Mints { secret, what });
+            }
+        }
         let mut meant = Vec::new();
         for (credential, seen) in bound() {
             match (&credential.value, credential.binding.has_request(method, path)) {
@@ -349,8 +355,10 @@ impl Credentials {
                     Some(claim)
                         if claim.key_id == *key_id && credential.binding.places.contains(&Place::SigV4) =>
                     {
-                        placed.body =
-                            Body::SigV4(Box::new(Pending::new(claim.clone(), keys.keys(), head, now)?));
+                        let name = &credential.name;
+                        sigv4::agrees(name, &claim.scope, to.host, head)?;
+                        let pending = Pending::new(name, claim.clone(), keys.keys(), head, now)?;
+                        placed.body = Body::SigV4(Box::new(pending));
                         true
                     }
                     _ => false,
@@ -430,6 +438,21 @@ impl Credentials {
         Self::new(list.collect())
     }
 
+    /// Whether what an exchange brought may be kept: there may be a login by now that there was not when its request began.
+    ///
+    /// # Errors
+    /// When it would take the place of one that holds.
+    pub fn may_keep(&self, exchange: &Exchange, now: SystemTime) -> Result<(), Refusal> {
+        let is_meant = |credential: &&Credential| credential.name == exchange.name();
+        let is_held = self.0.list.iter().filter(is_meant).any(
+            |credential| matches!(&credential.value, Value::SignIn(sign_in) if sign_in.is_signed_in(now)),
+        );
+        if is_held && !exchange.renews() {
+            return Err(Refusal::SignedIn { secret: exchange.name().to_owned() });
+        }
+        Ok(())
+    }
+
     /// The secrets whose tokens can be refreshed, each with the time when they end.
     pub fn renewable(&self) -> Vec<(String, SystemTime)> {
         let can = self.sign_ins().filter_map(|sign_in| Some((sign_in.refresh()?.name, sign_in.ends()?)));
@@ -454,18 +477,18 @@ fn exchange(
     credential: &Credential,
     to: &Destination<'_>,
     head: &Parts,
+    now: SystemTime,
 ) -> Option<Result<Exchange, Refusal>> {
     let Value::SignIn(sign_in) = &credential.value else { return None };
-    let is_meant = to.tls
-        && head.method == http::Method::POST
-        && sign_in.endpoint.takes(to.host, to.port, head.uri.path());
+    // Whatever the method: servers differ in which they take, and in the headers by which they take one for another.
+    let is_meant = to.tls && sign_in.endpoint.takes(to.host, to.port, head.uri.path());
     is_meant.then(|| {
         if head.headers.contains_key(http::header::CONTENT_ENCODING) {
             return Err(Refusal::unsupported(
                 "a compressed request to a token endpoint cannot be looked into",
             ));
         }
-        Ok(Exchange::new(&credential.name, sign_in))
+        Ok(Exchange::new(&credential.name, sign_in, now))
     })
 }
 

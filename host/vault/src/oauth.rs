@@ -38,6 +38,9 @@ const TOKEN_FIELDS: [&str; 3] = ["access_token", "refresh_token", "id_token"];
 const PREFIXES: [&str; 9] =
     ["sk-ant-oat01-", "sk-ant-ort01-", "gho_", "ghu_", "ghr_", "ghp_", "ya29.", "1//", "rt_"];
 
+/// Requests by which somebody who has signed in gets further credentials, which nobody would keep here: the service and the path.
+const MINTS: [(&str, &str); 1] = [("anthropic", "/api/oauth/claude_cli/create_api_key")];
+
 /// Where people sign in to a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,6 +215,31 @@ impl SignIn {
         self.grant.as_ref()?.ends()
     }
 
+    /// Whether there are tokens that have not ended.
+    pub(crate) fn is_signed_in(&self, now: SystemTime) -> bool {
+        self.grant.is_some() && self.ends().is_none_or(|ends| now < ends)
+    }
+
+    /// Whether a request to this path would be answered with a further credential.
+    pub(crate) fn mints(&self, path: &str) -> bool {
+        let known = MINTS.iter().filter(|(service, _)| *service == self.endpoint.service);
+        known.into_iter().any(|(_, known)| spelt_plainly(known) == spelt_plainly(path))
+    }
+
+    /// Whether a request asks for new tokens with the refresh token that is kept here, and for nothing else: each field is there once.
+    fn is_renewal(&self, body: &[u8], is_json: bool) -> bool {
+        let Some(fields) = fields(body, is_json) else { return false };
+        let is_once = |name: &str| fields.iter().filter(|(known, _)| known == name).count() == 1;
+        let value = |name| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let tokens = self.grant.iter().flat_map(|grant| &grant.tokens);
+        let mut kept = tokens.filter(|token| token.field.ends_with("refresh_token"));
+        fields.iter().all(|(name, _)| is_once(name))
+            && value("grant_type") == Some("refresh_token")
+            && value("refresh_token").is_some_and(|asked| {
+                kept.any(|token| token.sentinels.iter().any(|sentinel| sentinel == asked))
+            })
+    }
+
     pub(crate) fn duplicate(&self) -> Self {
         Self {
             endpoint: self.endpoint.clone(),
@@ -279,6 +307,9 @@ pub struct Exchange {
     name: String,
     sign_in: SignIn,
     client: Vec<ClientField>,
+    now: SystemTime,
+    /// The request was for new tokens in place of those that are kept.
+    renews: bool,
 }
 
 /// What came of an answer.
@@ -291,11 +322,22 @@ pub struct Kept {
 }
 
 impl Exchange {
-    pub(crate) fn new(name: &str, sign_in: &SignIn) -> Self {
-        Self { name: name.to_owned(), sign_in: sign_in.duplicate(), client: Vec::new() }
+    pub(crate) fn new(name: &str, sign_in: &SignIn, now: SystemTime) -> Self {
+        let (name, sign_in) = (name.to_owned(), sign_in.duplicate());
+        Self { name, sign_in, client: Vec::new(), now, renews: false }
     }
 
-    /// The request's body with tokens for sentinels. Its length may change.
+    /// The secret that it is of.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn renews(&self) -> bool {
+        self.renews
+    }
+
+    /// The request's body with tokens for sentinels. Its length may change. Whoever is in the guest could sign in as somebody else, and have
+    /// the user's work go there: while there is a login only its own renewal passes.
     pub fn request(
         &mut self,
         content_type: Option<&str>,
@@ -313,6 +355,10 @@ impl Exchange {
             .to_ascii_lowercase();
         let is_json = kind == "application/json" || kind.ends_with("+json");
         self.client = client_fields(body, is_json);
+        self.renews = self.sign_in.is_renewal(body, is_json);
+        if !self.renews && self.sign_in.is_signed_in(self.now) {
+            return Err(Refusal::SignedIn { secret: self.name.clone() });
+        }
         let replaced = if is_json { self.in_json(body) } else { self.in_form(body) };
         if replaced.len() > MAX_BODY.saturating_mul(2) {
             return Err(Refusal::TooLarge { what: "a request to a token endpoint", limit: MAX_BODY });
@@ -383,6 +429,45 @@ fn client_fields(body: &[u8], is_json: bool) -> Vec<ClientField> {
     let text = String::from_utf8_lossy(body);
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(name, _)| NAMES.contains(name)).map(|(name, value)| field(name, decoded(value))).collect()
+}
+
+/// The fields of a request, texts alone, as often as they are there; `None` when that cannot be said.
+fn fields(body: &[u8], is_json: bool) -> Option<Vec<(String, String)>> {
+    if is_json {
+        return serde_json::from_slice::<Fields>(body).ok().map(|fields| fields.0);
+    }
+    let pairs = std::str::from_utf8(body).ok()?.split('&').filter(|pair| !pair.is_empty());
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    };
+    Some(pairs.map(pair).collect())
+}
+
+/// The fields of a JSON object; one that is there twice is there twice.
+struct Fields(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    let value = if let Value::String(text) = value { text } else { value.to_string() };
+                    fields.push((name, value));
+                }
+                Ok(Fields(fields))
+            }
+        }
+        from.deserialize_map(Visitor)
+    }
 }
 
 /// Overwrites all strings.

@@ -61,6 +61,32 @@ pub enum Refusal {
         /// The limit in bytes.
         limit: usize,
     },
+    /// Somebody signs in where somebody is signed in.
+    #[error(
+        "somebody is signed in already, whose tokens are the secret \"{secret}\": another login does not replace them"
+    )]
+    SignedIn {
+        /// The secret's name.
+        secret: String,
+    },
+    /// The answer would be a fresh credential, which would reach the guest as it is.
+    #[error("the secret \"{secret}\" is not used for what is answered with fresh credentials: {what}")]
+    Mints {
+        /// The secret's name.
+        secret: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// What is to be signed for is not what the request goes to.
+    #[error("the AWS signature of the secret \"{secret}\" is for {scope}, which {host} does not serve")]
+    Scope {
+        /// The secret's name.
+        secret: String,
+        /// Service and region.
+        scope: String,
+        /// Where the request goes.
+        host: String,
+    },
     /// The secret's value could not be had.
     #[error("the secret \"{secret}\" cannot be had: {why}")]
     Unavailable {
@@ -99,6 +125,9 @@ impl Refusal {
             | Self::NotForRequest { secret }
             | Self::Repeated { secret, .. }
             | Self::Foreign { secret, .. }
+            | Self::SignedIn { secret }
+            | Self::Mints { secret, .. }
+            | Self::Scope { secret, .. }
             | Self::Unavailable { secret, .. } => Some(secret),
             Self::Malformed { .. } | Self::Unsupported { .. } | Self::TooLarge { .. } => None,
         }
@@ -117,6 +146,12 @@ impl Refusal {
             Self::NotForRequest { .. } => "viv secret ls --json shows the methods and paths".into(),
             Self::Foreign { secret, .. } => {
                 format!("viv secret set {secret} --allow-other lets other credentials pass to these hosts")
+            }
+            Self::SignedIn { secret } => {
+                format!("viv secret set {secret} --oauth forgets the tokens; then sign in again")
+            }
+            Self::Mints { .. } => {
+                "get them on the host and set them there: viv secret set, or set-custom --command".into()
             }
             Self::Unavailable { .. } => "viv secret ls shows where it comes from".into(),
             _ => return None,

@@ -6,8 +6,10 @@
 
 mod canonical;
 mod chunks;
+mod fresh;
 mod keys;
 mod parse;
+mod scope;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +20,8 @@ use percent_encoding::utf8_percent_encode;
 pub use self::chunks::ChunkSigner;
 pub(crate) use self::parse::decoded;
 pub use self::parse::{Claim, Found, Location, Scope, find};
+
+pub(crate) use self::scope::agrees;
 
 use self::canonical::{CanonicalRequest, PathRules};
 use self::keys::{SigningKey, hex_of_sha256};
@@ -86,6 +90,7 @@ pub enum Payload {
 /// A request that waits for its new signature.
 #[derive(Debug)]
 pub struct Pending {
+    secret: String,
     claim: Claim,
     keys: Keys,
     hash: Hash,
@@ -100,10 +105,23 @@ enum Hash {
 }
 
 impl Pending {
-    /// From what a request claims. Refuses what cannot be signed anew.
-    pub fn new(claim: Claim, keys: Keys, head: &Parts, now: SystemTime) -> Result<Self, Refusal> {
-        let hash = declared(&claim, head)?;
-        Ok(Self { claim, keys, hash, now })
+    /// From what a request claims, for the secret of this name. Refuses what cannot be signed anew.
+    pub fn new(
+        secret: &str,
+        claim: Claim,
+        keys: Keys,
+        head: &Parts,
+        now: SystemTime,
+    ) -> Result<Self, Refusal> {
+        fresh::check_head(secret, &claim.scope, head)?;
+        let hash = match declared(&claim, head)? {
+            hash if !fresh::is_in_body(&claim.scope) => hash,
+            Hash::Chunks { .. } => {
+                return Err(Refusal::unsupported("a call of this AWS service is not sent in signed chunks"));
+            }
+            _ => Hash::OfBody,
+        };
+        Ok(Self { secret: secret.to_owned(), claim, keys, hash, now })
     }
 
     /// What [`Pending::sign`] needs.
@@ -132,6 +150,9 @@ impl Pending {
                 return Err(Refusal::malformed("the body of a signed request is missing"));
             }
         };
+        if fresh::is_in_body(&self.claim.scope) {
+            fresh::check_body(&self.secret, &self.claim.scope, head, body.unwrap_or_default())?;
+        }
         let date = amz_date(self.now)?;
         let day = date.get(..8).unwrap_or_default();
         let scope = self.claim.scope.on(day);

@@ -271,6 +271,41 @@ fn compression_moves_nothing_but_the_placeholder() {
     });
 }
 
+/// An echo is masked in what can be read: the guest does not choose that it cannot.
+#[test]
+fn an_answer_to_a_request_with_a_value_is_asked_for_uncompressed() {
+    run(async {
+        let (_world, mut client, seen) = world(&["header:authorization"], &["h2"]).await;
+        for (number, token) in [HOLDER, ""].into_iter().enumerate() {
+            let mut request = Request::get("/").header("accept-encoding", "gzip, br");
+            if !token.is_empty() {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            whole(client.send(request.body(bytes("")).expect("a request")).await.expect("an answer")).await;
+            let asked = seen.borrow()[number].1["accept-encoding"].clone();
+            assert_eq!(asked, if token.is_empty() { "gzip, br" } else { "identity" });
+        }
+    });
+}
+
+/// What a guest says in a WebSocket is watched for placeholders, which it cannot be in compressed messages (RFC 7692).
+#[test]
+fn a_websocket_is_not_offered_compression() {
+    run(async {
+        let world = World::new();
+        world.intercept.set_credentials(credentials(&["header:authorization"]));
+        let (server, seen) =
+            Server::raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let (guest, _flow) = world.open(80, server);
+        let sent = format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        );
+        raw_exchange(guest, sent.as_bytes()).await;
+        let got = String::from_utf8_lossy(&seen.borrow()).to_lowercase();
+        assert!(got.contains("sec-websocket-key") && !got.contains("permessage-deflate"), "{got}");
+    });
+}
+
 #[test]
 fn without_tls_no_value_goes_out() {
     run(async {

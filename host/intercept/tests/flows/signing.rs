@@ -171,7 +171,7 @@ fn host(world: &World, alpn: &[&str], handler: Handler) -> Server {
 fn declared_and_undeclared_bodies_are_signed_again() {
     run(async {
         for alpn in [&["h2"][..], &["http/1.1"]] {
-            for (service, declared) in [("s3", true), ("sts", false)] {
+            for (service, declared) in [("s3", true), ("sqs", false)] {
                 let world = World::new();
                 world.intercept.set_credentials(credentials());
                 let server = host(

@@ -1,4 +1,6 @@
 use super::*;
+use crate::binding::Binding;
+use crate::credentials::{Body, Credential, Credentials, Destination, Value as Held};
 use crate::services;
 
 const ACCESS: &str = "sk-ant-oat01-REAL-access-token-0123456789";
@@ -27,7 +29,7 @@ fn string(body: &[u8], field: &str) -> String {
 #[test]
 fn tokens_stay_and_sentinels_go() {
     let sign_in = sign_in("anthropic");
-    let exchange = Exchange::new("anthropic", &sign_in);
+    let exchange = Exchange::new("anthropic", &sign_in, now());
     let kept = exchange.response(200, &answer(), now()).unwrap().unwrap();
     let text = String::from_utf8(kept.body.clone()).unwrap();
     assert!(!text.contains("REAL"), "{text}");
@@ -42,10 +44,10 @@ fn tokens_stay_and_sentinels_go() {
 #[test]
 fn the_guests_own_renewal_works_with_sentinels() {
     let mut sign_in = sign_in("anthropic");
-    let kept = Exchange::new("anthropic", &sign_in).response(200, &answer(), now()).unwrap().unwrap();
+    let kept = Exchange::new("anthropic", &sign_in, now()).response(200, &answer(), now()).unwrap().unwrap();
     let sentinel = string(&kept.body, "refresh_token");
     sign_in.grant = Some(kept.grant);
-    let mut exchange = Exchange::new("anthropic", &sign_in);
+    let mut exchange = Exchange::new("anthropic", &sign_in, now());
     let body = format!(r#"{{"grant_type":"refresh_token","refresh_token":"{sentinel}","client_id":"c1"}}"#);
     let sent = exchange.request(Some("application/json; charset=utf-8"), body.as_bytes()).unwrap();
     assert_eq!(string(&sent, "refresh_token"), REFRESH);
@@ -84,7 +86,7 @@ fn a_jwt_keeps_its_claims_and_loses_its_signature() {
         &serde_json::json!({"id_token": real, "access_token": real, "refresh_token": "rt_abc"}),
     )
     .unwrap();
-    let kept = Exchange::new("openai", &sign_in).response(200, &body, now()).unwrap().unwrap();
+    let kept = Exchange::new("openai", &sign_in, now()).response(200, &body, now()).unwrap().unwrap();
     let shown = string(&kept.body, "id_token");
     assert!(shown.starts_with(&format!("{claims}.")) && shown != real && !shown.contains("c2lnbmF0dXJl"));
     assert_ne!(shown, string(&kept.body, "access_token"), "each field has its own");
@@ -96,7 +98,7 @@ fn a_jwt_keeps_its_claims_and_loses_its_signature() {
         URL_SAFE_NO_PAD.encode(r#"{"exp":2}"#)
     );
     let body = serde_json::to_vec(&serde_json::json!({"id_token": other})).unwrap();
-    let kept = Exchange::new("openai", &sign_in).response(200, &body, now()).unwrap().unwrap();
+    let kept = Exchange::new("openai", &sign_in, now()).response(200, &body, now()).unwrap().unwrap();
     sign_in.grant = Some(kept.grant);
     let ids: Vec<&str> = sign_in
         .all_pairs()
@@ -110,7 +112,7 @@ fn a_jwt_keeps_its_claims_and_loses_its_signature() {
 #[test]
 fn answers_without_tokens_pass_and_strange_ones_do_not() {
     let sign_in = sign_in("github");
-    let exchange = Exchange::new("github", &sign_in);
+    let exchange = Exchange::new("github", &sign_in, now());
     let response = |status, body: &[u8]| exchange.response(status, body, now());
     assert!(response(400, answer().as_slice()).unwrap().is_none());
     assert!(response(200, br#"{"error":"authorization_pending"}"#).unwrap().is_none());
@@ -137,8 +139,10 @@ fn answers_without_tokens_pass_and_strange_ones_do_not() {
 #[test]
 fn a_renewal_that_fails_says_so() {
     let mut sign_in = sign_in("anthropic");
-    sign_in.grant =
-        Exchange::new("anthropic", &sign_in).response(200, &answer(), now()).unwrap().map(|kept| kept.grant);
+    sign_in.grant = Exchange::new("anthropic", &sign_in, now())
+        .response(200, &answer(), now())
+        .unwrap()
+        .map(|kept| kept.grant);
     let refresh = sign_in.refresh().unwrap();
     let refusal = refresh.response(401, b"{}", now()).unwrap_err();
     assert!(refusal.to_string().contains("sign in again") && !refusal.to_string().contains("REAL"));
@@ -167,4 +171,116 @@ fn an_exchange_is_seen_however_its_path_is_spelt() {
         assert!(endpoint.takes(&host, 443, &path), "{path}");
     }
     assert!(!endpoint.takes(&host, 443, &format!("{known}s")) && !endpoint.takes(&host, 443, "/"));
+}
+
+#[test]
+fn a_login_that_holds_is_not_replaced_by_another_one() {
+    let mut sign_in = sign_in("anthropic");
+    let kept = Exchange::new("anthropic", &sign_in, now()).response(200, &answer(), now()).unwrap().unwrap();
+    let sentinel = string(&kept.body, "refresh_token");
+    sign_in.grant = Some(kept.grant);
+    let ask = |now, kind: &str, body: &str| {
+        Exchange::new("anthropic", &sign_in, now).request(Some(kind), body.as_bytes()).map(drop)
+    };
+    let (json, form) = ("application/json", "application/x-www-form-urlencoded");
+    let others = [
+        (json, r#"{"grant_type":"authorization_code","code":"theirs","client_id":"c"}"#.to_owned()),
+        (json, r#"{"grant_type":"refresh_token","refresh_token":"theirs"}"#.to_owned()),
+        // With the sentinel somewhere, and in fields that some servers read otherwise.
+        (
+            json,
+            format!(r#"{{"grant_type":"authorization_code","code":"theirs","refresh_token":"{sentinel}"}}"#),
+        ),
+        (
+            json,
+            format!(
+                r#"{{"grant_type":"refresh_token","refresh_token":"theirs","refresh_token":"{sentinel}"}}"#
+            ),
+        ),
+        (
+            json,
+            format!(r#"{{"grant_type":"refresh_token","grant\u005ftype":"x","refresh_token":"{sentinel}"}}"#),
+        ),
+        (form, "grant_type=authorization_code&code=theirs".to_owned()),
+        (form, format!("grant_type=refresh_token&refresh_token=theirs&refresh%5Ftoken={sentinel}")),
+        (form, format!("grant_type=urn:device&x={sentinel}")),
+        (form, String::new()),
+        (json, "[]".to_owned()),
+    ];
+    for (kind, body) in &others {
+        let refusal = ask(now(), kind, body).unwrap_err();
+        assert_eq!(refusal, Refusal::SignedIn { secret: "anthropic".into() }, "{body}");
+    }
+    ask(
+        now(),
+        json,
+        &format!(r#"{{"grant_type":"refresh_token","refresh_token":"{sentinel}","scope":"a b"}}"#),
+    )
+    .unwrap();
+    // One that has ended, which the gateway could not renew, is no login.
+    let later = now() + Duration::from_secs(28800);
+    assert!(others.iter().all(|(kind, body)| ask(later, kind, body).is_ok()));
+}
+
+fn set() -> Credentials {
+    let binding = Binding {
+        hosts: vec!["api.anthropic.com".parse().unwrap()],
+        places: vec!["header:authorization".parse().unwrap()],
+        ..Binding::default()
+    };
+    let value = Held::SignIn(sign_in("anthropic"));
+    Credentials::new(vec![Credential { name: "anthropic".into(), binding, value }])
+}
+
+fn placed(set: &Credentials, method: &str, host: &str, path: &str) -> Result<Body, Refusal> {
+    let (mut head, ()) = http::Request::builder().method(method).uri(path).body(()).unwrap().into_parts();
+    let to = Destination { host, port: 443, tls: true };
+    set.place(&to, &mut head, now()).map(|placed| placed.body)
+}
+
+#[test]
+fn an_exchange_is_seen_whatever_its_method_and_at_each_host() {
+    for method in ["POST", "GET", "PUT", "HEAD", "OPTIONS", "X"] {
+        let body = placed(&set(), method, "console.anthropic.com", "/v1/oauth/token?x=y").unwrap();
+        assert!(matches!(body, Body::Token(_)), "{method}");
+    }
+    for host in ["platform.claude.com", "api.anthropic.com", "claude.ai"] {
+        assert!(matches!(placed(&set(), "POST", host, "/v1/oauth/token").unwrap(), Body::Token(_)), "{host}");
+    }
+    assert!(matches!(placed(&set(), "POST", "api.anthropic.com", "/v1/messages").unwrap(), Body::Stream));
+    let google = services::endpoint("google").unwrap();
+    for (host, path) in [
+        ("oauth2.googleapis.com", "/token"),
+        ("accounts.google.com", "/o/oauth2/token"),
+        ("www.googleapis.com", "/oauth2/v4/token"),
+    ] {
+        assert!(google.takes(host, 443, path), "{host}");
+    }
+}
+
+#[test]
+fn a_login_makes_no_further_keys() {
+    for path in ["/api/oauth/claude_cli/create_api_key", "/api//oauth/claude_cli/create%5Fapi_key/"] {
+        let refusal = placed(&set(), "POST", "api.anthropic.com", path).unwrap_err();
+        assert!(matches!(refusal, Refusal::Mints { .. }) && refusal.status() == 403, "{path}: {refusal}");
+    }
+}
+
+#[test]
+fn a_login_that_began_before_another_one_does_not_replace_it() {
+    let set = set();
+    let begin = || match placed(&set, "POST", "console.anthropic.com", "/v1/oauth/token").unwrap() {
+        Body::Token(mut exchange) => {
+            exchange.request(Some("application/json"), br#"{"grant_type":"authorization_code"}"#).unwrap();
+            exchange
+        }
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (begin(), begin());
+    let kept = first.response(200, &answer(), now()).unwrap().unwrap();
+    set.may_keep(&first, now()).unwrap();
+    let set = set.with_grant(&kept.grant);
+    let refusal = set.may_keep(&second, now()).unwrap_err();
+    assert_eq!(refusal, Refusal::SignedIn { secret: "anthropic".into() });
+    set.may_keep(&second, now() + Duration::from_secs(28800)).unwrap();
 }

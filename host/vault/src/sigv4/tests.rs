@@ -137,7 +137,7 @@ fn signed_requests_of_the_suite_are_signed_anew() {
             }
             let Found::V4(claim) = find(&head).unwrap() else { panic!("{name}: no claim") };
             assert_eq!(claim.key_id, "AKIDEXAMPLE");
-            let pending = Pending::new(claim, keys(token), &head, time("20150830T123600Z")).unwrap();
+            let pending = Pending::new("aws", claim, keys(token), &head, time("20150830T123600Z")).unwrap();
             let body = if case["context"]["sign_body"] == true { body } else { String::new() };
             head.headers.remove(DATE);
             assert!(pending.sign(&mut head, Some(body.as_bytes())).unwrap().is_none());
@@ -164,7 +164,7 @@ fn the_guests_key_date_and_token_are_gone() {
     let text = "GET /x HTTP/1.1\nHost:s3.amazonaws.com\nx-amz-date:19700101T000000Z\nx-amz-security-token:guests\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nauthorization:AWS4-HMAC-SHA256 Credential=AKIAPLACEHOLDER/19700101/eu-west-1/s3/aws4_request,SignedHeaders=host;x-amz-date;x-amz-security-token,Signature=00";
     let (mut head, _) = parsed(text);
     let Found::V4(claim) = find(&head).unwrap() else { panic!() };
-    let pending = Pending::new(claim, keys(None), &head, time("20260101T000000Z")).unwrap();
+    let pending = Pending::new("aws", claim, keys(None), &head, time("20260101T000000Z")).unwrap();
     assert_eq!(pending.payload(), Payload::Declared);
     pending.sign(&mut head, None).unwrap();
     let all = format!(
@@ -196,7 +196,7 @@ fn s3_put(word: &str, more: &str) -> (Parts, Pending) {
         secret: Secret::from("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
         session_token: None,
     };
-    let pending = Pending::new(claim, keys, &head, time("20130524T000000Z")).unwrap();
+    let pending = Pending::new("aws", claim, keys, &head, time("20130524T000000Z")).unwrap();
     assert_eq!(pending.payload(), Payload::Chunked);
     (head, pending)
 }
@@ -340,7 +340,7 @@ fn what_cannot_be_signed_anew_is_told() {
             "GET /x HTTP/1.1\nHost:a\nx-amz-content-sha256:{hash}\nauthorization:AWS4-HMAC-SHA256 {good}"
         ));
         let Found::V4(claim) = find(&head).unwrap() else { panic!() };
-        assert!(Pending::new(claim, keys(None), &head, UNIX_EPOCH).is_err(), "{hash}");
+        assert!(Pending::new("aws", claim, keys(None), &head, UNIX_EPOCH).is_err(), "{hash}");
     }
 }
 
@@ -350,7 +350,7 @@ fn a_body_without_a_hash_must_be_there_and_not_too_long() {
     let pending = || {
         let (head, _) = parsed(text);
         let Found::V4(claim) = find(&head).unwrap() else { panic!() };
-        (Pending::new(claim, keys(None), &head, time("20260101T000000Z")).unwrap(), head)
+        (Pending::new("aws", claim, keys(None), &head, time("20260101T000000Z")).unwrap(), head)
     };
     let (one, mut head) = pending();
     assert_eq!(one.payload(), Payload::Undeclared);
