@@ -55,7 +55,7 @@ pub enum Event {
         /// Why.
         cause: ResetCause,
     },
-    /// The guest hit a limit; at most one event a second for each kind.
+    /// The guest hit a limit; at most one event a second for each kind, and none that is not told of within a second.
     Limit {
         /// Which one.
         limit: LimitKind,
@@ -101,7 +101,17 @@ pub enum LimitKind {
 }
 
 impl LimitKind {
-    pub(crate) const COUNT: usize = 9;
+    pub(crate) const ALL: [Self; 9] = [
+        Self::TcpFlows,
+        Self::TcpPending,
+        Self::BufferBytes,
+        Self::UdpFlows,
+        Self::UdpQueue,
+        Self::IcmpRate,
+        Self::StrayRate,
+        Self::OutQueue,
+        Self::Events,
+    ];
 }
 
 /// How a flow is refused. UDP knows one form: ICMP port unreachable, at which QUIC falls back at once.

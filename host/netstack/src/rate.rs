@@ -41,10 +41,13 @@ impl Bucket {
     }
 }
 
+/// The shortest time between two events of one limit.
+const APART: Duration = Duration::from_secs(1);
+
 /// Counts limits that were hit.
 #[derive(Debug, Default)]
 pub(crate) struct LimitLog {
-    entries: [(u64, Option<Duration>); LimitKind::COUNT],
+    entries: [(u64, Option<Duration>); LimitKind::ALL.len()],
 }
 
 impl LimitLog {
@@ -52,11 +55,29 @@ impl LimitLog {
     pub(crate) fn hit(&mut self, limit: LimitKind, now: Duration) -> Option<Event> {
         let (count, last) = self.entries.get_mut(limit as usize)?;
         *count = count.saturating_add(1);
-        if last.is_some_and(|last| now.saturating_sub(last) < Duration::from_secs(1)) {
+        if last.is_some_and(|last| now.saturating_sub(last) < APART) {
             return None;
         }
         *last = Some(now);
         Some(Event::Limit { limit, count: std::mem::take(count) })
+    }
+
+    /// When [`LimitLog::due`] has to be asked: a flood that ends leaves a count that nothing else would tell of.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        let waiting = self.entries.iter().filter(|(count, _)| *count > 0);
+        waiting.filter_map(|(_, last)| last.map(|last| last.saturating_add(APART))).min()
+    }
+
+    /// The event of a count that has waited for its second.
+    pub(crate) fn due(&mut self, now: Duration) -> Option<Event> {
+        let mut kinds = LimitKind::ALL.into_iter().zip(&mut self.entries);
+        kinds.find_map(|(limit, (count, last))| {
+            let is_due = *count > 0 && last.is_some_and(|last| now.saturating_sub(last) >= APART);
+            is_due.then(|| {
+                *last = Some(now);
+                Event::Limit { limit, count: std::mem::take(count) }
+            })
+        })
     }
 }
 
@@ -87,5 +108,18 @@ mod tests {
         }
         assert_eq!(count(log.hit(LimitKind::Events, Duration::from_millis(5900))), 1);
         assert_eq!(count(log.hit(LimitKind::TcpFlows, Duration::from_secs(6))), 42);
+        // The last ones are told of though nothing comes any more.
+        assert_eq!(log.next(), None);
+        assert_eq!(log.hit(LimitKind::TcpFlows, Duration::from_millis(6100)), None);
+        assert_eq!(log.next(), Some(Duration::from_secs(7)));
+        assert_eq!(log.due(Duration::from_millis(6900)), None);
+        assert_eq!(count(log.due(Duration::from_secs(7))), 1);
+        assert_eq!((log.due(Duration::from_secs(9)), log.next()), (None, None));
+    }
+
+    #[test]
+    fn each_limit_has_its_own_place() {
+        let numbers = LimitKind::ALL.map(|limit| limit as usize);
+        assert_eq!(numbers, std::array::from_fn(|number| number));
     }
 }

@@ -30,8 +30,11 @@ impl Stack {
         Some(len)
     }
 
-    /// Looks after the flows whose deadline has come.
+    /// Looks after the flows whose deadline has come, and tells of limits whose second is over.
     fn expire(&mut self) {
+        while let Some(event) = self.log.due(self.now) {
+            self.events.push_back(event);
+        }
         while let Some(flow) = self.timers.expired(self.now, &mut self.table) {
             match self.table.get(flow).map(|entry| entry.key.protocol) {
                 Some(Protocol::Tcp) => self.tcp_expired(flow),

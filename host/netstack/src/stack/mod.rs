@@ -128,7 +128,7 @@ impl Stack {
         if !self.out.is_empty() || !self.resets.is_empty() || !self.ready.is_empty() {
             return Some(self.now);
         }
-        self.timers.next(&mut self.table)
+        [self.timers.next(&mut self.table), self.log.next()].into_iter().flatten().min()
     }
 
     /// Refuses a pending flow. One that was accepted is reset.
