@@ -158,6 +158,11 @@ impl Hello {
         Seen::More
     }
 
+    /// Whether the bytes so far are a piece of a TLS record: nothing else, if no more come.
+    pub fn is_cut(&self) -> bool {
+        matches!(self.seen.as_slice(), [HANDSHAKE, 3, ..])
+    }
+
     /// All bytes that were looked at.
     pub fn into_bytes(self) -> Vec<u8> {
         self.seen

@@ -54,8 +54,8 @@ pub(crate) enum Gate {
 pub(crate) trait Doorkeeper {
     /// Takes the next bytes; after anything but [`Gate::Wait`] it is asked no more.
     fn look(&mut self, bytes: &[u8]) -> Gate;
-    /// The guest said goodbye before the gate was open: what it sent so far.
-    fn end(&mut self) -> Vec<u8>;
+    /// The guest said goodbye before the gate was open.
+    fn over(&mut self) -> Gate;
 }
 
 pub(crate) struct Relay<D> {
@@ -140,7 +140,7 @@ impl<D: Doorkeeper> Relay<D> {
                 match got {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(_)) => return Poll::Ready(Finished::GuestGone),
-                    Poll::Ready(Ok(Some(0))) => said = Gate::Open(gate.end()),
+                    Poll::Ready(Ok(Some(0))) => said = gate.over(),
                     Poll::Ready(Ok(_)) => {}
                 }
                 match said {

@@ -142,7 +142,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
     let dialer = Dialer::new(Arc::clone(&world.shared), target.clone());
     let upstream = tokio::select! {
         upstream = dialer.dial() => upstream,
-        _ = flow.ended() => return,
+        _ = flow.ended() => return world.shared.record(given_up(&target, Kind::Connect)),
     };
     let upstream = match upstream {
         Ok(upstream) => upstream,
@@ -216,6 +216,11 @@ async fn passed(world: &Rc<World>, flow: Flow, upstream: Upstream, target: Targe
     shared.record_bytes(what, ended.bytes);
 }
 
+/// The record of a flow that was allowed, and ended by the guest or by another rule while upstream was asked.
+pub(crate) fn given_up(target: &Target, kind: Kind) -> What {
+    target.what(kind, Decision::Failed).text("given up before there was a connection")
+}
+
 /// The record of a flow that was allowed and did not come to be.
 pub(crate) fn unreached(target: &Target, kind: Kind, error: &DialError) -> What {
     match error {
@@ -267,6 +272,16 @@ impl Doorkeeper for ServerName {
         }
     }
 
+    fn over(&mut self) -> Gate {
+        if self.hello.as_ref().is_some_and(Hello::is_cut) {
+            return Gate::Shut("TLS that begins wrong: a ClientHello that does not end".into());
+        }
+        Gate::Open(self.end())
+    }
+}
+
+impl ServerName {
+    /// All bytes so far; it is asked no more.
     fn end(&mut self) -> Vec<u8> {
         self.hello.take().map(Hello::into_bytes).unwrap_or_default()
     }

@@ -20,7 +20,7 @@ use crate::flow::Flow;
 use crate::record::{Decision, Kind};
 use crate::serve::World;
 use crate::sys::datagram_socket;
-use crate::tcp::{held, judged, unreached};
+use crate::tcp::{given_up, held, judged, unreached};
 
 /// Datagrams that one flow moves before others have their turn.
 const TURN: usize = 64;
@@ -80,7 +80,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
     }
     let connected = tokio::select! {
         connected = connect(&world, &target) => connected,
-        _ = flow.ended() => return,
+        _ = flow.ended() => return shared.record(given_up(&target, Kind::Datagram)),
     };
     let upstream = match connected {
         Ok(upstream) => upstream,

@@ -111,6 +111,20 @@ fn half_a_hello_goes_nowhere() {
     assert!(!guest.tcp(handle).can_recv(), "the server got bytes before the name was known");
     guest.send(handle, &bytes[bytes.len() - 1..]);
     assert_eq!(guest.receive(handle, bytes.len()), bytes);
+    // Nor does a goodbye make it whole; of other protocols it does.
+    let handle = guest.connect_to("a.example.com", port).unwrap();
+    guest.send(handle, &bytes[..bytes.len() - 1]);
+    guest.finish(handle);
+    assert_eq!(guest.receive_all(handle), b"");
+    guest.record("half a hello", |record| {
+        record.what.kind == Kind::Tls
+            && record.what.decision == Decision::Refused
+            && record.what.text.contains("does not end")
+    });
+    let handle = guest.connect_to("a.example.com", port).unwrap();
+    guest.send(handle, b"GET");
+    guest.finish(handle);
+    assert_eq!(guest.receive_all(handle), b"GET");
     guest.end();
 }
 
