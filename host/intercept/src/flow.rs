@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::crypto::CryptoProvider;
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::LazyConfigAcceptor;
 use vault::Credentials;
 
@@ -320,6 +322,7 @@ impl Run {
             shared: self.shared,
             waiting: Cell::new(0),
             answered: tokio::sync::Notify::new(),
+            unclaimed: RefCell::new(None),
             tunnel: RefCell::new(None),
         });
         let result = if http2 {
@@ -328,8 +331,12 @@ impl Run {
             serve_http1(guest, &service).await
         };
         let tunnel = service.tunnel.borrow_mut().take();
+        let unclaimed = service.unclaimed.borrow_mut().take();
         if let Some(tunnel) = tunnel {
             tunnel.await;
+        } else if let Some(Ok(connection)) = maybe(unclaimed).await {
+            // hyper leaves the goodbye to whom it hands the connection over; without one the last answer could be lost.
+            let _ = TokioIo::new(connection).shutdown().await;
         }
         match result {
             Ok(()) => FlowEnd::Closed,
@@ -337,6 +344,14 @@ impl Run {
             Err(error) if error.is_user() => FlowEnd::Closed,
             Err(error) => FlowEnd::Broken(describe(&error)),
         }
+    }
+}
+
+/// What comes of it, if it is there.
+async fn maybe<F: Future>(future: Option<F>) -> Option<F::Output> {
+    match future {
+        Some(future) => Some(future.await),
+        None => None,
     }
 }
 

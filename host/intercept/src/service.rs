@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use policy::{Host, Layer, Outcome, Protocol, Target, Verdict};
@@ -48,6 +48,8 @@ pub(crate) struct Service {
     pub(crate) waiting: Cell<usize>,
     /// Rung when one got its answer.
     pub(crate) answered: Notify,
+    /// The connection, if a request asked it to become something else and it did not.
+    pub(crate) unclaimed: RefCell<Option<hyper::upgrade::OnUpgrade>>,
     /// What goes on after an upgrade.
     pub(crate) tunnel: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
 }
@@ -97,6 +99,9 @@ impl Service {
     pub(crate) async fn serve(&self, mut request: Request<Incoming>) -> Result<Response<Payload>, HangUp> {
         let _waiting = Waiting::new(self);
         let guest = hyper::upgrade::on(&mut request);
+        if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
+            self.unclaimed.replace(Some(guest.clone()));
+        }
         let (head, body) = request.into_parts();
         let version = head.version;
         let exchange = self.begin(&head);
@@ -219,8 +224,8 @@ impl Service {
         let to = vault::Destination { host: &name, port: self.flow.port, tls: self.secure };
         let placed = credentials.place(&to, &mut head, SystemTime::now()).map_err(refuse)?;
         exchange.note(|record| record.secrets.clone_from(&placed.used));
-        if !placed.used.is_empty() {
-            // What the host echoes has to be read here, to be masked.
+        if matches!(placed.body, vault::Body::Stream) && !placed.used.is_empty() {
+            // What the host echoes has to be read here, to be masked. A signature may cover the header; it puts no value in.
             head.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let unknown = !head.headers.contains_key(header::CONTENT_LENGTH) && !body.is_end_stream();

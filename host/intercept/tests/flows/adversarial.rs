@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support;
 
@@ -466,5 +467,28 @@ fn a_mismatch_is_recorded_as_one() {
         assert_eq!((record.decision, record.status, record.path.as_str()), (Decision::Mismatch, 421, "/a"));
         assert!(record.detail.expect("a reason").contains("evil.org"));
         assert_eq!(dialled.get(), 0, "nothing went upstream");
+    });
+}
+
+/// Requests that ask the connection to become something else and are answered otherwise: the answer is followed by a goodbye. Without one
+/// (close_notify, here) the gateway would reset the guest's connection, and the answer with it.
+#[test]
+fn a_connection_that_stays_as_it_is_ends_with_a_goodbye() {
+    run(async {
+        for (lines, status) in [
+            (format!("CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}"), 405),
+            (format!("GET /a HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: h2c"), 200),
+            (format!("GET /a HTTP/1.1\r\nHost: {HOST}"), 200),
+        ] {
+            let world = World::new();
+            let tls = world.authority.server(&[HOST], &["http/1.1"]);
+            let server = Server::hyper(Some(tls), |_| Box::pin(async { support::ok("ok") }));
+            let (guest, _flow) = world.open(443, server);
+            let mut guest = world.tls(guest, HOST, &["http/1.1"]).await.expect("TLS");
+            guest.write_all(format!("{lines}\r\nConnection: close\r\n\r\n").as_bytes()).await.expect("open");
+            let mut answer = Vec::new();
+            guest.read_to_end(&mut answer).await.expect("a goodbye");
+            assert_eq!(statuses(&answer), [status], "{lines}");
+        }
     });
 }

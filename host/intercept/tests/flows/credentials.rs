@@ -436,6 +436,29 @@ fn an_echoed_value_is_masked_and_a_redirect_carries_none() {
     });
 }
 
+/// An answer that was compressed could say the value back unseen: with a value no coding is asked for, whatever the guest would have.
+#[test]
+fn with_a_value_no_compressed_answer_is_asked_for() {
+    run(async {
+        let (_world, mut client, seen) = world(&["header:authorization"], &["h2"]).await;
+        for (holder, expected) in [(Some(HOLDER), &["identity"][..]), (None, &["gzip", "br"])] {
+            let mut request =
+                Request::get("/").header("accept-encoding", "gzip").header("accept-encoding", "br");
+            if let Some(holder) = holder {
+                request = request.header("authorization", format!("Bearer {holder}"));
+            }
+            let (head, _) =
+                whole(client.send(request.body(bytes("")).expect("a request")).await.expect("an answer"))
+                    .await;
+            assert_eq!(head.status, StatusCode::OK);
+            let seen = seen.borrow();
+            let (_, headers, _) = seen.last().expect("a request");
+            let asked: Vec<_> = headers.get_all("accept-encoding").iter().collect();
+            assert_eq!(asked, expected);
+        }
+    });
+}
+
 /// gRPC puts its errors into trailers, HTTP/1.1 has words of its own beside the status.
 #[test]
 fn trailers_and_the_words_beside_the_status_are_masked() {
