@@ -4,14 +4,17 @@
 //! commands, runs scripts in the guest, and looks at what came out at either end. Names end in `.example`, so that no preset is about
 //! them; each case takes names of its own.
 
+mod attacks;
 mod certificates;
 mod fetched;
 mod git;
 mod names;
 mod namespace;
 mod proxies;
+mod raw;
 pub mod search;
 mod web;
+mod wire;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,13 +27,16 @@ use e2e::{Case, Groups, Said, Verdict, World, ensure};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+pub use attacks::{Gateway, Spoken};
 pub use certificates::{Authority, Certificate};
 pub use fetched::{grpc_library, registry_program};
 pub use git::Repositories;
 pub use names::{Answer, NameServer};
 pub use namespace::{NAME_SERVER, OWN_ADDRESS, SILENT};
 pub use proxies::{LOGIN, Proxy, Speaks};
+pub use raw::{Answers, Raw, datagrams, listens, repeats, to_heads};
 pub use web::{Answering, Body, Broken, Handler, Seen, Site, answer, body, echo, handler, listen};
+pub use wire::{Frames, Wire};
 
 /// A case and its name.
 pub type Named = (&'static str, fn(&Net) -> Case);
@@ -215,11 +221,15 @@ impl Net {
         Ok(())
     }
 
-    /// What the log of the shared sandbox says of a host.
-    pub fn records(&self, host: &str) -> Result<Vec<Value>, Verdict> {
+    /// The whole log of the shared sandbox.
+    pub fn log(&self) -> Result<Vec<Value>, Verdict> {
         let all = self.viv_ok(&["policy", "log", "--json", NAME])?;
-        let all = all.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
-        Ok(all.into_iter().filter(|record| record["host"] == host).collect())
+        Ok(all.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+
+    /// What it says of a host.
+    pub fn records(&self, host: &str) -> Result<Vec<Value>, Verdict> {
+        Ok(self.log()?.into_iter().filter(|record| record["host"] == host).collect())
     }
 
     /// Waits until the log of the shared sandbox has a record of a host that is so.

@@ -3,15 +3,21 @@
 //! A file a subject. What cannot be tried on this machine is skipped with its reason, and counted.
 
 mod credentials;
+mod disguise;
+mod ethernet;
+mod floods;
 mod flows;
 mod git;
 mod host_services;
 mod http;
+mod placeholders;
 mod proxied;
 mod registry;
 mod resolving;
 mod sign_in;
+mod smuggling;
 mod streams;
+mod tunnels;
 
 use std::process::ExitCode;
 
@@ -27,5 +33,11 @@ fn main() -> ExitCode {
         ("streams", streams::CASES),
         ("host_services", host_services::CASES),
         ("proxied", proxied::CASES),
+        ("ethernet", ethernet::CASES),
+        ("tunnels", tunnels::CASES),
+        ("disguise", disguise::CASES),
+        ("smuggling", smuggling::CASES),
+        ("placeholders", placeholders::CASES),
+        ("floods", floods::CASES),
     ])
 }
