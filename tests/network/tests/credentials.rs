@@ -1,6 +1,6 @@
 //! Credentials that are put in on the wire, and where they are not.
 
-use e2e::{Case, Verdict, ensure, say};
+use e2e::{Case, Verdict, ensure};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -23,13 +23,6 @@ fn mirror() -> Handler {
     })
 }
 
-/// Keeps a secret for one host, whose placeholder is in a variable.
-fn keep(net: &Net, name: &str, host: &str, variable: &str, value: &str) -> Case {
-    let words = ["secret", "set-custom", name, "--host", host, "--env", variable];
-    let said = say(net.world.viv(net.scratch(), words), value.as_bytes())?;
-    ensure(said.code == 0, format!("{said:?}"))
-}
-
 fn shown(site: &network::Site) -> Vec<String> {
     let field = |one: &network::Seen| Some(one.headers.get(AUTHORIZATION)?.to_str().ok()?.to_owned());
     site.seen().iter().filter_map(field).collect()
@@ -39,7 +32,7 @@ fn put_in(net: &Net) -> Case {
     let host = "api.kept.example";
     let site = net.site(host, How::default(), mirror())?;
     net.allow(&["api.kept.example:443"])?;
-    keep(net, "kept", host, "KEPT", "first-value-of-the-secret")?;
+    net.keep("kept", host, "KEPT", "first-value-of-the-secret")?;
     let ask = format!("curl -sS -m 60 -D- -H \"Authorization: Bearer $KEPT\" https://{host}/");
     // One session goes on while the value is replaced, and then removed.
     let folder = net.shared();
@@ -51,7 +44,7 @@ fn put_in(net: &Net) -> Case {
         let session = scope.spawn(|| net.guest(&script));
         let control = || -> Case {
             e2e::eventually("the first request", || folder.join("asked").exists())?;
-            keep(net, "kept", host, "KEPT", "second-value-of-the-secret")?;
+            net.keep("kept", host, "KEPT", "second-value-of-the-secret")?;
             std::fs::write(folder.join("replaced"), "")?;
             e2e::eventually("the second request", || !folder.join("asked").exists())?;
             net.viv_ok(&["secret", "rm", "-f", "kept"])?;
@@ -87,7 +80,7 @@ fn elsewhere(net: &Net) -> Case {
     let plain =
         net.site_at(bound, net.address(false), How { port: Some(80), alpn: &[], six: false }, mirror())?;
     net.names.addresses("plain.elsewhere.example", &[plain.address.ip()]);
-    keep(net, "stray", bound, "STRAY", "value-that-strays-nowhere")?;
+    net.keep("stray", bound, "STRAY", "value-that-strays-nowhere")?;
     net.allow(&["bound.example"])?;
     net.allow(&["--path", "/**", "elsewhere.example:443"])?;
     net.allow(&["--path", "/**", "plain.elsewhere.example:80"])?;
@@ -114,7 +107,7 @@ fn unproved(net: &Net) -> Case {
     let host = "impostor.example";
     let stranger = Authority::new("somebody else's root").map_err(|error| network::wrong(&error))?;
     let certificates = [stranger.certify(&[host]), net.authority.certify(&["another.example"])];
-    keep(net, "proof", host, "PROOF", "value-for-the-true-one")?;
+    net.keep("proof", host, "PROOF", "value-for-the-true-one")?;
     net.allow(&["impostor.example:443"])?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| network::wrong(&error))?;
