@@ -7,7 +7,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 
 use confine::Forked;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -49,7 +51,23 @@ pub enum FromKeeper {
     },
 }
 
-/// The role's whole life. Started with an empty environment and the line to the shim as standard input.
+/// What starts a keeper: this program, with `line` as its line to the shim and its standard error where the caller says.
+pub fn command(program: &Path, line: OwnedFd) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg0("viv")
+        .arg(super::GATEWAY_ROLE)
+        .env_clear()
+        // mallopt(3): else the size above which memory is mapped grows to that of the largest block that was ever freed. The buffers of flows,
+        // half a MiB each, would come from the heap then, be zeroed by hand and stay resident.
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        .current_dir("/")
+        .stdin(Stdio::from(line))
+        .stdout(Stdio::null());
+    command
+}
+
+/// The role's whole life. Started with an environment that has nothing of the user's and the line to the shim as standard input.
 pub fn main() -> ExitCode {
     let _ = crate::sys::end_with_parent();
     match own_line() {

@@ -7,9 +7,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use confine::Access;
@@ -18,12 +17,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::grants::Grants;
 use super::hints::Hints;
-use super::keeper::{FromKeeper, ToKeeper};
+use super::keeper::{self, FromKeeper, ToKeeper};
 use super::log::NetworkLog;
 use super::ports::{self, Publish};
 use super::questions::Questions;
 use super::standing::Standing;
-use super::{GATEWAY_ROLE, Guest, Handover, authority, surroundings};
+use super::{Guest, Handover, authority, surroundings};
 use crate::control::{Attention, NetworkStatus, Notice};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -635,16 +634,8 @@ impl Keeper {
         confine::keep_descriptors().map_err(fail)?;
         let (near, far) = packet::pair().map_err(fail)?;
         let (errors, errors_in) = io::pipe().map_err(fail)?;
-        let child = Command::new(sys::own_program())
-            .arg0("viv")
-            .arg(GATEWAY_ROLE)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(far))
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(errors_in))
-            .spawn()
-            .map_err(fail)?;
+        let mut command = keeper::command(Path::new(&sys::own_program()), far);
+        let child = command.stderr(Stdio::from(errors_in)).spawn().map_err(fail)?;
         Ok(Self { child, line: near, errors: errors.into(), is_open: true })
     }
 }
