@@ -58,9 +58,9 @@ pub fn command(program: &Path, line: OwnedFd) -> Command {
         .arg0("viv")
         .arg(super::GATEWAY_ROLE)
         .env_clear()
-        // mallopt(3): else the size above which memory is mapped grows to that of the largest block that was ever freed. The buffers of flows,
-        // half a MiB each, would come from the heap then, be zeroed by hand and stay resident.
-        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        // mallopt(3): else the size from which on memory is mapped grows to that of the largest block that was ever freed. The buffers of flows
+        // (32 KiB or half a MiB each, `netstack::Limits`) would come from the heap then, be zeroed by hand and stay resident.
+        .env("MALLOC_MMAP_THRESHOLD_", "32768")
         .current_dir("/")
         .stdin(Stdio::from(line))
         .stdout(Stdio::null());
