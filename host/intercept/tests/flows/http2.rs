@@ -6,58 +6,15 @@ use crate::support;
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::support::wire::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY, PUSH_PROMISE,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, field, fields, frame, next, setting,
+};
 use crate::support::{HOST, Server, World, ok, run};
 use bytes::Bytes;
 use http::{Method, Request, Uri};
 use intercept::{Decision, FlowEnd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    let mut out = vec![length[1], length[2], length[3], kind, flags];
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
-
-/// A literal field that is not indexed (RFC 7541 §6.2.2), without Huffman.
-fn field(name: &str, value: &str) -> Vec<u8> {
-    let mut out = vec![0];
-    for text in [name, value] {
-        let length = text.len();
-        if length < 127 {
-            out.push(length as u8);
-        } else {
-            out.push(127);
-            let mut rest = length - 127;
-            while rest >= 128 {
-                out.push((rest % 128) as u8 | 0x80);
-                rest /= 128;
-            }
-            out.push(rest as u8);
-        }
-        out.extend(text.as_bytes());
-    }
-    out
-}
-
-fn fields(list: &[(&str, &str)]) -> Vec<u8> {
-    list.iter().flat_map(|(name, value)| field(name, value)).collect()
-}
 
 fn get(path: &str) -> Vec<u8> {
     fields(&[(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", path)])
@@ -77,16 +34,6 @@ fn h2_server(count: &Rc<Cell<usize>>) -> Server {
                 hyper::server::conn::http2::Builder::new(support::Local).serve_connection(io, service).await;
         });
     })
-}
-
-/// Frames of a stream, one after the other.
-async fn next(stream: &mut DuplexStream) -> Option<(u8, u8, u32, Vec<u8>)> {
-    let mut head = [0; 9];
-    stream.read_exact(&mut head).await.ok()?;
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let mut payload = vec![0; length as usize];
-    stream.read_exact(&mut payload).await.ok()?;
-    Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
 }
 
 /// What ends it all: the error of the last GOAWAY, if there was one, and the errors of streams.
@@ -113,7 +60,6 @@ async fn started(world: &World, count: &Rc<Cell<usize>>) -> (DuplexStream, tokio
 /// RFC 9113's connection errors: each ends the connection with a GOAWAY, and no request comes of it.
 #[test]
 fn broken_frames_end_the_connection() {
-    let settings = |id: u16, value: u32| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("DATA on stream 0", frame(DATA, 0, 0, b"x")),
         ("HEADERS on stream 0", frame(HEADERS, END_HEADERS | END_STREAM, 0, &get("/"))),
@@ -127,11 +73,11 @@ fn broken_frames_end_the_connection() {
         ("WINDOW_UPDATE of 3 bytes", frame(WINDOW_UPDATE, 0, 0, &[0; 3])),
         ("SETTINGS on a stream", frame(SETTINGS, 0, 1, &[])),
         ("SETTINGS of 5 bytes", frame(SETTINGS, 0, 0, &[0; 5])),
-        ("SETTINGS ACK with a payload", frame(SETTINGS, 1, 0, &settings(3, 1))),
-        ("SETTINGS: push is 2", frame(SETTINGS, 0, 0, &settings(2, 2))),
-        ("SETTINGS: window over 2^31-1", frame(SETTINGS, 0, 0, &settings(4, 0x8000_0000))),
-        ("SETTINGS: frame size under 2^14", frame(SETTINGS, 0, 0, &settings(5, 16_383))),
-        ("SETTINGS: frame size over 2^24-1", frame(SETTINGS, 0, 0, &settings(5, 16_777_216))),
+        ("SETTINGS ACK with a payload", frame(SETTINGS, 1, 0, &setting(3, 1))),
+        ("SETTINGS: push is 2", frame(SETTINGS, 0, 0, &setting(2, 2))),
+        ("SETTINGS: window over 2^31-1", frame(SETTINGS, 0, 0, &setting(4, 0x8000_0000))),
+        ("SETTINGS: frame size under 2^14", frame(SETTINGS, 0, 0, &setting(5, 16_383))),
+        ("SETTINGS: frame size over 2^24-1", frame(SETTINGS, 0, 0, &setting(5, 16_777_216))),
         ("PING on a stream", frame(PING, 0, 1, &[0; 8])),
         ("PING of 7 bytes", frame(PING, 0, 0, &[0; 7])),
         ("PUSH_PROMISE from a client", frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2])),

@@ -3,23 +3,13 @@
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 
-use crate::support::{HOST, Server, World, raw_exchange, run, statuses};
-use intercept::{Dial, Dialling, Flow, FlowHost, Stream};
+use crate::support::{HOST, Server, Tcp, World, raw_exchange, run, statuses};
+use intercept::{Flow, FlowHost};
 use policy::Name;
 use tungstenite::handshake::client::Request;
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Message, WebSocket};
-
-struct Tcp(SocketAddr);
-
-impl Dial for Tcp {
-    fn dial(&self) -> Dialling<'_> {
-        Box::pin(
-            async move { Ok(Box::new(tokio::net::TcpStream::connect(self.0).await?) as Box<dyn Stream>) },
-        )
-    }
-}
 
 /// A server that gives every message back, until it is told to close.
 fn echo() -> SocketAddr {

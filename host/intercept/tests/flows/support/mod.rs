@@ -1,6 +1,8 @@
 //! A guest, a host and the interceptor between them, all on one thread.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod wire;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
@@ -368,6 +370,17 @@ impl Server {
     }
 }
 
+/// A host on a socket of this machine.
+pub(crate) struct Tcp(pub(crate) std::net::SocketAddr);
+
+impl Dial for Tcp {
+    fn dial(&self) -> Dialling<'_> {
+        Box::pin(
+            async move { Ok(Box::new(tokio::net::TcpStream::connect(self.0).await?) as Box<dyn Stream>) },
+        )
+    }
+}
+
 async fn serve(stream: impl Stream, http2: bool, handler: Rc<dyn Fn(Request<Incoming>) -> Served>) {
     let service = service_fn(move |request| {
         let served = handler(request);
@@ -385,6 +398,12 @@ async fn serve(stream: impl Stream, http2: bool, handler: Rc<dyn Fn(Request<Inco
             .with_upgrades()
             .await;
     }
+}
+
+/// What one case of many says, or that it waits for ever: a minute is enough for any.
+pub(crate) async fn in_time(case: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let minute = std::time::Duration::from_secs(60);
+    tokio::time::timeout(minute, case).await.unwrap_or_else(|_| Err("it does not end".into()))
 }
 
 /// Sends bytes to a flow and reads all that comes back until it ends.
