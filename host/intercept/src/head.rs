@@ -62,12 +62,10 @@ pub(crate) fn examine(flow: &Flow, secure: bool, head: &Parts) -> Result<Examine
         return Err(HeadError::Connect);
     }
     agree(flow, secure, head)?;
-    let codings: Vec<&HeaderValue> = head.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
-    let chunked = match codings.as_slice() {
-        [] => false,
-        [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err(HeadError::TransferCoding),
-    };
+    let chunked = is_chunked(&head.headers);
+    if !chunked && head.headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(HeadError::TransferCoding);
+    }
     if head.headers.get_all(header::CONTENT_LENGTH).iter().count() > usize::from(!chunked) {
         return Err(HeadError::Malformed("more than one length of the body"));
     }
@@ -82,6 +80,13 @@ pub(crate) fn examine(flow: &Flow, secure: bool, head: &Parts) -> Result<Examine
     let path = canonical(head.uri.path())?;
     let (other_methods, other_paths) = overrides(&head.headers)?;
     Ok(Examined { path, other_methods, other_paths, websocket: wants_websocket(head), chunked })
+}
+
+/// Is `chunked` the one transfer coding?
+pub(crate) fn is_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let only = codings.next().filter(|_| codings.next().is_none());
+    only.is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
 fn canonical(path: &str) -> Result<CanonicalPath, HeadError> {

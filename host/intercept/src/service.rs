@@ -259,8 +259,9 @@ impl Service {
                 let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
                 let real = token.request(kind, &whole).map_err(refuse)?;
                 set_length(&mut head.headers, real.len());
-                // The answer has to be read here.
+                // The answer has to be read here, as it is and whole.
                 head.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+                head.headers.remove(header::RANGE);
                 Ok(Ready { head, body: full(real.to_vec()), chunked: false, token: Some(token) })
             }
         }
@@ -326,6 +327,13 @@ impl Service {
             return Ok(upgrade::consent(head));
         }
         let (mut head, body) = response.into_parts();
+        // Under another coding nothing could be looked for in the body, and chunks overrule a length (RFC 9112 §6.1, §6.3).
+        if head.headers.contains_key(header::TRANSFER_ENCODING) {
+            if !head::is_chunked(&head.headers) {
+                return Err(failed("its answer has a transfer coding other than chunked".into()));
+            }
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         clean_answer(&mut head.headers);
         credentials.mask_headers(&mut head.headers);
         // Words of the host's that nothing masks; clients do without (RFC 9112 §4).
@@ -358,6 +366,9 @@ impl Service {
         if !plain {
             return Err(failed("a token endpoint's answer is compressed although that was not asked for"));
         }
+        if head.status == StatusCode::PARTIAL_CONTENT {
+            return Err(failed("a token endpoint's answer is a part although that was not asked for"));
+        }
         let whole = match collect(body, self.limits.token_answer).await {
             Ok(Some(whole)) => zeroize::Zeroizing::new(whole),
             Ok(None) => return Err(failed("a token endpoint's answer is too long")),
@@ -370,6 +381,8 @@ impl Service {
                 }
                 self.shared.grant(&kept.grant);
                 self.sink.grant(&kept.grant);
+                // Now the tokens are known: none stands in the head either.
+                self.shared.credentials().mask_headers(&mut head.headers);
                 kept.body
             }
             Ok(None) => {

@@ -86,10 +86,15 @@ impl Endpoint {
 /// A path as the most lenient server may read it: decoded, without empty and dotted segments, parameters, a form's suffix and case.
 /// Whoever is in the guest chooses the spelling, and an exchange that is not seen puts real tokens there.
 fn spelt_plainly(path: &str) -> String {
-    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    let mut decoded = path.to_lowercase();
+    // A server behind a server decodes what was decoded.
+    for _ in 0..3 {
+        decoded = percent_encoding::percent_decode_str(&decoded).decode_utf8_lossy().to_lowercase();
+    }
     let mut segments: Vec<&str> = Vec::new();
     for segment in decoded.split(['/', '\\']) {
-        match segment.split(';').next().unwrap_or_default() {
+        let name = segment.split(';').next().unwrap_or_default();
+        match name.trim_matches(|letter: char| letter.is_whitespace() || letter.is_control()) {
             "" | "." => {}
             ".." => _ = segments.pop(),
             segment => segments.push(segment),
@@ -530,10 +535,8 @@ fn kept(
     body: &[u8],
     now: SystemTime,
 ) -> Result<Option<Kept>, Refusal> {
-    if !(200..300).contains(&status) {
-        return Ok(None);
-    }
-    if body.len() > MAX_BODY {
+    let grants = (200..300).contains(&status);
+    if grants && body.len() > MAX_BODY {
         return Err(Refusal::TooLarge { what: "the answer of a token endpoint", limit: MAX_BODY });
     }
     let mut taken = Taken { sign_in, tokens: Vec::new(), life: None };
@@ -545,11 +548,16 @@ fn kept(
             wipe(&mut answer);
             shown
         }
+        // A page of words about an error passes where there can be no token in it.
+        Err(_) if !grants && is_harmless(body) => return Ok(None),
         Err(_) => taken.take_form(body)?,
     };
     let Taken { tokens: mut fresh, life, .. } = taken;
     if fresh.is_empty() {
         return Ok(None);
+    }
+    if !grants {
+        return Err(Refusal::malformed(format!("the token endpoint answered {status} with a token")));
     }
     let before = sign_in.grant.as_ref();
     for token in before.iter().flat_map(|grant| &grant.tokens) {
@@ -572,6 +580,12 @@ fn kept(
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let ends = life.map(|life| since_epoch.saturating_add(life.min(LONGEST_LIFE)));
     Ok(Some(Kept { body: shown, grant: Grant { name: name.to_owned(), tokens: fresh, ends, client } }))
+}
+
+/// Text in which no field of a token is named.
+fn is_harmless(body: &[u8]) -> bool {
+    std::str::from_utf8(body)
+        .is_ok_and(|text| !text.contains('\0') && !TOKEN_FIELDS.iter().any(|field| text.contains(field)))
 }
 
 /// What is taken out of an answer.
@@ -602,9 +616,13 @@ impl Taken<'_> {
     fn take_object(&mut self, map: &mut Map<String, Value>, path: &str, depth: usize) -> Result<(), Refusal> {
         for (name, value) in map.iter_mut() {
             let field = format!("{path}{name}");
+            let is_token = TOKEN_FIELDS.contains(&name.as_str());
             match value {
-                Value::String(text) if TOKEN_FIELDS.contains(&name.as_str()) && !text.is_empty() => {
+                Value::String(text) if is_token && !text.is_empty() => {
                     *text = self.token(field, std::mem::take(text))?;
+                }
+                Value::Array(_) | Value::Object(_) | Value::Number(_) if is_token => {
+                    return Err(Refusal::malformed("a token in the answer of the token endpoint is no text"));
                 }
                 Value::Number(number) if field == "expires_in" => self.life = number.as_u64(),
                 Value::String(text) if field == "expires_in" => self.life = text.parse().ok(),
@@ -621,10 +639,11 @@ impl Taken<'_> {
         let text = text.ok_or_else(|| {
             Refusal::malformed("the answer of the token endpoint is neither JSON nor a form")
         })?;
-        let mut out = Vec::new();
+        let (mut out, mut is_known) = (Vec::new(), false);
         for pair in text.split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decoded(name);
+            is_known |= name == "error" || TOKEN_FIELDS.contains(&name.as_str());
             let value = if TOKEN_FIELDS.contains(&name.as_str()) && !value.is_empty() {
                 self.token(name.clone(), decoded(value))?
             } else {
@@ -638,6 +657,10 @@ impl Taken<'_> {
                 utf8_percent_encode(&name, UNRESERVED),
                 utf8_percent_encode(&value, UNRESERVED)
             ));
+        }
+        if !is_known {
+            // Base64 has equals signs, too.
+            return Err(Refusal::malformed("the answer of the token endpoint is no form of the standard's"));
         }
         Ok(out.join("&").into_bytes())
     }

@@ -32,6 +32,9 @@ const CREDENTIAL_HEADERS: [&str; 8] = [
     "x-goog-api-key",
 ];
 
+/// Query parameters in which servers look for one: RFC 6750 §2.3, and what GitLab and others call theirs.
+const CREDENTIAL_PARAMETERS: [&str; 5] = ["access_token", "api_key", "apikey", "job_token", "private_token"];
+
 /// As lenient as servers are: clients leave the padding out.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -76,7 +79,7 @@ pub(crate) fn refuse_foreign(
 ) -> Result<(), Refusal> {
     let secret = || credential.name.clone();
     let mut names: Vec<HeaderName> = CREDENTIAL_HEADERS.map(HeaderName::from_static).to_vec();
-    let mut parameters = Vec::new();
+    let mut parameters = CREDENTIAL_PARAMETERS.to_vec();
     let mut overwritten = Vec::new();
     for place in &credential.binding.places {
         match place {
@@ -89,9 +92,20 @@ pub(crate) fn refuse_foreign(
                 }
             }
             Place::Basic { .. } if credential.binding.inject => overwritten.push(AUTHORIZATION),
-            Place::Query { name } if !credential.binding.inject => parameters.push(name.as_str()),
+            Place::Query { name } if credential.binding.inject => {
+                parameters.retain(|known| known != name);
+            }
+            Place::Query { name } => parameters.push(name.as_str()),
             _ => {}
         }
+    }
+    // CGI and its like read `x_api_key` as `x-api-key` (RFC 3875 §4.1.18).
+    let disguised = head.headers.keys().find(|name| {
+        name.as_str().contains('_')
+            && names.iter().any(|known| *known.as_str() == name.as_str().replace('_', "-"))
+    });
+    if let Some(name) = disguised {
+        return Err(Refusal::Foreign { secret: secret(), place: format!("the header {name}") });
     }
     for name in names.iter().filter(|name| !overwritten.contains(name)) {
         let values: Vec<&[u8]> = head.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();

@@ -6,6 +6,7 @@ mod corpus;
 mod credentials;
 mod http2;
 mod messages;
+mod replayed;
 mod rules;
 mod signing;
 mod support;

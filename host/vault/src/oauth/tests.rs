@@ -114,7 +114,21 @@ fn answers_without_tokens_pass_and_strange_ones_do_not() {
     let sign_in = sign_in("github");
     let exchange = Exchange::new("github", &sign_in, now());
     let response = |status, body: &[u8]| exchange.response(status, body, now());
-    assert!(response(400, answer().as_slice()).unwrap().is_none());
+    assert!(
+        response(400, br#"{"error":"invalid_grant","error_description":"the refresh_token is old"}"#)
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        response(502, b"<html>no such gateway</html>").unwrap().is_none()
+            && response(500, b"").unwrap().is_none()
+    );
+    // An error that comes with a token grants nothing and shows nothing.
+    let cut = answer()[..80].to_vec();
+    for error in [answer(), cut, [answer(), b"garbage".to_vec()].concat(), b"\x1f\x8b\x08\0".to_vec()] {
+        assert!(response(400, &error).is_err() && response(302, &error).is_err(), "{error:?}");
+    }
+    assert!(response(200, br#"{"access_token":["real"]}"#).is_err());
     assert!(response(200, br#"{"error":"authorization_pending"}"#).unwrap().is_none());
     assert!(response(200, b"error=authorization_pending&x=y").unwrap().is_none());
     let kept = response(200, b"access_token=gho_REALREALREAL&scope=repo&token_type=bearer").unwrap().unwrap();
@@ -124,9 +138,14 @@ fn answers_without_tokens_pass_and_strange_ones_do_not() {
             && !text.contains("REAL")
             && text.ends_with("&scope=repo&token_type=bearer")
     );
-    for strange in
-        [&b"\x1f\x8b\x08access_token"[..], b"<html>access_token=x</html>", b"", b"{\"access_token\":\"x\""]
-    {
+    for strange in [
+        &b"\x1f\x8b\x08access_token"[..],
+        b"<html>access_token=x</html>",
+        b"",
+        b"{\"access_token\":\"x\"",
+        b"eyJhY2Nlc3M=",
+        b"x=y",
+    ] {
         assert!(response(200, strange).is_err(), "{strange:?}");
     }
     assert!(response(200, &vec![b'x'; MAX_BODY + 1]).is_err());
@@ -166,6 +185,9 @@ fn an_exchange_is_seen_however_its_path_is_spelt() {
         format!("{known}.json"),
         under,
         known.to_uppercase(),
+        known.replacen('_', "%255f", 1),
+        format!("{known}%20"),
+        format!("{known}%09/"),
         format!("/x/..{known};v=1"),
     ] {
         assert!(endpoint.takes(&host, 443, &path), "{path}");
