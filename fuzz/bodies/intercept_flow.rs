@@ -45,6 +45,10 @@ async fn answer(mut stream: DuplexStream, seen: Seen) {
 /// One connection's bytes: requests, the last one perhaps cut off. How many heads there are.
 fn check(mut bytes: &[u8]) -> usize {
     let mut heads = 0;
+    // The guest spoke HTTP/2, so hyper does: its frames are read by `h2_suite` and `h2_host` of the crate's own tests.
+    if bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM") {
+        return heads;
+    }
     while !bytes.is_empty() {
         let mut fields = [httparse::EMPTY_HEADER; 256];
         let mut request = httparse::Request::new(&mut fields);
