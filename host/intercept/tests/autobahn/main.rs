@@ -38,7 +38,7 @@ const PLAIN: [&str; 8] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*
 /// Limits (9): one size of each kind. The others differ in size alone.
 const LIMITS: [&str; 8] = ["9.1.3", "9.2.3", "9.3.5", "9.4.5", "9.5.5", "9.6.5", "9.7.4", "9.8.4"];
 
-/// Compression (12, 13): each kind of data and each offer once, with small messages. The others differ in size and in pieces.
+/// Compression (12, 13): each kind of data and each offer once.
 const COMPRESSED: [&str; 12] = [
     "12.1.1", "12.2.3", "12.3.1", "12.4.3", "12.5.1", "13.1.1", "13.2.3", "13.3.1", "13.4.3", "13.5.1",
     "13.6.3", "13.7.1",
@@ -61,7 +61,7 @@ fn main() {
     let cases: [Case; 3] = [
         ("autobahn_drives_a_server_behind_us", server_behind_us),
         ("autobahn_drives_a_client_behind_us", client_behind_us),
-        ("autobahn_compresses_through_us", compressed),
+        ("autobahn_agrees_on_no_compression_through_us", compressed),
     ];
     // Names are asked for without running anything.
     let suite = if arguments.list { Err("not looked for".to_owned()) } else { suite() };
@@ -257,14 +257,18 @@ fn server_behind_us(folder: &Path) -> Result<(), Failed> {
     judged(&client_through(folder, echo_server(), &cases), 240)
 }
 
+/// A server that could compress is not offered it: what is compressed cannot be watched for placeholders.
 fn compressed(folder: &Path) -> Result<(), Failed> {
     let (_server, mut out) = drive(folder, &["echo"]);
     let address = SocketAddr::from(([127, 0, 0, 1], port(&mut out)));
     let verdicts = client_through(folder, address, &COMPRESSED);
-    if let Some(verdict) = verdicts.iter().find(|verdict| verdict.behavior == "UNIMPLEMENTED") {
-        return Err(format!("{}: compression was not agreed on through us", verdict.case).into());
+    if verdicts.len() != COMPRESSED.len() {
+        return Err(format!("{} cases ran", verdicts.len()).into());
     }
-    judged(&verdicts, COMPRESSED.len())
+    match verdicts.iter().find(|verdict| verdict.behavior != "UNIMPLEMENTED") {
+        Some(verdict) => Err(format!("{}: compressed messages went through us unseen", verdict.case).into()),
+        None => Ok(()),
+    }
 }
 
 /// The suite is the hostile server, a client of tungstenite's the guest.
