@@ -19,10 +19,13 @@ pub(crate) enum Unit {
     Count,
 }
 
+/// What each side gave, by its name.
+type Columns = Vec<(&'static str, Vec<f64>)>;
+
 /// All samples of a run, rows in the order of their first ones.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
-    rows: Vec<(String, Unit, Vec<(&'static str, Vec<f64>)>)>,
+    rows: Vec<(String, Unit, Columns)>,
 }
 
 impl Rows {
