@@ -204,6 +204,7 @@ fn how(status: Option<WaitStatus>) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::zombie_processes, reason = "what is tested waits for them, by their numbers")]
 mod tests {
     use std::os::fd::AsFd;
     use std::process::{Child, Command};
