@@ -5,7 +5,7 @@
 //! store to, raises an exception, or reads what no manual defines: status flags that are left undefined, or a page-table
 //! entry that it used before (whose accessed and dirty bits depend on what is in the TLB). It sets no such bits itself.
 
-use iced_x86::{Instruction, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use crate::alu;
 use crate::cpu::flag::{AF, CF, OF, PF, SF, STATUS, ZF};
@@ -288,13 +288,25 @@ fn jumps_to_next(cpu: &Cpu, insn: &Insn) -> bool {
 }
 
 /// Status flags without a defined value after an instruction. What shifts by a register and the like leave undefined only
-/// for some counts is taken as undefined for all.
+/// for some counts is taken as undefined for all, and as defined by none: a count of 0 keeps every flag.
 fn undefined_after(instr: &Instruction, before: u64) -> u64 {
-    let defined = instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set();
-    (before & !status_flags(defined)) | status_flags(instr.rflags_undefined())
+    use Mnemonic as M;
+    let last = instr.op_count().saturating_sub(1);
+    let counted = instr.op_kind(last) == OpKind::Register && instr.op_register(last) == Register::CL;
+    let shift = matches!(instr.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd);
+    let rotate = matches!(instr.mnemonic(), M::Rol | M::Ror | M::Rcl | M::Rcr);
+    let defined = if counted && (shift || rotate) {
+        0
+    } else {
+        instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set()
+    };
+    // Of a rotate that goes the whole way round iced says that it changes nothing.
+    let once = instr.op_kind(last) == OpKind::Immediate8 && instr.immediate8() == 1;
+    let round = if rotate && !once { OF } else { 0 };
+    (before & !status_flags(defined)) | status_flags(instr.rflags_undefined()) | round
 }
 
-/// The x87 instruction and data pointers and the opcode are left out: translated code has the host's.
+/// The x87 instruction and data pointers and the opcode are left out: translated code shows none.
 fn vector_difference(real: &[u8; XSAVE_BYTES], dry: &[u8; XSAVE_BYTES]) -> Option<String> {
     let fields = [("fcw", 0, 2), ("fsw", 2, 2), ("ftw", 4, 1), ("mxcsr", 24, 4)];
     let single = fields.into_iter().map(|(name, at, len)| (name.to_owned(), at, len));

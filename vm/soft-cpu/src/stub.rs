@@ -469,6 +469,8 @@ fn execute(cpu: &mut Cpu, stub: &Stub, bounce: &mut Bounce) -> Result<(), Except
         host_mxcsr: host_mxcsr(),
     };
     (stub.entry)(&raw mut context);
+    // FXSAVE wrote the host's MXCSR_MASK; the guest's is the same on all hosts.
+    cpu.xsave.0[28..32].copy_from_slice(&[0xff, 0xff, 0, 0]);
     if !matches!(stub.class, Class::X87 | Class::Mmx) {
         set_guest_mxcsr(cpu, context.mxcsr);
     }

@@ -34,6 +34,27 @@ fn what_the_host_lacks_is_not_translated() {
 }
 
 #[test]
+fn a_saved_image_holds_every_component_and_nothing_of_the_host() {
+    let mut guest = Guest::new(Tuning::default());
+    guest.cpu.cr4 |= cr::CR4_OSFXSR;
+    // xorps xmm0, xmm0; hlt: x87 and AVX are in their initial states, which processors note differently.
+    guest.write(CODE, &[0x0f, 0x57, 0xc0, 0xf4]);
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert_eq!(guest.counter("interpreted instructions"), 1);
+    assert_eq!(guest.cpu.xsave.0[512], 7);
+    // fld dword ptr [0x9000]; fsqrt; hlt: the processor notes where they are and what they read, and on AMD only with an
+    // exception pending, which a root of a negative number is once it is unmasked.
+    guest.cpu.xsave.0[0] &= !1;
+    guest.write(0x9000, &(-1.0f32).to_le_bytes());
+    guest.write(CODE, &[0xd9, 0x04, 0x25, 0x00, 0x90, 0x00, 0x00, 0xd9, 0xfa, 0xf4]);
+    assert!(matches!(guest.run(CODE), Exit::Halt));
+    assert_eq!(guest.counter("interpreted instructions"), 2);
+    assert_eq!(guest.cpu.xsave.0[2] & 0x81, 0x81, "an invalid operation is pending");
+    assert_eq!(guest.cpu.xsave.0[8..24], [0; 16]);
+    assert_eq!(guest.cpu.xsave.0[28..32], [0xff, 0xff, 0, 0]);
+}
+
+#[test]
 fn an_undefined_opcode_in_the_cache_goes_to_the_interpreter() {
     let mut guest = Guest::new(Tuning::default());
     // inc eax; hlt

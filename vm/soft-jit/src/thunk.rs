@@ -156,7 +156,6 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.set_label(&mut in_memory)?;
     a.mov(eax, COMPONENTS)?;
     a.xor(edx, edx)?;
-    a.or(byte_ptr(XSAVE + 512).gs(), COMPONENTS)?;
     a.xrstor64(registers_ptr(XSAVE))?;
     a.jmp(loaded)
 }
@@ -197,13 +196,19 @@ fn load_ymm(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// `extern "sysv64" fn()`: after this `cpu.xsave` holds the guest's state.
+/// `extern "sysv64" fn()`: after this `cpu.xsave` holds the guest's state, every component of it: the interpreter writes to
+/// the image alone, and a component that XSAVE found in its initial state (XSTATE_BV, Intel SDM 1 13.4.2) would not be read back.
+/// What depends on the host is not shown: the x87 pointers, which are addresses of the code cache, and MXCSR_MASK.
 fn save_vectors(a: &mut CodeAssembler) -> Result<(), IcedError> {
     load_ymm(a)?;
     a.ldmxcsr(dword_ptr(GUEST_MXCSR).gs())?;
     a.mov(eax, COMPONENTS)?;
     a.xor(edx, edx)?;
     a.xsave64(registers_ptr(XSAVE))?;
+    a.mov(qword_ptr(XSAVE + 8).gs(), 0)?;
+    a.mov(qword_ptr(XSAVE + 16).gs(), 0)?;
+    a.mov(dword_ptr(XSAVE + 28).gs(), 0xffff)?;
+    a.mov(byte_ptr(XSAVE + 512).gs(), COMPONENTS)?;
     a.ldmxcsr(dword_ptr(HOST_MXCSR).gs())?;
     a.vzeroupper()?;
     a.mov(gs(VECTORS_LIVE), 0)?;

@@ -190,7 +190,18 @@ impl Generator {
         // Without a shadow stack these are reserved NOPs, on every processor.
         let is_nop = matches!(instruction.mnemonic(), M::Rdsspd | M::Rdsspq);
         let features = instruction.cpuid_features();
-        !LEFT_OUT.contains(&instruction.mnemonic())
+        // PREFETCH of a register is a reserved NOP by Intel and invalid by AMD (APM 3, PREFETCHlevel).
+        let prefetch_of_register = matches!(
+            instruction.code(),
+            Code::Reservednop_rm16_r16_0F0D
+                | Code::Reservednop_rm32_r32_0F0D
+                | Code::Reservednop_rm64_r64_0F0D
+        );
+        // F3 90 with REX.B is PAUSE by Intel and XCHG with R8 by AMD.
+        let pause_or_exchange = instruction.code() == Code::Pause && instruction.len() > 2;
+        !prefetch_of_register
+            && !pause_or_exchange
+            && !LEFT_OUT.contains(&instruction.mnemonic())
             && instruction.flow_control() == FlowControl::Next
             && !instruction.is_privileged()
             && !instruction.is_vsib()

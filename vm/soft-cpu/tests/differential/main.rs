@@ -8,8 +8,8 @@ mod generate;
 mod guest;
 mod native;
 
-use generate::Generator;
-use iced_x86::Instruction;
+use generate::{Case, Generator};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 /// Everything an instruction can see and change, except its own bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,6 +47,9 @@ fn the_interpreter_agrees_with_the_host() {
     let mut failures = std::collections::BTreeMap::<String, (u32, String)>::new();
     for _ in 0..count {
         let case = generator.next_case();
+        if shifts_too_far(&case) {
+            continue;
+        }
         *mnemonics.entry(format!("{:?}", case.instruction.mnemonic())).or_default() += 1;
         if std::env::var_os("VIV_DIFFERENTIAL_TRACE").is_some() {
             eprintln!("{:?} {:02x?}", case.instruction.code(), case.bytes);
@@ -73,10 +76,25 @@ fn the_interpreter_agrees_with_the_host() {
     assert!(failures.is_empty(), "{} kinds of instruction differ from the host", failures.len());
 }
 
+/// A double shift of 16 bits by more is undefined, and processors differ (Intel SDM 2B, SHLD; AMD APM 3).
+fn shifts_too_far(case: &Case) -> bool {
+    let count = match case.instruction.code() {
+        Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => u64::from(case.instruction.immediate8()),
+        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => case.machine.gpr[1],
+        _ => return false,
+    };
+    count & 31 > 16
+}
+
 /// In RFLAGS positions.
 fn undefined_flags(instruction: &Instruction) -> u32 {
     use iced_x86::RflagsBits as Bits;
-    let bits = instruction.rflags_undefined();
+    let mut bits = instruction.rflags_undefined();
+    // Where a rotate through the carry goes the whole way round, iced says that it changes nothing.
+    let once = instruction.op1_kind() == OpKind::Immediate8 && instruction.immediate8() == 1;
+    if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) && !once {
+        bits |= Bits::OF;
+    }
     [(Bits::OF, 0x800), (Bits::SF, 0x80), (Bits::ZF, 0x40), (Bits::AF, 0x10), (Bits::CF, 1), (Bits::PF, 4)]
         .iter()
         .filter(|(bit, _)| bits & bit != 0)
