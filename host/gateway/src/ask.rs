@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::allowance::Allowance;
 use crate::control::FromGateway;
 use crate::core::{Core, Course, Shared, Target};
 
@@ -29,32 +30,22 @@ struct Question {
 }
 
 /// The questions without an answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Questions {
     open: HashMap<u64, Question>,
     refused: HashMap<Target, Instant>,
     next: u64,
-    pace: Pace,
+    pace: Allowance,
 }
 
-/// How many questions may still be asked, and when that was counted.
-#[derive(Debug)]
-struct Pace(f64, Option<Instant>);
-
-impl Default for Pace {
+impl Default for Questions {
     fn default() -> Self {
-        Self(f64::from(A_MINUTE), None)
+        Self { open: HashMap::new(), refused: HashMap::new(), next: 0, pace: pace() }
     }
 }
 
-impl Pace {
-    fn take(&mut self, now: Instant) -> bool {
-        let since = self.1.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
-        let left = (self.0 + since * f64::from(A_MINUTE) / 60.0).min(f64::from(A_MINUTE));
-        let may = left >= 1.0;
-        *self = Self(if may { left - 1.0 } else { left }, Some(now));
-        may
-    }
+fn pace() -> Allowance {
+    Allowance::new(f64::from(A_MINUTE), f64::from(A_MINUTE) / 60.0)
 }
 
 /// What was said.
@@ -179,7 +170,7 @@ mod tests {
     #[test]
     fn a_guest_that_takes_its_questions_back_does_not_ask_for_ever() {
         let start = Instant::now();
-        let mut pace = Pace::default();
+        let mut pace = pace();
         let mut asked = |at: Instant| (0..1000).filter(|_| pace.take(at)).count();
         assert_eq!(asked(start), 30);
         assert_eq!(asked(start), 0);

@@ -13,6 +13,7 @@ use netstack::{FlowId, Stack};
 use policy::{Host, HostKey, Name, Outcome, Policy, Protocol, Verdict, canonical_address};
 use tokio::sync::Notify;
 
+use crate::allowance::Allowance;
 use crate::ask::Questions;
 use crate::control::{Counters, FromGateway, Mode};
 use crate::dns::{Found, Zone};
@@ -91,32 +92,25 @@ pub(crate) struct Rules {
     pub(crate) names: Names,
     pub(crate) resolver: Resolver,
     pub(crate) recorder: Recorder,
-    /// DNS questions that may still come, and when that was counted.
-    allowance: (f64, Instant),
+    /// DNS questions that may still come.
+    allowance: Allowance,
 }
 
 impl Rules {
     pub(crate) fn new(policy: Policy, mode: Mode, names: Names, resolver: Resolver) -> Self {
-        let now = Instant::now();
-        let burst = f64::from(QUESTIONS_A_SECOND) * 2.0;
-        let recorder = Recorder::new(now);
-        Self { policy, mode, names, resolver, recorder, allowance: (burst, now) }
+        let rate = f64::from(QUESTIONS_A_SECOND);
+        let allowance = Allowance::new(rate * 2.0, rate);
+        Self { policy, mode, names, resolver, recorder: Recorder::new(), allowance }
     }
 
     /// Whether one more DNS question is answered.
     pub(crate) fn may_ask(&mut self) -> bool {
-        let now = Instant::now();
-        let (left, then) = self.allowance;
-        let rate = f64::from(QUESTIONS_A_SECOND);
-        let left = (left + now.saturating_duration_since(then).as_secs_f64() * rate).min(rate * 2.0);
-        self.allowance = (left, now);
-        if left < 1.0 {
-            let text = format!("more than {QUESTIONS_A_SECOND} DNS questions in a second: dropped");
-            self.record(What::new(Kind::Limit, Decision::Refused, "DNS", 53).text(text));
-            return false;
+        if self.allowance.take(Instant::now()) {
+            return true;
         }
-        self.allowance.0 = left - 1.0;
-        true
+        let text = format!("more than {QUESTIONS_A_SECOND} DNS questions in a second: dropped");
+        self.record(What::new(Kind::Limit, Decision::Refused, "DNS", 53).text(text));
+        false
     }
 
     pub(crate) fn record(&mut self, what: What) {
@@ -240,6 +234,22 @@ pub(crate) struct Shared {
 }
 
 impl Core {
+    /// Resets a flow towards the guest, and wakes who serves it.
+    pub(crate) fn reset(&mut self, id: FlowId) {
+        // An error: it is gone by itself.
+        let _ = self.stack.reset(id);
+        if let Some(slot) = self.flows.get_mut(&id) {
+            slot.end = Some(End::Reset);
+            slot.wake();
+        }
+    }
+
+    /// Has the records that wait said next.
+    pub(crate) fn say_records(&mut self, now: Instant) {
+        let batches = self.rules.recorder.take(now);
+        self.words.extend(batches.into_iter().map(|records| FromGateway::Records { records }));
+    }
+
     pub(crate) fn count_opened(&mut self) {
         self.counters.opened = self.counters.opened.saturating_add(1);
     }

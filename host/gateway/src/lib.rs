@@ -37,6 +37,7 @@
     )
 )]
 
+mod allowance;
 pub mod ask;
 pub mod control;
 mod core;

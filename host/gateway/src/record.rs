@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use policy::{HostKey, Protocol, Reason};
 use serde::{Deserialize, Serialize};
 
+use crate::allowance::Allowance;
+
 /// Different records of one [`Class`] by how much is told of each: so many at once and while they wait for the shim, and so many in a
 /// second. All of it; host and port; the name's zone.
 const LIMITS: [(usize, f64); 3] = [(1024, 200.0), (256, 20.0), (64, 5.0)];
@@ -270,37 +272,32 @@ pub(crate) struct Recorder {
 #[derive(Debug)]
 struct Budget {
     most: usize,
-    a_second: f64,
-    left: f64,
-    counted: Instant,
+    allowance: Allowance,
     waiting: usize,
 }
 
 impl Budget {
-    fn new((most, a_second): (usize, f64), now: Instant) -> Self {
-        Self { most, a_second, left: most as f64, counted: now, waiting: 0 }
+    fn new((most, a_second): (usize, f64)) -> Self {
+        Self { most, allowance: Allowance::new(most as f64, a_second), waiting: 0 }
     }
 
     fn take(&mut self, now: Instant) -> bool {
-        let grown = self.left + now.saturating_duration_since(self.counted).as_secs_f64() * self.a_second;
-        (self.left, self.counted) = (grown.min(self.most as f64), now);
-        if self.left < 1.0 || self.waiting >= self.most {
-            return false;
+        let may = self.waiting < self.most && self.allowance.take(now);
+        if may {
+            self.waiting = self.waiting.saturating_add(1);
         }
-        self.left -= 1.0;
-        self.waiting = self.waiting.saturating_add(1);
-        true
+        may
     }
 }
 
 impl Recorder {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             waiting: Vec::new(),
             places: HashMap::new(),
             due: None,
             sent: None,
-            budgets: [(); 3].map(|()| LIMITS.map(|limit| Budget::new(limit, now))),
+            budgets: [(); 3].map(|()| LIMITS.map(Budget::new)),
         }
     }
 
@@ -407,7 +404,7 @@ mod tests {
     #[test]
     fn equal_decisions_are_one_record_with_sums() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         assert_eq!(recorder.due(), None);
         for n in 0..100_000u64 {
             recorder.add(refused("a.example"), (n, 1), now);
@@ -428,7 +425,7 @@ mod tests {
     #[test]
     fn a_flood_of_different_names_folds_by_zone_and_loses_nothing() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         let mut counts: HashMap<String, u64> = HashMap::new();
         for n in 0..1_000_000u64 {
             recorder.add(refused(&format!("{n:x}.tunnel.example")), (0, 0), now);
@@ -445,7 +442,7 @@ mod tests {
     #[test]
     fn a_flood_of_zones_is_bounded_and_exact_too() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         for n in 0..100_000u64 {
             recorder.add(refused(&format!("a.{n:x}.example")), (0, 0), now);
         }
@@ -471,7 +468,7 @@ mod tests {
     #[test]
     fn a_flood_of_one_class_hides_nothing_of_another() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         for n in 0..10_000u64 {
             recorder.add(refused(&format!("{n:x}.tunnel.example")), (0, 0), now);
             recorder.add(request(Decision::Refused, "flood.example", format!("/{n}")), (0, 0), now);
@@ -490,7 +487,7 @@ mod tests {
     #[test]
     fn a_flood_of_paths_at_one_host_hides_no_request_to_another() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         for n in 0..10_000u64 {
             recorder.add(request(Decision::Allowed, "flood.example", format!("/{n}")), (1, 1), now);
         }
@@ -506,7 +503,7 @@ mod tests {
     #[test]
     fn a_batch_fits_a_packet_whatever_the_guest_writes() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         for n in 0..200 {
             let mut what =
                 request(Decision::Refused, &"\\".repeat(2000), format!("{n}{}", "\"".repeat(2000)));
@@ -523,7 +520,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         let now = Instant::now();
-        let mut recorder = Recorder::new(now);
+        let mut recorder = Recorder::new();
         let mut what = refused("a.example").text("é".repeat(LONGEST));
         what.path = Some("/".repeat(1 << 20));
         recorder.add(what, (0, 0), now);

@@ -18,8 +18,8 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, sleep_until};
 
 use crate::ask::{self, Questions};
-use crate::control::{Configuration, FromGateway, Saved, SecretText, ToGateway};
-use crate::core::{Core, End, Rules, Shared};
+use crate::control::{Configuration, Counters, FromGateway, Saved, SecretText, ToGateway};
+use crate::core::{Core, Rules, Shared, Slot, Target};
 use crate::intercept::{Interceptor, MakeInterceptor, Reporter, Setup};
 use crate::names::Names;
 use crate::proxy::ProxyTable;
@@ -69,6 +69,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn interceptor(&self) -> Option<Rc<dyn Interceptor>> {
         self.interceptor.borrow().clone()
+    }
+
+    /// Whether a flow to there has to be looked into although the policy lets it pass.
+    pub(crate) fn wants(&self, target: &Target) -> bool {
+        self.interceptor().is_some_and(|interceptor| interceptor.wants(target.host.as_host(), target.port))
     }
 }
 
@@ -253,9 +258,10 @@ fn heed(world: &Rc<World>, word: ToGateway, descriptors: Vec<OwnedFd>) {
         }
         ToGateway::Unpublish { number } => unpublish(world, number),
         ToGateway::Count => {
-            let mut counters = shared.lock().counters;
-            counters.flows = shared.lock().flows.len() as u64;
-            counters.names = shared.lock().rules.names.len() as u64;
+            let core = shared.lock();
+            let (flows, names) = (core.flows.len() as u64, core.rules.names.len() as u64);
+            let counters = Counters { flows, names, ..core.counters };
+            drop(core);
             shared.say(FromGateway::Counted { counters });
         }
         ToGateway::Save => save(shared),
@@ -309,23 +315,16 @@ fn publish(
 fn unpublish(world: &World, number: u64) {
     world.published.borrow_mut().remove(&number);
     let mut core = world.shared.lock();
-    let core = &mut *core;
-    for (id, slot) in
-        core.flows.iter_mut().filter(|(_, slot)| slot.publish == Some(number) && slot.end.is_none())
-    {
-        // An error: it is gone by itself.
-        let _ = core.stack.reset(*id);
-        slot.end = Some(End::Reset);
-        slot.wake();
-    }
+    let is_its = |slot: &Slot| slot.publish == Some(number) && slot.end.is_none();
+    let gone: Vec<_> = core.flows.iter().filter(|(_, slot)| is_its(slot)).map(|(id, _)| *id).collect();
+    gone.into_iter().for_each(|id| core.reset(id));
     world.shared.pump.notify_one();
 }
 
 /// Says all records that wait, then the state.
 fn save(shared: &Shared) {
     let mut core = shared.lock();
-    let batches = core.rules.recorder.take(Instant::now());
-    core.words.extend(batches.into_iter().map(|records| FromGateway::Records { records }));
+    core.say_records(Instant::now());
     let state = Saved { names: core.rules.names.save(), flows: core.stack.save() };
     core.words.push_back(FromGateway::Saved { state });
     drop(core);
@@ -344,9 +343,7 @@ async fn speak(world: &World, control: &AsyncFd<OwnedFd>) -> io::Result<()> {
         let due = shared.lock().rules.recorder.due();
         let now = Instant::now();
         if due.is_some_and(|due| due <= now) {
-            let mut core = shared.lock();
-            let batches = core.rules.recorder.take(now);
-            core.words.extend(batches.into_iter().map(|records| FromGateway::Records { records }));
+            shared.lock().say_records(now);
             continue;
         }
         tokio::select! {

@@ -10,7 +10,7 @@ use policy::{Host, Outcome, Protocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::ask::{self, Said};
-use crate::core::{Core, Course, End, Judgement, Slot, Target, is_dns, is_gateway, name_of};
+use crate::core::{Core, Course, Judgement, Slot, Target, is_dns, is_gateway, name_of};
 use crate::dial::{DialError, Dialer, Upstream};
 use crate::dns;
 use crate::flow::{Flow, FlowStream};
@@ -127,10 +127,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         world.shared.lock().count_refused();
         return flow.refuse(Refusal::Reset);
     };
-    let wants = || {
-        world.interceptor().is_some_and(|interceptor| interceptor.wants(target.host.as_host(), target.port))
-    };
-    let inspect = judgement.course == Course::Inspect || wants();
+    let inspect = judgement.course == Course::Inspect || world.wants(&target);
     if inspect && world.interceptor().is_none() {
         let text = "its requests have rules, and this sandbox has no certificate to look into them with";
         world.shared.record(
@@ -333,8 +330,7 @@ async fn dns_question(world: &World, stream: &mut FlowStream) -> std::io::Result
 pub(crate) fn may_stay(core: &Core, world: &World, slot: &Slot) -> bool {
     let Some(target) = &slot.target else { return true };
     let course = core.rules.judge(target).course;
-    let wanted =
-        world.interceptor().is_some_and(|interceptor| interceptor.wants(target.host.as_host(), target.port));
+    let wanted = world.wants(target);
     let stays = match course {
         Course::Pass => slot.inspected || !wanted,
         Course::Inspect => slot.inspected,
@@ -359,12 +355,8 @@ pub(crate) fn judge_again(core: &mut Core, world: &World) {
         .map(|(id, _)| *id)
         .collect();
     for id in gone {
-        // An error: it is gone by itself.
-        let _ = core.stack.reset(id);
-        let Some(slot) = core.flows.get_mut(&id) else { continue };
-        slot.end = Some(End::Reset);
-        slot.wake();
-        if let Some(target) = slot.target.clone() {
+        core.reset(id);
+        if let Some(target) = core.flows.get(&id).and_then(|slot| slot.target.clone()) {
             let verdict = core.rules.judge(&target).verdict;
             let what = target.what(Kind::Ended, Decision::Refused).because(&verdict.reason);
             core.rules.record(what.text(format!("reset, for the policy changed: {}", verdict.reason.text)));

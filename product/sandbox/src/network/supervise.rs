@@ -509,9 +509,7 @@ impl Network {
     fn end_gateway(&mut self, why: &str) {
         self.last_word.get_or_insert_with(|| why.to_owned());
         self.left = self.control.take().or(self.left.take());
-        if self.keeper.is_open {
-            let _ = packet::send_now(&self.keeper.line, &ToKeeper::End, &[]);
-        }
+        self.end_gateway_quietly();
     }
 
     fn hear_keeper(&mut self, vmm: &VmmLine, told: &mut Vec<Notice>) {
