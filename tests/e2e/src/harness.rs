@@ -1,10 +1,15 @@
-//! Runs cases as tests: one after the other, on one [`World`], which is tidied up at the end.
+//! Runs cases as tests: one after the other, on one [`World`], which is tidied up at the end; or in lanes beside each other, each
+//! of which has a world of its own.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
-use libtest_mimic::{Arguments, Completion, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::{Case, Verdict, World};
 
@@ -50,15 +55,10 @@ pub fn run_in<W: Send + Sync + 'static>(
         cases.iter().map(move |(name, case)| {
             let (world, case) = (world.clone(), *case);
             Trial::ignorable_test(format!("{group}::{name}"), move || {
-                let outcome = match world.as_ref() {
+                reported(match world.as_ref() {
                     Ok(world) => case(world),
                     Err(why) => Err(Verdict::Skipped(why.clone())),
-                };
-                match outcome {
-                    Ok(()) => Ok(Completion::Completed),
-                    Err(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
-                    Err(Verdict::Wrong(what)) => Err(what.into()),
-                }
+                })
             })
         })
     });
@@ -67,4 +67,91 @@ pub fn run_in<W: Send + Sync + 'static>(
         tidy_up(world);
     }
     conclusion.exit_code()
+}
+
+type Reported = Result<Completion, Failed>;
+
+fn reported(outcome: Case) -> Reported {
+    match outcome {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Verdict::Skipped(why)) => Ok(Completion::ignored_with(why)),
+        Err(Verdict::Wrong(what)) => Err(what.into()),
+    }
+}
+
+/// As [`run`], in lanes: a guest leaves a processor idle for much of its time. The groups of `first` are done before the lanes
+/// begin. A lane's cases follow each other; they are reported in the order of the groups, as soon as those before them are.
+pub fn run_in_lanes(first: &Groups<'_, World>, lanes: &[&Groups<'_, World>]) -> ExitCode {
+    if let Some(code) = crate::limits::become_limited() {
+        return code;
+    }
+    let mut arguments = Arguments::from_args();
+    // Those that wait for the lanes.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    let mut chosen = |groups: &Groups<'_, World>| {
+        let mut lane = Lane::new();
+        for (group, cases) in groups {
+            for (name, case) in *cases {
+                let (tell, told) = channel();
+                let trial = Trial::ignorable_test(format!("{group}::{name}"), move || {
+                    told.recv().unwrap_or_else(|_| Err("its lane has ended".into()))
+                });
+                if !arguments.list && !arguments.is_filtered_out(&trial) {
+                    lane.push((*case, tell));
+                }
+                trials.push(trial);
+            }
+        }
+        lane
+    };
+    let first = chosen(first);
+    let lanes: Vec<Lane> = lanes.iter().map(|lane| chosen(lane)).collect();
+    let worlds = if arguments.list { Ok(Vec::new()) } else { worlds(lanes.len()) };
+    let worlds = match worlds {
+        Ok(worlds) => worlds,
+        Err(why) => {
+            eprintln!("error: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let at_work = worlds.clone();
+    let foreman = thread::spawn(move || {
+        if let Some(world) = at_work.first() {
+            follow(world, first);
+        }
+        thread::scope(|scope| {
+            for (world, lane) in at_work.iter().zip(lanes) {
+                scope.spawn(|| follow(world, lane));
+            }
+        });
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let _ = foreman.join();
+    worlds.iter().for_each(|world| world.clean_up());
+    conclusion.exit_code()
+}
+
+/// Cases, and who waits for what each comes to.
+type Lane = Vec<(fn(&World) -> Case, Sender<Reported>)>;
+
+fn worlds(count: usize) -> Result<Vec<Arc<World>>, String> {
+    let first = World::new(&target())?;
+    let others =
+        (1..count).map(|_| World::with(first.program().to_owned())).collect::<Result<Vec<_>, _>>()?;
+    Ok(std::iter::once(first).chain(others).map(Arc::new).collect())
+}
+
+fn follow(world: &World, lane: Lane) {
+    for (case, tell) in lane {
+        let outcome = catch_unwind(AssertUnwindSafe(|| case(world)));
+        // An error: nobody waits any more.
+        let _ = tell.send(outcome.map_or_else(|why| Err(words(why.as_ref()).into()), reported));
+    }
+}
+
+/// What a panic said.
+fn words(why: &(dyn Any + Send)) -> String {
+    let text = why.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| why.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
 }

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use dice::Dice;
-pub use harness::{Groups, Named, run, run_in, target};
+pub use harness::{Groups, Named, run, run_in, run_in_lanes, target};
 pub use limits::Limits;
 pub use terminal::Terminal;
 
@@ -101,6 +101,11 @@ impl World {
             Some(path) => PathBuf::from(path),
             None => build(target)?,
         };
+        Self::with(viv)
+    }
+
+    /// Makes the folders for this program.
+    pub(crate) fn with(viv: PathBuf) -> Result<Self, String> {
         let cache = cache_home();
         std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
         // Not below /tmp, which is often small and in memory.

@@ -22,18 +22,25 @@ use std::process::ExitCode;
 pub(crate) use e2e::Named;
 
 fn main() -> ExitCode {
-    e2e::run(&[
-        ("sessions", sessions::CASES),
-        ("docker", docker::CASES),
-        ("workspace", workspace::CASES),
-        ("many", many::CASES),
-        ("network", network::CASES),
-        ("secrets", secrets::CASES),
-        ("life", life::CASES),
-        ("crowd", crowd::CASES),
-        ("damaged", damaged::CASES),
-        ("disk", disk::CASES),
-        ("places", places::CASES),
-        ("trust", trust::CASES),
-    ])
+    // The first case of all makes the base image, where there is none.
+    e2e::run_in_lanes(
+        &[("sessions", sessions::CASES)],
+        &[
+            &[
+                ("docker", docker::CASES),
+                ("many", many::CASES),
+                ("life", life::CASES),
+                ("crowd", crowd::CASES),
+                ("damaged", damaged::CASES),
+            ],
+            &[
+                ("workspace", workspace::CASES),
+                ("network", network::CASES),
+                ("secrets", secrets::CASES),
+                ("disk", disk::CASES),
+                ("places", places::CASES),
+                ("trust", trust::CASES),
+            ],
+        ],
+    )
 }
