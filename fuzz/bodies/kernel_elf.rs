@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use backends::ConsoleBackend;
-use machine::fake::FakeHypervisor;
+use hv_fake::FakeHypervisor;
 use machine::{MachineBuilder, MachineConfig};
 
 struct Nobody;

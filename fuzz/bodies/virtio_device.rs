@@ -11,7 +11,7 @@ use doorbell::Doorbell;
 use frame_ring::{Link, MAX_FRAME, MEMORY, Side};
 use guest_memory::{GuestRam, RangeSpec};
 use hv::Vm;
-use machine::fake::FakeVm;
+use hv_fake::FakeVm;
 use machine::pci::{DeviceContext, Msix, PciDevice, PciFunction};
 use virtio_devices::{Block, Console, ConsoleInput, Fs, Net, NetHost, Pmem, Rng, Vsock, VsockHost};
 use vm_memory::{Bytes, GuestAddress};

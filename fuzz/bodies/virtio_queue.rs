@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use guest_memory::{GuestRam, RangeSpec};
-use machine::fake::FakeVm;
+use hv_fake::FakeVm;
 use machine::pci::Msix;
 use virtio_devices::{Interrupt, NO_VECTOR, Queue, QueueState};
 use vm_memory::{Bytes, GuestAddress};

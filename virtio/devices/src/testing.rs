@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use guest_memory::{GuestRam, RangeSpec};
 use hv::Vm;
-use machine::fake::FakeVm;
+use hv_fake::FakeVm;
 use machine::pci::{DeviceContext, Msix, PciFunction};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -8,8 +8,6 @@ mod acpi;
 mod boot;
 mod control;
 mod events;
-#[cfg(any(test, feature = "fake"))]
-pub mod fake;
 pub mod layout;
 mod machine;
 mod mailbox;

@@ -75,7 +75,7 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::FakeVm;
+    use hv_fake::FakeVm;
 
     #[test]
     fn command_one_wakes_and_reads_back_zero() {

@@ -152,7 +152,7 @@ fn the_driver_is_interrupted_only_when_it_asks() {
 /// A queue without a transport.
 fn bare() -> (GuestRam, Queue) {
     let ram = ram();
-    let vm: Arc<dyn Vm> = Arc::new(machine::fake::FakeVm::default());
+    let vm: Arc<dyn Vm> = Arc::new(hv_fake::FakeVm::default());
     let (descriptors, driver, device) = Guest::rings(0);
     let state = QueueState {
         size: 16,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake::{FakeHypervisor, Script};
+use hv_fake::{FakeHypervisor, Script};
 use hv::CpuIo;
 use hv::state::Gpr;
 use std::io::Write;

@@ -181,7 +181,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::FakeVm;
+    use hv_fake::FakeVm;
 
     fn programmed() -> (Arc<FakeVm>, Msix) {
         let vm = Arc::new(FakeVm::default());

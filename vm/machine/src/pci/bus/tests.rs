@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake::FakeVm;
+use hv_fake::FakeVm;
 use crate::pci::Capability;
 use guest_memory::{GuestRam, RangeSpec};
 use proptest::prelude::*;

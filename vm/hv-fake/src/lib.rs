@@ -1,4 +1,4 @@
-//! An engine for tests: its processors run a Rust closure instead of instructions, its VM records what it is told.
+//! An engine for tests: its vCPUs run a Rust closure instead of instructions, its VM records what it is told.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
