@@ -1,5 +1,7 @@
 //! Point 4: several sandboxes, other terminals, names, stopping, starting and deleting.
 
+use std::path::Path;
+
 use e2e::{Case, Terminal, World, ensure, eventually};
 
 use crate::Named;
@@ -137,7 +139,7 @@ fn terminated(world: &World) -> Case {
     let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
     terminal.wait_for("$ ")?;
     terminal.keys("exec sleep 4242\r")?;
-    let viv = eventually_pid(world)?;
+    let viv = eventually_pid(world, &folder)?;
     let pid = rustix::process::Pid::from_raw(viv).ok_or(std::io::Error::other("no process"))?;
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     ensure(terminal.end()? == 143, "its code says that it was terminated")?;
@@ -150,15 +152,16 @@ fn terminated(world: &World) -> Case {
     })
 }
 
-/// The client that runs the session: the one `viv run` of this test's program.
-fn eventually_pid(world: &World) -> Result<i32, e2e::Verdict> {
+/// The client that runs the session: the one `viv run` of this test's program in this folder.
+fn eventually_pid(world: &World, folder: &Path) -> Result<i32, e2e::Verdict> {
     let mut found = None;
-    let program = world.program().canonicalize()?;
+    let (program, folder) = (world.program().canonicalize()?, folder.canonicalize()?);
     eventually("the client's process", || {
         let Ok(processes) = std::fs::read_dir("/proc") else { return false };
         found = processes.flatten().find_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             (std::fs::read_link(entry.path().join("exe")).ok()? == program).then_some(())?;
+            (std::fs::read_link(entry.path().join("cwd")).ok()? == folder).then_some(())?;
             let line = std::fs::read(entry.path().join("cmdline")).ok()?;
             line.split(|byte| *byte == 0).nth(1).is_some_and(|verb| verb == b"run").then_some(pid)
         });

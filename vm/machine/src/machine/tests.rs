@@ -1,7 +1,7 @@
 use super::*;
-use hv_fake::{FakeHypervisor, Script};
 use hv::CpuIo;
 use hv::state::Gpr;
+use hv_fake::{FakeHypervisor, Script};
 use std::io::Write;
 
 #[derive(Default)]

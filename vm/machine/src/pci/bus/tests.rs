@@ -1,7 +1,7 @@
 use super::*;
-use hv_fake::FakeVm;
 use crate::pci::Capability;
 use guest_memory::{GuestRam, RangeSpec};
+use hv_fake::FakeVm;
 use proptest::prelude::*;
 
 /// A function whose part of the BAR is bytes.
