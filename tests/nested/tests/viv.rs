@@ -173,12 +173,11 @@ fn driver(target: &Path, name: &str) -> Result<PathBuf, Failed> {
     let output = Command::new(env!("CARGO"))
         .args([
             "test",
-            "--package",
-            name,
+            // As this program was, with the same features: what is built already is taken.
+            "--workspace",
             "--test",
             name,
             "--no-run",
-            // As this program was: what is built already is taken.
             if cfg!(debug_assertions) { "--profile=dev" } else { "--release" },
             "--message-format",
             "json",
