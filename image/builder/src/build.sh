@@ -101,6 +101,8 @@ END
   rm -f /etc/resolv.conf
   printf 'nameserver 198.18.0.1\n' > /etc/resolv.conf
   : > /etc/machine-id
+  # Packages with alternatives (Java) link their manuals into these, and fail to install where they are not.
+  for section in 1 2 3 4 5 6 7 8; do mkdir -p /usr/share/man/man$section; done
   echo 'LANG=C.UTF-8' > /etc/default/locale
   ln -sf /usr/share/zoneinfo/Etc/UTC /etc/localtime
   # Without systemd nobody opens ICMP sockets to ordinary users.

@@ -26,7 +26,7 @@ pub use npm::npm_registry;
 pub use vm::{Boot, BuilderVm, Disk, VmError, serial};
 
 /// Counted up whenever the same lock file would give a different image.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]

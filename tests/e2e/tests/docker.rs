@@ -104,9 +104,11 @@ fn kernel(world: &World) -> Case {
 fn tools(world: &World) -> Case {
     let folder = world.project("main");
     let script = "for tool in apt-get sudo git curl node npm python3 pip gcc make rg jq docker; do command -v $tool >/dev/null || echo missing $tool; done; \
-                  node -p 'parseInt(process.versions.node) >= 24'; docker compose version >/dev/null && docker buildx version >/dev/null && echo plugins";
+                  node -p 'parseInt(process.versions.node) >= 24'; docker compose version >/dev/null && docker buildx version >/dev/null && echo plugins; \
+                  ls -d /usr/share/man/man1";
     let said = world.shell_ok(&folder, script)?;
-    ensure(said == "true\nplugins", said)
+    // Without a place for their manuals packages with alternatives cannot be installed.
+    ensure(said == "true\nplugins\n/usr/share/man/man1", said)
 }
 
 fn languages(world: &World) -> Case {

@@ -2,13 +2,14 @@
 //!
 //! The host's part is played over the agent's own socket in the guest, which speaks the same protocol.
 
-use e2e::{Case, World, ensure};
+use e2e::{Case, Verdict, World, ensure};
 
 use crate::Named;
 
 pub(crate) const CASES: &[Named] = &[
     ("tools_containers_and_build_steps_go_by_the_hosts_roots", roots),
     ("sessions_are_told_of_the_hosts_roots_and_variables", variables),
+    ("java_goes_by_the_hosts_roots_and_ours", java),
 ];
 
 /// Makes a root and a server's certificate, and what speaks for the host: `trust.py FILE...` and `server.py`.
@@ -108,4 +109,30 @@ sudo python3 trust.py"#;
     ensure(said == ["node 200", "sudo 200", "p q=r"], said.join("\n"))?;
     let said = world.shell_ok(&folder, "env | grep -c -e _CA_ -e SSL_CERT || true")?;
     ensure(said == "0", said)
+}
+
+/// Java has a key store of its own. npm's registry is looked into, with our root; PyPI's files are passed through.
+fn java(world: &World) -> Case {
+    if !e2e::long_cases() {
+        return Err(Verdict::Skipped(e2e::LONG.into()));
+    }
+    let script = r#"set -e
+sudo apt-get update -q >/dev/null
+sudo apt-get install -y -q default-jdk-headless ca-certificates-java >out 2>&1 || { tail out; exit 1; }
+cat > Get.java <<'J'
+import java.net.URI;
+import java.net.http.*;
+public class Get {
+    public static void main(String[] places) throws Exception {
+        for (String place : places) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(place)).build();
+            HttpClient client = HttpClient.newHttpClient();
+            System.out.println(client.send(request, HttpResponse.BodyHandlers.discarding()).statusCode());
+        }
+    }
+}
+J
+java Get.java https://registry.npmjs.org/is-number https://files.pythonhosted.org/"#;
+    let said = world.shell_ok(&world.project("java"), script)?;
+    ensure(said == "200\n200", said)
 }
