@@ -123,11 +123,16 @@ impl Hello {
             [] => return Seen::More,
             [HANDSHAKE] => return Seen::More,
             [HANDSHAKE, 3, ..] => {}
+            // Go's servers take any version below 16 in the first record.
+            [HANDSHAKE, 0..=15, ..] => return Seen::Broken("a record of a version that TLS has not".into()),
             [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT] => return Seen::More,
             // Servers overlook some of these, and take the ClientHello behind them.
-            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT, 3, ..] => {
+            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT, 0..=15, ..] => {
                 return Seen::Broken("a TLS record before the ClientHello".into());
             }
+            // SSL 2.0's form of a ClientHello (RFC 5246 §E.2), which old servers take for TLS and which asks for no name.
+            [0x80.., _, 1, 3, ..] => return Seen::Broken("an SSL 2.0 ClientHello, which has no name".into()),
+            [0x80..] | [0x80.., _] | [0x80.., _, 1] => return Seen::More,
             seen => return clear(seen, self.any_method),
         }
         if self.seen.len() > LONGEST {

@@ -45,6 +45,13 @@ fn with_extension(hello: &[u8], kind: u16) -> Vec<u8> {
     bytes
 }
 
+/// The hello in a record of another version: Go's servers take any below 16.
+fn of_version(hello: &[u8], version: u8) -> Vec<u8> {
+    let mut bytes = hello.to_vec();
+    bytes[1] = version;
+    bytes
+}
+
 fn two_names(port: u16) -> Guest {
     let network = format!("127.0.0.1:{port}");
     Guest::start(Configuration {
@@ -82,6 +89,9 @@ fn tls_must_ask_for_the_name_of_its_flow() {
         ("no name", hello("192.0.2.1"), "SNI"),
         ("an encrypted hello", with_extension(&good, 0xfe0d), "encrypted"),
         ("TLS that is none", [&[22, 3, 1, 0, 5][..], b"hello"].concat(), "begins wrong"),
+        ("a record of version 2", of_version(&hello("evil.example"), 2), "version"),
+        ("an alert before the hello", [&[21, 4, 0, 0, 2, 1, 90][..], &good].concat(), "before the ClientHello"),
+        ("an SSL 2.0 hello", vec![0x80, 0x2e, 1, 3, 1, 0, 21, 0, 0, 0, 16], "SSL 2.0"),
     ];
     for (what, bytes, text) in cases {
         assert!(!passes(&mut guest, port, &bytes), "{what} went through");

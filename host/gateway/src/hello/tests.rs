@@ -118,7 +118,7 @@ fn a_long_hello_is_taken_and_an_endless_one_is_not() {
 #[test]
 fn what_is_not_tls_is_told_apart_at_once() {
     for bytes in
-        [&b"SSH-2.0-x"[..], b"QUIT\r\n", b"GET /\r\n", &[22, 4], &[0x80, 0x2e, 1, 3, 1], &[22, 22], &[21, 4]]
+        [&b"SSH-2.0-x"[..], b"QUIT\r\n", b"GET /\r\n", &[22, 16], &[0x80, 0, 0], &[0x80, 9, 1, 2], &[22, 22]]
     {
         assert_eq!(look(bytes, 1), Seen::Other, "{bytes:?}");
     }
@@ -139,6 +139,25 @@ fn what_is_not_tls_is_told_apart_at_once() {
     }
     assert_eq!(look(&[22], 1), Seen::More);
     assert_eq!(look(&[22, 3], 1), Seen::More);
+}
+
+/// Go's servers take a first record of any version below 16; OpenSSL takes SSL 2.0's form of hello.
+#[test]
+fn a_hello_in_a_record_of_another_version_is_broken() {
+    let mut bytes = hello("bad.example");
+    for version in [0, 1, 2, 4, 15] {
+        bytes[1] = version;
+        for piece in [1, 2, bytes.len()] {
+            assert!(matches!(look(&bytes, piece), Seen::Broken(_)), "{version} {piece}");
+        }
+        for kind in [20, 21, 23, 24] {
+            let before = [&[kind, version, 0, 0, 2, 1, 90][..], &bytes].concat();
+            assert!(matches!(look(&before, 1), Seen::Broken(_)), "{kind} {version}");
+        }
+    }
+    for piece in [1, 100] {
+        assert!(matches!(look(&[0x80, 0x2e, 1, 3, 1, 0, 5], piece), Seen::Broken(_)));
+    }
 }
 
 #[test]
