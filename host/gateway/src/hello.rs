@@ -5,6 +5,10 @@
 
 use rustls::server::Acceptor;
 
+use self::line::{FirstLine, Line};
+
+pub mod line;
+
 /// Bytes of a ClientHello with the headers of its records. rustls takes a message of up to 64 KiB.
 const LONGEST: usize = 72 << 10;
 /// Content type of handshake records (RFC 8446 §5.1).
@@ -21,10 +25,12 @@ const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 pub enum Seen {
     /// Too few to say.
     More,
-    /// Neither TLS nor HTTP.
+    /// Neither TLS nor, so far, HTTP: [`Hello::line`] says whether what follows may make it a request.
     Other,
     /// An HTTP request in clear.
     Http,
+    /// Not TLS, and what some HTTP servers read as a request and others refuse.
+    Unclear,
     /// A whole ClientHello.
     Hello {
         /// The server's name; `None` without one, or when it is an address.
@@ -36,71 +42,16 @@ pub enum Seen {
     Broken(String),
 }
 
-/// Methods (RFC 9110 §9, RFC 5789, RFC 4918, and HTTP/2's preface) that begin a request on any port.
-const METHODS: [&[u8]; 17] = [
-    b"GET",
-    b"HEAD",
-    b"POST",
-    b"PUT",
-    b"DELETE",
-    b"CONNECT",
-    b"OPTIONS",
-    b"TRACE",
-    b"PATCH",
-    b"PROPFIND",
-    b"PROPPATCH",
-    b"MKCOL",
-    b"COPY",
-    b"MOVE",
-    b"LOCK",
-    b"UNLOCK",
-    b"PRI",
-];
-/// Bytes of the longest method that is looked for.
-const LONGEST_METHOD: usize = 32;
-/// The longest first line of an HTTP request that is waited for, in bytes.
-const LONGEST_LINE: usize = 16 << 10;
-
-/// What is not TLS: HTTP if its first line is a request's (RFC 9112 §3; servers overlook empty lines before it, §2.2).
-fn clear(seen: &[u8], any_method: bool) -> Seen {
-    let start = seen.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(seen.len());
-    let rest = seen.get(start..).unwrap_or_default();
-    let method =
-        rest.iter().take_while(|byte| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_')).count();
-    let word = rest.get(..method).unwrap_or_default();
-    let could_be = match rest.get(method) {
-        _ if method > LONGEST_METHOD => false,
-        None => any_method || METHODS.iter().any(|known| known.starts_with(word)),
-        Some(b' ' | b'\t') => method > 0 && (any_method || METHODS.contains(&word)),
-        Some(_) => false,
-    };
-    if !could_be || start > LONGEST_LINE {
-        return Seen::Other;
-    }
-    match rest.iter().position(|byte| *byte == b'\n') {
-        Some(end) => {
-            let line = rest.get(..end).unwrap_or_default().trim_ascii_end();
-            let version = line.rsplit(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
-            if version.len() >= 5 && version.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"HTTP/"))
-            {
-                Seen::Http
-            } else {
-                Seen::Other
-            }
-        }
-        // Too long to wait for: whoever looks into it says so.
-        None if rest.len() > LONGEST_LINE => Seen::Http,
-        None => Seen::More,
-    }
-}
-
 /// The first bytes of a connection.
 #[derive(Default)]
 pub struct Hello {
     acceptor: Acceptor,
     seen: Vec<u8>,
-    /// Whether each word that begins a line may be HTTP's.
-    any_method: bool,
+    line: FirstLine,
+    /// Bytes that the line was asked about.
+    asked: usize,
+    /// The line is not decided, and goes on.
+    passes: bool,
 }
 
 impl std::fmt::Debug for Hello {
@@ -110,10 +61,10 @@ impl std::fmt::Debug for Hello {
 }
 
 impl Hello {
-    /// On port 80 each word that could be a method is waited for; elsewhere only methods that are known, for protocols in which
-    /// a client says one word and waits are not held up then.
+    /// On port 80 a first line is waited for whatever it begins with; elsewhere only behind methods that are known, for
+    /// protocols in which a client says one word and waits are not held up then.
     pub fn on_port(port: u16) -> Self {
-        Self { any_method: port == 80, ..Self::default() }
+        Self { line: FirstLine::new(port == 80), ..Self::default() }
     }
 
     /// Looks at the next bytes, and keeps them. Once the answer is not [`Seen::More`] no more bytes may be given.
@@ -133,7 +84,7 @@ impl Hello {
             // SSL 2.0's form of a ClientHello (RFC 5246 §E.2), which old servers take for TLS and which asks for no name.
             [0x80.., _, 1, 3, ..] => return Seen::Broken("an SSL 2.0 ClientHello, which has no name".into()),
             [0x80..] | [0x80.., _] | [0x80.., _, 1] => return Seen::More,
-            seen => return clear(seen, self.any_method),
+            _ => return self.clear(),
         }
         if self.seen.len() > LONGEST {
             return Seen::Broken("a ClientHello of more than 64 KiB".into());
@@ -163,9 +114,35 @@ impl Hello {
         Seen::More
     }
 
-    /// Whether the bytes so far are a piece of a TLS record: nothing else, if no more come.
-    pub fn is_cut(&self) -> bool {
-        matches!(self.seen.as_slice(), [HANDSHAKE, 3, ..])
+    /// What is not TLS. Each byte is looked at once.
+    fn clear(&mut self) -> Seen {
+        while let Some(byte) = self.seen.get(self.asked) {
+            self.asked = self.asked.saturating_add(1);
+            match self.line.push(*byte) {
+                Line::Held => {}
+                line @ (Line::Passing | Line::Other) => {
+                    self.passes = line == Line::Passing;
+                    return Seen::Other;
+                }
+                Line::Request => return Seen::Http,
+                Line::Unclear => return Seen::Unclear,
+            }
+        }
+        Seen::More
+    }
+
+    /// What it is if no more bytes come.
+    pub fn over(&self) -> Seen {
+        match (self.seen.as_slice(), self.line.end()) {
+            ([HANDSHAKE, 3, ..], _) => Seen::Broken("a ClientHello that does not end".into()),
+            (_, Line::Request | Line::Unclear) => Seen::Unclear,
+            _ => Seen::Other,
+        }
+    }
+
+    /// After [`Seen::Other`]: the first line and the bytes that it was not asked about yet, if it may still become a request.
+    pub fn line(&self) -> Option<(FirstLine, &[u8])> {
+        self.passes.then(|| (self.line.clone(), self.seen.get(self.asked..).unwrap_or_default()))
     }
 
     /// All bytes that were looked at.

@@ -43,6 +43,7 @@ pub mod control;
 mod core;
 pub mod dial;
 pub mod dns;
+mod doorkeeper;
 pub mod flow;
 pub mod hello;
 mod inspect;

@@ -21,7 +21,7 @@ use crate::flow::Flow;
 use crate::record::{Decision, Kind, What};
 use crate::relay::{Finished, Relay};
 use crate::serve::World;
-use crate::tcp::ServerName;
+use crate::doorkeeper::ServerName;
 use crate::wire::Wire;
 
 /// Ports that connections to the guest come from.

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
 use crate::flow::Flow;
+use crate::record::Kind;
 use crate::wire::Wire;
 
 /// Bytes that one way of a flow moves before others have their turn.
@@ -24,7 +25,7 @@ pub(crate) enum Finished {
     /// Upstream's side went without.
     UpstreamGone(io::Error),
     /// What the guest sent may not go upstream.
-    Refused(String),
+    Refused(Kind, String),
     /// It has to be looked into: these are the guest's first bytes. Nothing came from upstream yet.
     Divert(Vec<u8>),
 }
@@ -42,19 +43,21 @@ pub(crate) struct Ended {
 pub(crate) enum Gate {
     /// They may go upstream, as everything after them.
     Open(Vec<u8>),
+    /// They may go upstream, and the next ones are looked at.
+    Pass(Vec<u8>),
     /// It needs more.
     Wait,
     /// They may not.
-    Shut(String),
+    Shut(Kind, String),
     /// They have to be looked into.
     Divert(Vec<u8>),
 }
 
 /// Looks at the first bytes of the guest before any goes upstream.
 pub(crate) trait Doorkeeper {
-    /// Takes the next bytes; after anything but [`Gate::Wait`] it is asked no more.
+    /// Takes the next bytes; after anything but [`Gate::Wait`] and [`Gate::Pass`] it is asked no more.
     fn look(&mut self, bytes: &[u8]) -> Gate;
-    /// The guest said goodbye before the gate was open.
+    /// The guest said goodbye before the gate was open. Not [`Gate::Wait`].
     fn over(&mut self) -> Gate;
 }
 
@@ -93,7 +96,7 @@ impl<D: Doorkeeper> Relay<D> {
         let mut sides = None;
         match &finished {
             Finished::Whole => self.flow.leave(),
-            Finished::GuestGone | Finished::Refused(_) => {
+            Finished::GuestGone | Finished::Refused(..) => {
                 // A reset, as the guest's was. An error: it is closed as usual.
                 let _ = self.upstream.set_zero_linger();
             }
@@ -131,7 +134,7 @@ impl<D: Doorkeeper> Relay<D> {
     /// From the guest to upstream. Ready only at an end that is one for both ways.
     fn poll_up(&mut self, cx: &mut Context<'_>, left: &mut usize) -> Poll<Finished> {
         while !self.up_done && *left > 0 {
-            if let Some(gate) = self.gate.as_mut() {
+            if let Some(gate) = self.gate.as_mut().filter(|_| self.up_first.is_empty()) {
                 let mut said = Gate::Wait;
                 let got = self.flow.poll_receive(cx, |bytes| {
                     said = gate.look(bytes);
@@ -145,14 +148,15 @@ impl<D: Doorkeeper> Relay<D> {
                 }
                 match said {
                     Gate::Wait => {}
-                    Gate::Shut(why) => return Poll::Ready(Finished::Refused(why)),
+                    Gate::Shut(kind, why) => return Poll::Ready(Finished::Refused(kind, why)),
                     Gate::Divert(bytes) if self.bytes.1 == 0 && self.down_first.is_empty() => {
                         return Poll::Ready(Finished::Divert(bytes));
                     }
                     Gate::Divert(_) => {
                         let why = "a TLS connection that its server began cannot be looked into";
-                        return Poll::Ready(Finished::Refused(why.into()));
+                        return Poll::Ready(Finished::Refused(Kind::Tls, why.into()));
                     }
+                    Gate::Pass(bytes) => self.up_first = bytes,
                     Gate::Open(bytes) => {
                         self.gate = None;
                         self.up_first = bytes;

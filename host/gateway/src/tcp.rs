@@ -13,11 +13,11 @@ use crate::ask::{self, Said};
 use crate::core::{Core, Course, Judgement, Slot, Target, is_dns, is_gateway, name_of};
 use crate::dial::{DialError, Dialer, Upstream};
 use crate::dns;
+use crate::doorkeeper::ServerName;
 use crate::flow::{Flow, FlowStream};
-use crate::hello::{Hello, Seen};
 use crate::intercept::{CurrentPolicy, Intercepted, Reporter};
 use crate::record::{Decision, Kind, What};
-use crate::relay::{Doorkeeper, Finished, Gate, Relay};
+use crate::relay::{Finished, Relay};
 use crate::serve::World;
 
 /// How long a DNS connection may be silent.
@@ -184,11 +184,7 @@ async fn passed(world: &Rc<World>, flow: Flow, upstream: Upstream, target: Targe
     // because somebody observes or said yes has no rule that a request could pass by.
     let looks = world.interceptor().is_some()
         && world.shared.lock().rules.policy.connect(target.view()).outcome == Outcome::Allow;
-    let gate = name_of(&target).map(|name| ServerName {
-        hello: Some(Hello::on_port(target.port)),
-        name: name.as_str().to_owned(),
-        looks,
-    });
+    let gate = name_of(&target).map(|name| ServerName::new(name.as_str(), target.port, looks));
     let Upstream { stream, early, address } = upstream;
     let ended = Relay::new(flow, stream, early, gate).run().await;
     let shared = &world.shared;
@@ -196,7 +192,9 @@ async fn passed(world: &Rc<World>, flow: Flow, upstream: Upstream, target: Targe
         Finished::Whole => String::new(),
         Finished::GuestGone => "reset by the guest".to_owned(),
         Finished::UpstreamGone(error) => format!("reset by the server: {error}"),
-        Finished::Refused(why) => return shared.record(target.what(Kind::Tls, Decision::Refused).text(why)),
+        Finished::Refused(kind, why) => {
+            return shared.record(target.what(kind, Decision::Refused).text(why));
+        }
         Finished::Divert(first) => {
             let Some((flow, stream)) = ended.sides else { return };
             if world.interceptor().is_none() {
@@ -240,53 +238,6 @@ fn refusal(error: &DialError) -> Refusal {
         }
         _ => Refusal::Reset,
     }
-}
-
-/// Lets a TLS connection pass that asks for the name of its flow, and anything that is not TLS.
-pub(crate) struct ServerName {
-    hello: Option<Hello>,
-    name: String,
-    /// Whether HTTP in clear is looked into.
-    looks: bool,
-}
-
-impl Doorkeeper for ServerName {
-    fn look(&mut self, bytes: &[u8]) -> Gate {
-        let Some(hello) = self.hello.as_mut() else { return Gate::Wait };
-        match hello.push(bytes) {
-            Seen::More => Gate::Wait,
-            Seen::Http if self.looks => Gate::Divert(self.end()),
-            Seen::Http | Seen::Other => Gate::Open(self.end()),
-            Seen::Hello { encrypted: true, name } if is_same(name.as_deref(), &self.name) => {
-                Gate::Divert(self.end())
-            }
-            Seen::Hello { name, .. } if is_same(name.as_deref(), &self.name) => Gate::Open(self.end()),
-            Seen::Hello { name: Some(other), .. } => {
-                Gate::Shut(format!("TLS asks for the server {other}, which is not the name of the flow"))
-            }
-            Seen::Hello { name: None, .. } => Gate::Shut("TLS without the server's name (SNI)".into()),
-            Seen::Broken(why) => Gate::Shut(format!("TLS that begins wrong: {why}")),
-        }
-    }
-
-    fn over(&mut self) -> Gate {
-        if self.hello.as_ref().is_some_and(Hello::is_cut) {
-            return Gate::Shut("TLS that begins wrong: a ClientHello that does not end".into());
-        }
-        Gate::Open(self.end())
-    }
-}
-
-impl ServerName {
-    /// All bytes so far; it is asked no more.
-    fn end(&mut self) -> Vec<u8> {
-        self.hello.take().map(Hello::into_bytes).unwrap_or_default()
-    }
-}
-
-/// Whether the client asks for the flow's name.
-fn is_same(asked: Option<&str>, name: &str) -> bool {
-    asked.and_then(|asked| policy::Name::parse(asked).ok()).is_some_and(|asked| asked.as_str() == name)
 }
 
 /// DNS over TCP (RFC 7766): a length before each message.

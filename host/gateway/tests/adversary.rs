@@ -2,11 +2,13 @@
 
 mod guest;
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use gateway::control::Configuration;
-use gateway::record::{Decision, Kind};
+use gateway::control::{Configuration, Proxies, SecretText};
+use gateway::record::{Decision, Kind, Record};
 use guest::{Guest, echo, hosts, question, rules};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
@@ -105,6 +107,89 @@ fn tls_must_ask_for_the_name_of_its_flow() {
     }
     // What is not TLS is not looked into.
     assert!(passes(&mut guest, port, b"SSH-2.0-OpenSSH_10.0\r\n"));
+    guest.end();
+}
+
+/// An HTTP proxy that gives everybody an echo; its port. The way to port 80, which a test cannot listen on.
+fn echoing_proxy() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count > 0) {
+                    head.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+                let mut back = stream.try_clone().unwrap();
+                let _ = std::io::copy(&mut stream, &mut back);
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn http_in_clear_reaches_nobody_unread_however_it_is_spelled() {
+    let port = echo("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let root = intercept::RootCa::load_or_make(folder.path(), SystemTime::now()).unwrap();
+    let ca = serde_json::to_string(&root.issue("test", SystemTime::now()).unwrap()).unwrap();
+    let configuration = Configuration {
+        policy: rules(&["a.example.com:*", "127.0.0.1:*"], &[]),
+        hosts: hosts(&[("a.example.com", "127.0.0.1")]),
+        proxies: Proxies {
+            http: Some(format!("http://127.0.0.1:{}", echoing_proxy())),
+            ..Proxies::default()
+        },
+        ca: Some(SecretText::new(ca.into())),
+        ..Configuration::default()
+    };
+    let mut guest = Guest::start_with(configuration, gateway::interceptor);
+    let evil = " / HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+    // What can be read is looked into: the host is another one.
+    let long = "A".repeat(40);
+    for method in ["GET", "G3T", "A.B", &long] {
+        let handle = guest.connect_to("a.example.com", 80).unwrap();
+        guest.send(handle, format!("{method}{evil}").as_bytes());
+        let answer = guest.receive(handle, 12);
+        assert!(answer.starts_with(b"HTTP/1.1 4"), "{method}: {}", String::from_utf8_lossy(&answer));
+        guest.tcp(handle).abort();
+    }
+    let unreadable = [
+        (80, ["\r\n".repeat(9000).as_str(), "GET", evil].concat()),
+        (80, format!(" GET{evil}")),
+        (80, format!("\u{feff}GET{evil}")),
+        (80, "GET http://evil.example/\r\n".to_owned()),
+        (port, format!("FETCH{evil}")),
+        (port, ["\r\n".repeat(9000).as_str(), "GET", evil].concat()),
+    ];
+    for (at, (port, bytes)) in unreadable.iter().enumerate() {
+        let handle = guest.connect_to("a.example.com", *port).unwrap();
+        for piece in bytes.as_bytes().chunks(bytes.len().div_ceil(5)) {
+            guest.send(handle, piece);
+            guest.turn();
+        }
+        let echoed = guest.receive_all(handle);
+        assert!(!echoed.contains(&b'\n'), "{at}: a whole line went through");
+        guest.until("a record of each", |guest| {
+            let refused = |record: &&Record| {
+                record.what.kind == Kind::Request && record.what.text.contains("some HTTP servers")
+            };
+            let count: u64 = guest.records.iter().filter(refused).map(|record| record.count).sum();
+            (count > at as u64).then_some(())
+        });
+    }
+    // Others are not held up: these send no whole line, or wait for the server behind it.
+    let git = "003fgit-upload-pack /project.git\0host=a.example.com\0";
+    for word in ["SSH-2.0-OpenSSH_10.0\r\n", "*1\r\n$4\r\nPING\r\n", "PING", "EHLO box\r\n", git, "\0\0\0\x08\x04\u{2}"] {
+        assert!(passes(&mut guest, port, word.as_bytes()), "{word:?}");
+    }
+    for word in ["SSH-2.0-OpenSSH_10.0\r\n", "EHLO box\r\n", "\0\x01\x02"] {
+        assert!(passes(&mut guest, 80, word.as_bytes()), "{word:?}");
+    }
     guest.end();
 }
 

@@ -125,9 +125,6 @@ fn what_is_not_tls_is_told_apart_at_once() {
     for word in [&b"hello"[..], b"PING", b"FETCH / HTTP/1.1\r\n", b"gets key"] {
         assert_eq!(look(word, 1), Seen::Other, "{word:?}");
     }
-    let mut web = Hello::on_port(80);
-    assert_eq!(web.push(b"FET"), Seen::More);
-    assert_eq!(web.push(b"CH / HTTP/1.1\r\n"), Seen::Http);
     for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"\r\n\nPUT  /x  http/1.0 \n", b"PRI * HTTP/2.0\r\n"] {
         assert_eq!(look(bytes, 1), Seen::Http, "{bytes:?}");
         assert_eq!(look(bytes, 100), Seen::Http, "{bytes:?}");
@@ -139,6 +136,70 @@ fn what_is_not_tls_is_told_apart_at_once() {
     }
     assert_eq!(look(&[22], 1), Seen::More);
     assert_eq!(look(&[22, 3], 1), Seen::More);
+}
+
+/// What is seen on port 80, the bytes whole and one by one.
+fn on_the_web(bytes: &[u8]) -> Seen {
+    let mut whole = Hello::on_port(80);
+    let seen = whole.push(bytes);
+    let mut parts = Hello::on_port(80);
+    let parts =
+        bytes.iter().map(|byte| parts.push(&[*byte])).find(|seen| *seen != Seen::More).unwrap_or(Seen::More);
+    assert_eq!(seen, parts, "{bytes:?}");
+    seen
+}
+
+#[test]
+fn on_port_80_only_what_is_no_request_for_anybody_passes() {
+    let long = "A".repeat(40) + " / HTTP/1.1\r\n";
+    for bytes in [&b"G3T / HTTP/1.1\r\n"[..], b"A.B /x HTTP/1.1\n", long.as_bytes(), b"\r\n\nFETCH * http/1.0\r\n"] {
+        assert_eq!(on_the_web(bytes), Seen::Http, "{bytes:?}");
+        assert_eq!(on_the_web(&bytes[..bytes.len() - 1]), Seen::More, "{bytes:?}");
+    }
+    let unclear = [
+        &b" GET / HTTP/1.1\r\n"[..],
+        b"GET\x0b/\x0bHTTP/1.1\r\n",
+        b"\xef\xbb\xbfGET / HTTP/1.1\r\n",
+        b"{GET / HTTP/1.1\r\n",
+        b"GET /\r\n",
+        b"GET http://evil.example/\n",
+        b"x / HTTP/1.1 y\r\n",
+    ];
+    for bytes in unclear {
+        assert_eq!(on_the_web(bytes), Seen::Unclear, "{bytes:?}");
+    }
+    for bytes in [&b"SSH-2.0-OpenSSH_10.0 Debian-5\r\n"[..], b"EHLO box\r\n", b"\0\0\0\x08", b"AB\x01/ HTTP/1.1\n"] {
+        assert_eq!(on_the_web(bytes), Seen::Other, "{bytes:?}");
+    }
+    // nginx overlooks any number of empty lines.
+    let empty = [&b"\r\n".repeat(9000)[..], b"GET / HTTP/1.1\r\n"].concat();
+    assert_eq!(on_the_web(&empty), Seen::Unclear);
+    assert_eq!(look(&empty, 1024), Seen::Unclear);
+    assert_eq!(on_the_web(&[b'x'; 20_000]), Seen::Unclear);
+    let mut cut = Hello::on_port(80);
+    assert_eq!((cut.push(b"GET / HTTP/1.1"), cut.over()), (Seen::More, Seen::Unclear));
+    let mut cut = Hello::on_port(80);
+    assert_eq!((cut.push(b"QUIT"), cut.over()), (Seen::More, Seen::Other));
+}
+
+#[test]
+fn a_line_that_goes_on_is_looked_at_to_its_end() {
+    let ends = |bytes: &[u8]| {
+        let mut hello = Hello::default();
+        assert_eq!(hello.push(bytes), Seen::Other, "{bytes:?}");
+        let Some((mut line, rest)) = hello.line() else { return Line::Other };
+        rest.iter().map(|byte| line.push(*byte)).find(|line| *line != Line::Passing).unwrap_or(Line::Passing)
+    };
+    for request in [&b"FETCH / HTTP/1.1\r\n"[..], b" GET / HTTP/1.1\r\n", b"get / http/1.1 \n", b"G3T\t/\tHTTP/2\rx\n"] {
+        assert_eq!(ends(request), Line::Unclear, "{request:?}");
+    }
+    let git = b"003fgit-upload-pack /project.git\0host=git.example\0";
+    let others = [&b"SSH-2.0-x\r\n"[..], b"*1\r\n$4\r\nPING\r\n", b"EHLO box\r\n", git, b"\0\0\0\x08\x04\xd2\x16/", b"{\"a\":1}\n"];
+    for other in others {
+        assert_eq!(ends(other), Line::Other, "{other:?}");
+    }
+    assert_eq!(ends(b"PING"), Line::Passing);
+    assert_eq!(ends(&[b'x'; 3 << 20]), Line::Other);
 }
 
 /// Go's servers take a first record of any version below 16; OpenSSL takes SSL 2.0's form of hello.
