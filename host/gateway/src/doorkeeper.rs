@@ -2,6 +2,7 @@
 //! what is neither.
 
 use crate::hello::line::{FirstLine, Line};
+use crate::hello::retry::{Next, Retry};
 use crate::hello::{Hello, Seen};
 use crate::record::Kind;
 use crate::relay::{Doorkeeper, Gate};
@@ -20,6 +21,8 @@ enum Door {
     First(Box<Hello>),
     /// The end of a first line that goes on meanwhile.
     Line(FirstLine),
+    /// The server's first message, and a second ClientHello if that asks for one.
+    Again(Box<Retry>),
     /// Nothing more.
     Open,
 }
@@ -55,7 +58,14 @@ impl ServerName {
             Seen::Hello { encrypted: true, name } if self.is_same(name.as_deref()) => {
                 Gate::Divert(hello.into_bytes())
             }
-            Seen::Hello { name, .. } if self.is_same(name.as_deref()) => Gate::Open(hello.into_bytes()),
+            Seen::Hello { name, .. } if self.is_same(name.as_deref()) => {
+                let end = hello.end();
+                let mut first = hello.into_bytes();
+                let behind = first.split_off(end.min(first.len()));
+                let mut retry = Box::new(Retry::new());
+                let next = retry.push(&behind);
+                self.again(retry, next, first)
+            }
             Seen::Hello { name: Some(other), .. } => {
                 Gate::Shut(Kind::Tls, format!("TLS asks for the server {other}, which is not the name of the flow"))
             }
@@ -77,6 +87,30 @@ impl ServerName {
         Gate::Pass(bytes.to_vec())
     }
 
+    /// Goes on behind a ClientHello, after these bytes.
+    fn again(&mut self, retry: Box<Retry>, next: Next, mut before: Vec<u8>) -> Gate {
+        match next {
+            Next::Pass(mut bytes) => {
+                before.append(&mut bytes);
+                self.door = Door::Again(retry);
+                if before.is_empty() { Gate::Wait } else { Gate::Pass(before) }
+            }
+            Next::Free(mut bytes) => {
+                before.append(&mut bytes);
+                Gate::Open(before)
+            }
+            Next::Again(Seen::Hello { name, encrypted: false }, mut bytes) if self.is_same(name.as_deref()) => {
+                before.append(&mut bytes);
+                Gate::Open(before)
+            }
+            Next::Again(Seen::Hello { name: Some(other), .. }, _) => {
+                Gate::Shut(Kind::Tls, format!("TLS asks for the server {other} when it is asked once more"))
+            }
+            Next::Again(..) => Gate::Shut(Kind::Tls, "TLS whose second ClientHello cannot be judged".into()),
+            Next::Broken(why) => Gate::Shut(Kind::Tls, format!("TLS that goes on wrong: {why}")),
+        }
+    }
+
     /// Whether the client asks for the flow's name.
     fn is_same(&self, asked: Option<&str>) -> bool {
         let asked = asked.and_then(|asked| policy::Name::parse(asked).ok());
@@ -92,7 +126,24 @@ impl Doorkeeper for ServerName {
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::First(hello) => self.first(hello, bytes),
             Door::Line(line) => self.line(line, bytes),
+            Door::Again(mut retry) => {
+                let next = retry.push(bytes);
+                self.again(retry, next, Vec::new())
+            }
             Door::Open => Gate::Open(bytes.to_vec()),
+        }
+    }
+
+    fn answered(&mut self, bytes: &[u8]) -> Gate {
+        match std::mem::replace(&mut self.door, Door::Open) {
+            Door::Again(mut retry) => {
+                let next = retry.answered(bytes);
+                self.again(retry, next, Vec::new())
+            }
+            door => {
+                self.door = door;
+                Gate::Wait
+            }
         }
     }
 
@@ -103,7 +154,10 @@ impl Doorkeeper for ServerName {
                 seen => self.judge(seen, hello),
             },
             Door::Line(line) if line.end() != Line::Other => Gate::Shut(Kind::Request, UNCLEAR.into()),
-            Door::Line(_) | Door::Open => Gate::Open(Vec::new()),
+            Door::Again(retry) if retry.is_cut() => {
+                Gate::Shut(Kind::Tls, "TLS that goes on wrong: it ends in a record".into())
+            }
+            Door::Line(_) | Door::Again(_) | Door::Open => Gate::Open(Vec::new()),
         }
     }
 }

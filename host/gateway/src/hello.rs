@@ -8,6 +8,7 @@ use rustls::server::Acceptor;
 use self::line::{FirstLine, Line};
 
 pub mod line;
+pub mod retry;
 
 /// Bytes of a ClientHello with the headers of its records. rustls takes a message of up to 64 KiB.
 const LONGEST: usize = 72 << 10;
@@ -52,6 +53,8 @@ pub struct Hello {
     asked: usize,
     /// The line is not decided, and goes on.
     passes: bool,
+    /// Where the ClientHello's last record ends.
+    end: usize,
 }
 
 impl std::fmt::Debug for Hello {
@@ -106,6 +109,10 @@ impl Hello {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let name = accepted.client_hello().server_name().map(str::to_owned);
+                    let Some(end) = end_of_message(&self.seen) else {
+                        return Seen::Broken("more than a ClientHello in its record".into());
+                    };
+                    self.end = end;
                     return Seen::Hello { name, encrypted: is_encrypted(&self.seen) };
                 }
                 Err((error, _)) => return Seen::Broken(error.to_string()),
@@ -145,6 +152,11 @@ impl Hello {
         self.passes.then(|| (self.line.clone(), self.seen.get(self.asked..).unwrap_or_default()))
     }
 
+    /// After [`Seen::Hello`]: how many of the bytes are the ClientHello's records.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
     /// All bytes that were looked at.
     pub fn into_bytes(self) -> Vec<u8> {
         self.seen
@@ -155,6 +167,26 @@ impl Hello {
 fn is_encrypted(records: &[u8]) -> bool {
     let message = handshake(records);
     extensions(&message).is_none_or(|kinds| kinds.contains(&ENCRYPTED_CLIENT_HELLO))
+}
+
+/// Where the records of the first handshake message end; `None` when it is not whole, or another one begins in its last record.
+fn end_of_message(records: &[u8]) -> Option<usize> {
+    let (mut at, mut got, mut head) = (0usize, 0usize, Vec::with_capacity(4));
+    loop {
+        let (&[HANDSHAKE, _, _, high, low], rest) = records.get(at..)?.split_first_chunk::<5>()? else {
+            return None;
+        };
+        let payload = rest.get(..usize::from(u16::from_be_bytes([high, low])))?;
+        at = at.checked_add(5)?.checked_add(payload.len())?;
+        got = got.checked_add(payload.len())?;
+        head.extend(payload.iter().take(4usize.saturating_sub(head.len())));
+        if let &[_, high, middle, low] = head.as_slice() {
+            let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).ok()?.checked_add(4)?;
+            if got >= length {
+                return (got == length).then_some(at);
+            }
+        }
+    }
 }
 
 /// The handshake bytes of records (RFC 8446 §5.1).

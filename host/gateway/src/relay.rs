@@ -57,6 +57,8 @@ pub(crate) enum Gate {
 pub(crate) trait Doorkeeper {
     /// Takes the next bytes; after anything but [`Gate::Wait`] and [`Gate::Pass`] it is asked no more.
     fn look(&mut self, bytes: &[u8]) -> Gate;
+    /// Sees what upstream says meanwhile. What it has kept back of the guest's bytes it may let go now.
+    fn answered(&mut self, bytes: &[u8]) -> Gate;
     /// The guest said goodbye before the gate was open. Not [`Gate::Wait`].
     fn over(&mut self) -> Gate;
 }
@@ -146,21 +148,8 @@ impl<D: Doorkeeper> Relay<D> {
                     Poll::Ready(Ok(Some(0))) => said = gate.over(),
                     Poll::Ready(Ok(_)) => {}
                 }
-                match said {
-                    Gate::Wait => {}
-                    Gate::Shut(kind, why) => return Poll::Ready(Finished::Refused(kind, why)),
-                    Gate::Divert(bytes) if self.bytes.1 == 0 && self.down_first.is_empty() => {
-                        return Poll::Ready(Finished::Divert(bytes));
-                    }
-                    Gate::Divert(_) => {
-                        let why = "a TLS connection that its server began cannot be looked into";
-                        return Poll::Ready(Finished::Refused(Kind::Tls, why.into()));
-                    }
-                    Gate::Pass(bytes) => self.up_first = bytes,
-                    Gate::Open(bytes) => {
-                        self.gate = None;
-                        self.up_first = bytes;
-                    }
+                if let Some(end) = self.heed(said) {
+                    return Poll::Ready(end);
                 }
                 continue;
             }
@@ -177,6 +166,30 @@ impl<D: Doorkeeper> Relay<D> {
             }
         }
         Poll::Pending
+    }
+
+    /// Does what the gate says.
+    fn heed(&mut self, said: Gate) -> Option<Finished> {
+        match said {
+            Gate::Wait => None,
+            Gate::Shut(kind, why) => Some(Finished::Refused(kind, why)),
+            Gate::Divert(bytes) if self.bytes.1 == 0 && self.down_first.is_empty() => {
+                Some(Finished::Divert(bytes))
+            }
+            Gate::Divert(_) => {
+                let why = "a TLS connection that its server began cannot be looked into";
+                Some(Finished::Refused(Kind::Tls, why.into()))
+            }
+            Gate::Pass(mut bytes) => {
+                self.up_first.append(&mut bytes);
+                None
+            }
+            Gate::Open(mut bytes) => {
+                self.gate = None;
+                self.up_first.append(&mut bytes);
+                None
+            }
+        }
     }
 
     /// One write. Ready with 0: the guest said goodbye, and upstream was told. `WouldBlock` comes back as a try of no bytes.
@@ -243,12 +256,23 @@ impl<D: Doorkeeper> Relay<D> {
                     Poll::Ready(Ok(())) => {}
                 }
             }
-            let mut read = Ok(0);
-            let (upstream, first) = (&mut self.upstream, &mut self.down_first);
+            let (mut read, mut said) = (Ok(0), Gate::Wait);
+            let (upstream, first, gate) = (&mut self.upstream, &mut self.down_first, self.gate.as_mut());
             let put = self.flow.poll_send(cx, |room| {
                 read = if first.is_empty() { upstream.try_read(room) } else { Ok(take_first(first, room)) };
-                *read.as_ref().unwrap_or(&0)
+                let count = *read.as_ref().unwrap_or(&0);
+                if let (Some(gate), Some(bytes @ [_, ..])) = (gate, room.get(..count)) {
+                    said = gate.answered(bytes);
+                }
+                count
             });
+            if !matches!(said, Gate::Wait) {
+                if let Some(end) = self.heed(said) {
+                    return Poll::Ready(end);
+                }
+                // The guest's side had its turn.
+                cx.waker().wake_by_ref();
+            }
             match (put, read) {
                 (Poll::Pending, _) => return Poll::Pending,
                 (Poll::Ready(Err(_)), _) => return Poll::Ready(Finished::GuestGone),
