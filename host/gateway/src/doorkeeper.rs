@@ -103,7 +103,7 @@ impl ServerName {
                 before.append(&mut bytes);
                 Gate::Open(before)
             }
-            Next::Again(Seen::Hello { name: Some(other), .. }, _) => {
+            Next::Again(Seen::Hello { name: Some(other), .. }, _) if !self.is_same(Some(&other)) => {
                 Gate::Shut(Kind::Tls, format!("TLS asks for the server {other} when it is asked once more"))
             }
             Next::Again(..) => Gate::Shut(Kind::Tls, "TLS whose second ClientHello cannot be judged".into()),

@@ -168,6 +168,14 @@ impl Flow {
         self.shared.pump.notify_one();
     }
 
+    /// Leaves the rest to the stack: what was sent, then a reset.
+    pub(crate) fn leave_to_reset(mut self) {
+        // An error: it is gone by itself.
+        let _ = self.shared.lock().stack.reset_after_sent(self.id);
+        self.shared.pump.notify_one();
+        self.left = true;
+    }
+
     /// Leaves the rest (both ways are finished) to the stack.
     pub(crate) fn leave(mut self) {
         self.left = true;

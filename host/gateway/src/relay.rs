@@ -73,6 +73,8 @@ pub(crate) struct Relay<D> {
     down_first: Vec<u8>,
     up_done: bool,
     down_done: bool,
+    /// Why upstream takes or gives nothing more. What it has said before is still for the guest.
+    failed: Option<io::Error>,
     /// Bytes that were passed on, up and down.
     bytes: (u64, u64),
 }
@@ -87,6 +89,7 @@ impl<D: Doorkeeper> Relay<D> {
             down_first: early,
             up_done: false,
             down_done: false,
+            failed: None,
             bytes: (0, 0),
         }
     }
@@ -102,7 +105,7 @@ impl<D: Doorkeeper> Relay<D> {
                 // A reset, as the guest's was. An error: it is closed as usual.
                 let _ = self.upstream.set_zero_linger();
             }
-            Finished::UpstreamGone(_) => {}
+            Finished::UpstreamGone(_) => self.flow.leave_to_reset(),
             Finished::Divert(_) => sides = Some((self.flow, self.upstream)),
         }
         Ended { finished, bytes, sides }
@@ -118,7 +121,7 @@ impl<D: Doorkeeper> Relay<D> {
             return Poll::Ready(end);
         }
         if self.up_done && self.down_done {
-            return Poll::Ready(Finished::Whole);
+            return Poll::Ready(self.failed.take().map_or(Finished::Whole, Finished::UpstreamGone));
         }
         if self.up_done
             && let Poll::Ready(crate::core::End::Reset) = self.flow.poll_end(cx)
@@ -129,8 +132,22 @@ impl<D: Doorkeeper> Relay<D> {
         if up == 0 || down == 0 {
             cx.waker().wake_by_ref();
         }
-        self.upstream.poll_drain(cx, self.up_done);
+        if self.failed.is_none() {
+            self.upstream.poll_drain(cx, self.up_done);
+        }
         Poll::Pending
+    }
+
+    /// Upstream takes nothing more. What it has said is read to its end.
+    fn fail_up(&mut self, error: io::Error) {
+        self.up_done = true;
+        self.failed.get_or_insert(error);
+    }
+
+    /// Upstream is gone: it gives nothing more, and takes nothing.
+    fn fail_down(&mut self, error: io::Error) {
+        (self.up_done, self.down_done) = (true, true);
+        self.failed.get_or_insert(error);
     }
 
     /// From the guest to upstream. Ready only at an end that is one for both ways.
@@ -155,13 +172,20 @@ impl<D: Doorkeeper> Relay<D> {
             }
             match self.upstream.poll_write_ready(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Finished::UpstreamGone(error)),
+                Poll::Ready(Err(error)) => {
+                    self.fail_up(error);
+                    return Poll::Pending;
+                }
                 Poll::Ready(Ok(())) => {}
             }
             match self.write_up(cx) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(0)) => self.up_done = true,
                 Ok(Poll::Ready(count)) => *left = left.saturating_sub(count),
+                Err(Finished::UpstreamGone(error)) => {
+                    self.fail_up(error);
+                    return Poll::Pending;
+                }
                 Err(end) => return Poll::Ready(end),
             }
         }
@@ -252,7 +276,10 @@ impl<D: Doorkeeper> Relay<D> {
             if self.down_first.is_empty() {
                 match self.upstream.poll_read_ready(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(error)) => return Poll::Ready(Finished::UpstreamGone(error)),
+                    Poll::Ready(Err(error)) => {
+                        self.fail_down(error);
+                        return Poll::Pending;
+                    }
                     Poll::Ready(Ok(())) => {}
                 }
             }
@@ -278,14 +305,17 @@ impl<D: Doorkeeper> Relay<D> {
                 (Poll::Ready(Err(_)), _) => return Poll::Ready(Finished::GuestGone),
                 (_, Ok(0)) => {
                     self.down_done = true;
-                    self.flow.finish();
+                    // A reset says that it is not whole.
+                    if self.failed.is_none() {
+                        self.flow.finish();
+                    }
                 }
                 (_, Ok(count)) => {
                     self.bytes.1 = self.bytes.1.saturating_add(count as u64);
                     *left = left.saturating_sub(count);
                 }
                 (_, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                (_, Err(error)) => return Poll::Ready(Finished::UpstreamGone(error)),
+                (_, Err(error)) => self.fail_down(error),
             }
         }
         Poll::Pending

@@ -33,7 +33,11 @@ impl Wire {
     pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Self::Sealed(stream) = self
             // An error is what the next read says.
-            && stream.get_mut().1.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
+            && stream
+                .get_mut()
+                .1
+                .process_new_packets()
+                .is_ok_and(|state| state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
         {
             return Poll::Ready(Ok(()));
         }
@@ -52,6 +56,8 @@ impl Wire {
             Self::Sealed(stream) => {
                 let mut into = ReadBuf::new(room);
                 match Pin::new(stream).poll_read(&mut Context::from_waker(Waker::noop()), &mut into) {
+                    // An end without a goodbye (RFC 8446 §6.1): what came through the proxy ends with TCP's.
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                     Poll::Ready(done) => done.map(|()| into.filled().len()),
                     Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
                 }

@@ -5,6 +5,7 @@ mod guest;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::SystemTime;
 
 use gateway::control::{Configuration, Proxies, SecretText};
@@ -107,6 +108,84 @@ fn tls_must_ask_for_the_name_of_its_flow() {
     }
     // What is not TLS is not looked into.
     assert!(passes(&mut guest, port, b"SSH-2.0-OpenSSH_10.0\r\n"));
+    guest.end();
+}
+
+/// A server that answers the first bytes with these; what else it got comes out when the connection ends.
+fn answering(answer: Vec<u8>) -> (u16, Receiver<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (say, got) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut bytes) = (stream.unwrap(), vec![0; 64 << 10]);
+            let first = stream.read(&mut bytes).unwrap();
+            bytes.truncate(first);
+            stream.write_all(&answer).unwrap();
+            // An error: the gateway resets it. What came before is there.
+            let _ = stream.read_to_end(&mut bytes);
+            say.send(bytes).unwrap();
+        }
+    });
+    (port, got)
+}
+
+/// A ServerHello with this random and nothing else in it.
+fn server_hello(random: &[u8]) -> Vec<u8> {
+    [&[22, 3, 3, 0, 42, 2, 0, 0, 38, 3, 3][..], random, &[0, 0x13, 1, 0]].concat()
+}
+
+#[test]
+fn a_second_hello_asks_for_the_same_name() {
+    // RFC 8446 §4.1.3.
+    let retry = [
+        0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2,
+        0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+    ];
+    let (asks_again, again) = answering([&[21, 3, 3, 0, 2, 1, 112][..], &server_hello(&retry)].concat());
+    let (ordinary, usual) = answering(server_hello(&[7; 32]));
+    let policy = rules(&["a.example.com:*", "127.0.0.1:*"], &[]);
+    let table = hosts(&[("a.example.com", "127.0.0.1")]);
+    let mut guest = Guest::start(Configuration { policy, hosts: table, ..Configuration::default() });
+    let (good, evil) = (hello("a.example.com"), hello("evil.example"));
+    let specs = [20, 3, 3, 0, 1, 1];
+    // Early data goes on at once; what the guest says when the server has spoken is judged, however it is cut.
+    let early = [&good[..], &[23, 3, 3, 0, 3, 9, 9, 9]].concat();
+    let mut talk = |port, first: &[u8], then: &[u8]| {
+        let handle = guest.connect_to("a.example.com", port).unwrap();
+        guest.send(handle, first);
+        guest.receive(handle, 47);
+        for piece in then.chunks(then.len().div_ceil(3).max(1)) {
+            guest.send(handle, piece);
+            guest.turn();
+        }
+        guest.finish(handle);
+        let got = if port == ordinary { &usual } else { &again };
+        guest.until("what the server got", |_| got.try_recv().ok())
+    };
+    let same = [&specs[..], &good].concat();
+    assert_eq!(talk(asks_again, &early, &same), [&early[..], &same].concat());
+    let exchange = [22, 3, 3, 0, 4, 16, 0, 0, 0];
+    assert_eq!(talk(ordinary, &early, &exchange), [&early[..], &exchange].concat());
+    // Sent before the server has asked for it: it waits.
+    assert_eq!(talk(asks_again, &[&good[..], &good].concat(), &[]), [&good[..], &good].concat());
+    for (first, then) in [
+        (good.clone(), evil.clone()),
+        (good.clone(), [&specs[..], &evil].concat()),
+        ([&good[..], &evil].concat(), Vec::new()),
+        (early.clone(), with_extension(&good, 0xfe0d)),
+        (good.clone(), exchange.to_vec()),
+    ] {
+        let got = talk(asks_again, &first, &then);
+        assert!(got.len() <= early.len() + specs.len(), "{} bytes went through", got.len());
+    }
+    for text in ["evil.example when it is asked once more", "cannot be judged"] {
+        guest.record(text, |record| record.what.kind == Kind::Tls && record.what.text.contains(text));
+    }
+    // Two of them in one record.
+    let two = [&good[5..], &evil[5..]].concat();
+    let two = [&[22, 3, 1][..], &u16::try_from(two.len()).unwrap().to_be_bytes(), &two].concat();
+    assert!(!passes(&mut guest, ordinary, &two));
     guest.end();
 }
 

@@ -140,6 +140,32 @@ fn nobody_listening_is_a_reset_for_the_guest() {
     guest.end();
 }
 
+/// A server that refuses an upload answers, and closes with bytes unread: its host resets.
+#[test]
+fn what_a_server_said_before_its_reset_arrives() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            stream.write_all(&[b'4'; 16 << 10]).unwrap();
+        }
+    });
+    let network = format!("127.0.0.1:{port}");
+    let policy = rules(&["full.example.com:*", &network], &[]);
+    let mut guest = with(policy, &[("full.example.com", "127.0.0.1")]);
+    for round in 0..3 {
+        let handle = guest.connect_to("full.example.com", port).unwrap();
+        guest.send(handle, &vec![0; 1 << 20]);
+        assert_eq!(guest.receive_all(handle).len(), 16 << 10, "{round}");
+        guest.is_reset(handle);
+    }
+    let ended = guest.record("its end", |record| record.what.kind == Kind::Ended);
+    assert!(ended.what.text.starts_with("reset by the server"), "{ended:?}");
+    guest.end();
+}
+
 #[test]
 fn a_changed_policy_resets_established_flows() {
     let port = echo("127.0.0.1");

@@ -66,6 +66,8 @@ pub(crate) struct TcpFlow {
     pub(crate) opened: bool,
     /// Our side is to be finished.
     pub(crate) finish: bool,
+    /// It is to be reset once the guest has all that was sent.
+    pub(crate) cut: bool,
     /// The gateway found no room to send.
     pub(crate) wants_room: bool,
     /// The guest's FIN was announced.
@@ -113,6 +115,7 @@ impl TcpFlow {
             ack: TcpSeqNumber(0),
             opened: false,
             finish: false,
+            cut: false,
             wants_room: false,
             fin: false,
             done: false,

@@ -282,6 +282,36 @@ fn resets_of_both_sides() {
 }
 
 #[test]
+fn a_reset_can_wait_for_what_was_sent() {
+    let mut net = Net::usual();
+    let socket = net.connect(remote(false), 100, 1000);
+    let flow = net.accept();
+    let sent = pattern(3, 5000);
+    assert_eq!(net.write(flow, &sent), sent.len());
+    net.stack.reset_after_sent(flow).unwrap();
+    assert_eq!(net.stack.send_with(flow, |_| 1), Err(SendError::Finished));
+    assert_eq!(net.stack.sendable(flow), 0);
+    // The guest's buffer holds a fiftieth of it.
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        net.settle();
+        assert_eq!(net.stack.flows().count(), 1);
+        net.socket(socket).recv(|part| (part.len(), got.extend_from_slice(part))).unwrap();
+    }
+    assert_eq!(got, sent);
+    net.settle();
+    assert_eq!(net.socket(socket).state(), State::Closed);
+    assert_eq!((net.stack.flows().count(), net.event()), (0, None));
+
+    // Nothing to wait for.
+    let socket = net.connect(remote(false), 1000, 1000);
+    let flow = net.accept();
+    net.stack.reset_after_sent(flow).unwrap();
+    net.settle();
+    assert_eq!(net.socket(socket).state(), State::Closed);
+}
+
+#[test]
 fn the_last_acknowledgement_is_repeated() {
     let mut net = Net::usual();
     let socket = net.connect(remote(false), 1000, 1000);

@@ -107,6 +107,11 @@ impl Stack {
             tcp.opened = true;
             writable = true;
         }
+        if tcp.cut && tcp.socket().send_queue() == 0 {
+            // It is there: it was looked at just now.
+            let _ = self.reset(flow);
+            return;
+        }
         if tcp.finish && tcp.opened {
             tcp.socket_mut().close();
         }
@@ -306,7 +311,7 @@ impl Stack {
         let now = self.now;
         let entry = self.table.get_mut(flow).ok_or(NoFlow)?;
         let Kind::Tcp(tcp) = &mut entry.kind else { return Err(NoFlow.into()) };
-        if tcp.finish {
+        if tcp.finish || tcp.cut {
             return Err(SendError::Finished);
         }
         if !tcp.socket().can_send() {
@@ -330,10 +335,20 @@ impl Stack {
 
     /// How many bytes can be sent now.
     pub fn sendable(&self, flow: FlowId) -> usize {
-        self.table.tcp(flow).filter(|tcp| !tcp.finish && tcp.socket().may_send()).map_or(0, |tcp| {
+        self.table.tcp(flow).filter(|tcp| !tcp.finish && !tcp.cut && tcp.socket().may_send()).map_or(0, |tcp| {
             let socket = tcp.socket();
             socket.send_capacity().saturating_sub(socket.send_queue())
         })
+    }
+
+    /// Ends a flow like [`Stack::reset`], after the guest has acknowledged all that was sent. No event follows, unless the flow ends
+    /// otherwise before.
+    pub fn reset_after_sent(&mut self, flow: FlowId) -> Result<(), NoFlow> {
+        let tcp = self.table.tcp_mut(flow).ok_or(NoFlow)?;
+        tcp.cut = true;
+        tcp.wants_room = false;
+        self.settle(flow);
+        Ok(())
     }
 
     /// Finishes our side: the guest sees the end after all that was sent.
