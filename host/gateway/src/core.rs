@@ -25,6 +25,9 @@ use crate::resolve::Resolver;
 /// DNS questions in a second, after a burst of twice as many. More are dropped: the guest asks again.
 const QUESTIONS_A_SECOND: u32 = 1000;
 
+/// Upstream addresses of one flow that are remembered.
+const MOST_ADDRESSES: usize = 64;
+
 /// Where a flow goes, as policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
@@ -67,8 +70,10 @@ pub(crate) struct Slot {
     pub(crate) open: bool,
     /// `None`: a flow to the gateway itself, or from the host.
     pub(crate) target: Option<Target>,
-    /// The upstream address that it is connected to.
-    pub(crate) address: Option<IpAddr>,
+    /// Upstream was connected: it is pending no more.
+    pub(crate) connected: bool,
+    /// The upstream addresses that it was connected to, or that its proxy may have taken.
+    pub(crate) addresses: Vec<IpAddr>,
     /// The user allowed this flow alone.
     pub(crate) granted: bool,
     /// An interceptor serves it, and asks the policy about every request.
@@ -78,6 +83,17 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// Notes where it was connected to: a rule about the address is about the flow.
+    pub(crate) fn reached(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            if !self.addresses.contains(address) {
+                self.addresses.push(*address);
+            }
+        }
+        // A name that changes its address all the time: connections to the oldest ones have long ended.
+        self.addresses.drain(..self.addresses.len().saturating_sub(MOST_ADDRESSES));
+    }
+
     pub(crate) fn wake(&mut self) {
         for waker in [self.read.take(), self.write.take()].into_iter().flatten() {
             waker.wake();

@@ -8,12 +8,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use policy::{Host, Reason, Verdict, canonical_address};
+use netstack::FlowId;
+use policy::{Host, HostKey, Policy, Reason, Verdict, canonical_address};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use crate::core::{Shared, Target};
+use crate::core::{Course, Shared, Target};
 use crate::proxy::{self, Proxy, ProxyHost, ProxyTable};
 use crate::resolve::ResolveError;
 use crate::wire::Wire;
@@ -31,6 +32,9 @@ pub enum DialError {
     /// The policy allows none of the addresses.
     #[error("{}", .0.1.text)]
     Guarded(Box<(IpAddr, Reason)>),
+    /// The rules changed while the connection was made.
+    #[error("{}", .0.text)]
+    Changed(Box<Reason>),
     /// The name has no address.
     #[error("its name cannot be resolved: {0}")]
     Resolve(#[from] ResolveError),
@@ -103,6 +107,8 @@ impl AsyncWrite for Upstream {
 pub struct Dialer {
     shared: Arc<Shared>,
     target: Arc<Target>,
+    /// For whom: it is told where it goes.
+    flow: Option<FlowId>,
     /// Made before the guest's SYN was answered.
     first: Arc<Mutex<Option<Upstream>>>,
 }
@@ -115,7 +121,12 @@ impl std::fmt::Debug for Dialer {
 
 impl Dialer {
     pub(crate) fn new(shared: Arc<Shared>, target: Target) -> Self {
-        Self { shared, target: Arc::new(target), first: Arc::default() }
+        Self { shared, target: Arc::new(target), flow: None, first: Arc::default() }
+    }
+
+    /// For this flow.
+    pub(crate) fn of(self, flow: FlowId) -> Self {
+        Self { flow: Some(flow), ..self }
     }
 
     pub(crate) fn with_first(self, first: Upstream) -> Self {
@@ -123,7 +134,7 @@ impl Dialer {
         self
     }
 
-    /// A connection to the target. Names are resolved, and addresses judged, anew each time.
+    /// A connection to the target. Names are resolved, and addresses judged, anew each time, and once more when it is there.
     ///
     /// # Errors
     /// When no address is allowed or none takes the connection.
@@ -146,6 +157,7 @@ impl Dialer {
                 let addresses = self.addresses().await?;
                 let stream = connect(addresses, self.target.port).await?;
                 let address = stream.peer_addr().ok().map(|peer| canonical_address(peer.ip()));
+                self.reached(address.as_slice())?;
                 Ok(Upstream { stream: Wire::Plain(stream), early: Vec::new(), address })
             }
         }
@@ -153,16 +165,37 @@ impl Dialer {
 
     /// The addresses that policy allows, in the order in which they are tried.
     pub(crate) async fn addresses(&self) -> Result<Vec<IpAddr>, DialError> {
-        let found = match self.target.host.as_host() {
-            // The host's own service; no rule but the one that names it lets a guest come here.
-            Host::HostService => return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]),
+        let found = self.found().await?;
+        // No rule but the one that names it lets a guest come to the host's own service.
+        if self.target.host == HostKey::HostService { Ok(found) } else { self.allowed(found) }
+    }
+
+    /// All addresses of the target.
+    async fn found(&self) -> Result<Vec<IpAddr>, DialError> {
+        Ok(match self.target.host.as_host() {
+            Host::HostService => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             Host::Address(address) => vec![address],
             Host::Name(name) => {
                 let resolver = self.shared.lock().rules.resolver.clone();
                 resolver.resolve(name).await?
             }
-        };
-        self.allowed(found)
+        })
+    }
+
+    /// A connection was made: whether the rules, which may have changed meanwhile, still let it be. Notes where it goes.
+    fn reached(&self, addresses: &[IpAddr]) -> Result<(), DialError> {
+        let mut core = self.shared.lock();
+        let judgement = core.rules.judge(&self.target);
+        if judgement.course == Course::Refuse {
+            return Err(DialError::Changed(Box::new(judgement.verdict.reason)));
+        }
+        if self.target.host != HostKey::HostService {
+            every(&core.rules.policy, &self.target, addresses)?;
+        }
+        if let Some(slot) = self.flow.and_then(|flow| core.flows.get_mut(&flow)) {
+            slot.reached(addresses);
+        }
+        Ok(())
     }
 
     fn allowed(&self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, DialError> {
@@ -185,13 +218,15 @@ impl Dialer {
         }
     }
 
-    /// By an upstream proxy. A name that resolves here is judged as if the gateway connected itself; one that does not is
-    /// the proxy's to resolve.
+    /// By an upstream proxy. It may take any address of the name, so that all which the host's resolver gives must be allowed; one
+    /// that does not resolve here is the proxy's to resolve.
     async fn by_proxy(&self, proxy: &Proxy, proxies: &ProxyTable) -> Result<Upstream, DialError> {
-        match self.addresses().await {
-            Ok(_) | Err(DialError::Resolve(_)) => {}
+        let found = match self.found().await {
+            Ok(found) => found.into_iter().map(canonical_address).collect(),
+            Err(DialError::Resolve(_)) => Vec::new(),
             Err(refused) => return Err(refused),
-        }
+        };
+        self.reached(&found)?;
         let addresses = match &proxy.host {
             ProxyHost::Address(address) => vec![*address],
             ProxyHost::Name(name) => {
@@ -203,8 +238,20 @@ impl Dialer {
             connect(addresses, proxy.port).await.map_err(|error| DialError::Proxy(error.to_string()))?;
         let opened = proxy::open(proxy, proxies.tls(), stream, &self.target).await;
         let (stream, early) = opened.map_err(DialError::Proxy)?;
+        self.reached(&found)?;
         Ok(Upstream { stream, early, address: None })
     }
+}
+
+/// Whether policy allows each of the addresses.
+fn every(policy: &Policy, target: &Target, addresses: &[IpAddr]) -> Result<(), DialError> {
+    for address in addresses {
+        let verdict = policy.upstream(target.view(), *address);
+        if !verdict.outcome.is_open() {
+            return Err(DialError::Guarded(Box::new((*address, verdict.reason))));
+        }
+    }
+    Ok(())
 }
 
 /// One of [`MOST_DIALS`].

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netstack::{FlowId, FlowInfo, Refusal};
-use policy::{Host, Outcome, Protocol};
+use policy::{HostKey, Outcome, Protocol, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::ask::{self, Said};
@@ -136,7 +136,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         return flow.refuse(Refusal::Reset);
     }
     flow.note(|slot| slot.inspected = inspect);
-    let dialer = Dialer::new(Arc::clone(&world.shared), target.clone());
+    let dialer = Dialer::new(Arc::clone(&world.shared), target.clone()).of(flow.id());
     let upstream = tokio::select! {
         upstream = dialer.dial() => upstream,
         _ = flow.ended() => return world.shared.record(given_up(&target, Kind::Connect)),
@@ -148,11 +148,13 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
             return flow.refuse(refusal(&error));
         }
     };
+    if !connected(&world, &flow, Kind::Connect) {
+        return flow.refuse(Refusal::Reset);
+    }
     let decision = if judgement.course == Course::Observe { Decision::Observed } else { Decision::Allowed };
     let mut what = target.what(Kind::Connect, decision).because(&judgement.verdict.reason);
     what.address = upstream.address;
     world.shared.record(what);
-    flow.note(|slot| slot.address = upstream.address);
     if !flow.accept() {
         return;
     }
@@ -223,6 +225,7 @@ pub(crate) fn unreached(target: &Target, kind: Kind, error: &DialError) -> What 
             let (address, reason) = guarded.as_ref();
             target.what(kind, Decision::Refused).because(reason).at(*address)
         }
+        DialError::Changed(reason) => target.what(kind, Decision::Refused).because(reason),
         DialError::Crowded => target.what(Kind::Limit, Decision::Refused).text(error.to_string()),
         _ => target.what(kind, Decision::Failed).text(error.to_string()),
     }
@@ -277,24 +280,47 @@ async fn dns_question(world: &World, stream: &mut FlowStream) -> std::io::Result
     Ok(answer)
 }
 
-/// Whether an established flow may go on under the policy as it is now.
-pub(crate) fn may_stay(core: &Core, world: &World, slot: &Slot) -> bool {
-    let Some(target) = &slot.target else { return true };
-    let course = core.rules.judge(target).course;
-    let wanted = world.wants(target);
-    let stays = match course {
-        Course::Pass => slot.inspected || !wanted,
-        Course::Inspect => slot.inspected,
-        Course::Observe => true,
+/// Why a flow may not go on under the policy as it is now, and that in words.
+fn ending(core: &Core, world: &World, slot: &Slot) -> Option<(Reason, String)> {
+    let target = slot.target.as_ref()?;
+    let Judgement { course, verdict } = core.rules.judge(target);
+    let text = verdict.reason.text.clone();
+    let wanted = target.protocol == Protocol::Tcp && world.wants(target);
+    match course {
+        Course::Pass if wanted && !slot.inspected => {
+            return Some((verdict.reason, "its requests are looked into from now on".into()));
+        }
+        Course::Inspect if !slot.inspected => return Some((verdict.reason, text)),
         // Pending ones are asked about.
-        Course::Ask => slot.granted || slot.address.is_none(),
-        Course::Refuse => false,
-    };
-    let guarded = match (slot.address, target.host.as_host()) {
-        (Some(_), Host::HostService) | (None, _) => true,
-        (Some(address), _) => core.rules.policy.upstream(target.view(), address).outcome.is_open(),
-    };
-    stays && guarded
+        Course::Ask if !slot.granted && slot.connected => return Some((verdict.reason, text)),
+        Course::Refuse => return Some((verdict.reason, text)),
+        Course::Pass | Course::Inspect | Course::Observe | Course::Ask => {}
+    }
+    if target.host == HostKey::HostService {
+        return None;
+    }
+    let mut verdicts =
+        slot.addresses.iter().map(|address| core.rules.policy.upstream(target.view(), *address));
+    let guarded = verdicts.find(|verdict| !verdict.outcome.is_open())?;
+    let text = guarded.reason.text.clone();
+    Some((guarded.reason, text))
+}
+
+/// Upstream is connected. `false`, with a record, when the rules have changed since it was asked for so that the flow may not be.
+pub(crate) fn connected(world: &World, flow: &Flow, kind: Kind) -> bool {
+    let mut core = world.shared.lock();
+    if let Some(slot) = core.flows.get_mut(&flow.id()) {
+        slot.connected = true;
+    }
+    // Not there: the guest gave up, which who asks finds out.
+    let Some(slot) = core.flows.get(&flow.id()) else { return true };
+    let Some((reason, text)) = ending(&core, world, slot) else { return true };
+    if let Some(target) = slot.target.clone() {
+        let what = target.what(kind, Decision::Refused).because(&reason);
+        core.rules.record(what.text(format!("the policy changed while it was connected: {text}")));
+    }
+    world.shared.outbox.notify_one();
+    false
 }
 
 /// Resets every flow that may not go on.
@@ -302,16 +328,13 @@ pub(crate) fn judge_again(core: &mut Core, world: &World) {
     let gone: Vec<_> = core
         .flows
         .iter()
-        .filter(|(_, slot)| slot.end.is_none() && !may_stay(core, world, slot))
-        .map(|(id, _)| *id)
+        .filter(|(_, slot)| slot.end.is_none())
+        .filter_map(|(id, slot)| Some((*id, slot.target.clone()?, ending(core, world, slot)?)))
         .collect();
-    for id in gone {
+    for (id, target, (reason, text)) in gone {
         core.reset(id);
-        if let Some(target) = core.flows.get(&id).and_then(|slot| slot.target.clone()) {
-            let verdict = core.rules.judge(&target).verdict;
-            let what = target.what(Kind::Ended, Decision::Refused).because(&verdict.reason);
-            core.rules.record(what.text(format!("reset, for the policy changed: {}", verdict.reason.text)));
-        }
+        let what = target.what(Kind::Ended, Decision::Refused).because(&reason);
+        core.rules.record(what.text(format!("reset, for the policy changed: {text}")));
     }
     world.shared.pump.notify_one();
     world.shared.outbox.notify_one();

@@ -20,7 +20,7 @@ use crate::flow::Flow;
 use crate::record::{Decision, Kind};
 use crate::serve::World;
 use crate::sys::datagram_socket;
-use crate::tcp::{given_up, held, judged, unreached};
+use crate::tcp::{connected, given_up, held, judged, unreached};
 
 /// Datagrams that one flow moves before others have their turn.
 const TURN: usize = 64;
@@ -78,11 +78,11 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         );
         return flow.refuse(Refusal::Unreachable);
     }
-    let connected = tokio::select! {
-        connected = connect(&world, &target) => connected,
+    let upstream = tokio::select! {
+        upstream = connect(&world, &target) => upstream,
         _ = flow.ended() => return shared.record(given_up(&target, Kind::Datagram)),
     };
-    let upstream = match connected {
+    let upstream = match upstream {
         Ok(upstream) => upstream,
         Err(error) => {
             shared.record(unreached(&target, Kind::Datagram, &error));
@@ -90,11 +90,14 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         }
     };
     let address = upstream.peer_addr().ok().map(|peer| policy::canonical_address(peer.ip()));
+    flow.note(|slot| slot.reached(address.as_slice()));
+    if !connected(&world, &flow, Kind::Datagram) {
+        return flow.refuse(Refusal::Unreachable);
+    }
     let decision = if judgement.course == Course::Observe { Decision::Observed } else { Decision::Allowed };
     let mut what = target.what(Kind::Datagram, decision).because(&judgement.verdict.reason);
     what.address = address;
     shared.record(what);
-    flow.note(|slot| slot.address = address);
     if !flow.accept() {
         return;
     }

@@ -4,8 +4,9 @@ mod guest;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use gateway::control::{Configuration, FromGateway, Mode, ToGateway};
+use gateway::control::{Configuration, FromGateway, Mode, Proxies, ToGateway};
 use gateway::record::{Decision, Kind, Record};
 use guest::{Guest, echo, hosts, rules};
 use hickory_proto::op::ResponseCode;
@@ -181,6 +182,61 @@ fn a_changed_policy_resets_established_flows() {
     // Without its network the guard holds again, for the established flow too.
     guest.say(&ToGateway::Policy { policy: Box::new(rules(&["b.example.com:*"], &[])) }, &[]);
     guest.is_reset(b);
+    guest.end();
+}
+
+/// A proxy of the test's: says that it was asked, and answers when it is told to.
+fn slow_proxy() -> (u16, Receiver<()>, Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let ((say, asked), (answer, told)) = (channel(), channel());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), [0; 4096]);
+            assert!(stream.read(&mut head).unwrap() > 0);
+            say.send(()).unwrap();
+            told.recv().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        }
+    });
+    (port, asked, answer)
+}
+
+#[test]
+fn a_policy_that_changes_during_a_dial_holds_for_it() {
+    let (proxy, asked, answer) = slow_proxy();
+    let start = rules(&["a.example.com", "mixed.example.com", "127.0.0.1:*"], &[]);
+    let mut guest = Guest::start(Configuration {
+        policy: start.clone(),
+        hosts: hosts(&[
+            ("a.example.com", "127.0.0.1"),
+            ("mixed.example.com", "93.184.216.34"),
+            ("mixed.example.com", "10.0.0.1"),
+        ]),
+        proxies: Proxies { all: Some(format!("http://127.0.0.1:{proxy}")), ..Proxies::default() },
+        ..Configuration::default()
+    });
+    let address = guest.resolve("a.example.com").unwrap();
+    let network_denied = rules(&["a.example.com", "127.0.0.1:*"], &["127.0.0.0/8:*"]);
+    let port_denied = rules(&["a.example.com:80", "127.0.0.1:*"], &[]);
+    for (policy, opens) in [(network_denied, false), (port_denied, false), (start.clone(), true)] {
+        let pending = guest.dial((IpAddr::from(address), 443));
+        guest.until("the proxy's turn", |_| asked.try_recv().ok());
+        guest.say(&ToGateway::Policy { policy: Box::new(policy) }, &[]);
+        guest.say(&ToGateway::Count, &[]);
+        guest.word("that it was heard", |word| matches!(word, FromGateway::Counted { .. }));
+        answer.send(()).unwrap();
+        assert_eq!(guest.opened(pending), opens);
+        guest.tcp(pending).abort();
+        guest.say(&ToGateway::Policy { policy: Box::new(start.clone()) }, &[]);
+    }
+    let refused = |record: &Record| {
+        record.what.decision == Decision::Refused && record.what.address == Some(Ipv4Addr::LOCALHOST.into())
+    };
+    guest.record("the refusal", refused);
+    // Behind a proxy any address of a name may be taken: none may be guarded.
+    assert!(guest.connect_to("mixed.example.com", 443).is_none());
+    assert!(asked.try_recv().is_err());
     guest.end();
 }
 
