@@ -88,6 +88,11 @@ impl Grants {
         }
     }
 
+    /// Drops those of these secrets: who set them anew knows that there may be some, and wants none.
+    pub(crate) fn forget(&mut self, names: &[String]) {
+        self.waiting.retain(|name, _| !names.contains(name));
+    }
+
     /// How many there are.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -200,6 +205,11 @@ mod tests {
         let expected = Some("grant_type=refresh_token&refresh_token=first".to_owned());
         assert_eq!(refresh(&renewed(Some(&secrets(&["a", "b"])), &first).unwrap(), "a"), expected);
         assert!(renewed(Some(&secrets(&["b"])), &first).is_none() && renewed(None, &first).is_none());
+        let with = grants.added_to(secrets(&["a", "b"]));
+        assert_eq!((refresh(&with, "a"), refresh(&with, "b")), (expected.clone(), None));
+        // Set anew: forgotten, and another one's stay.
+        grants.put(&grant("b", "first"));
+        grants.forget(&["b".into()]);
         let with = grants.added_to(secrets(&["a", "b"]));
         assert_eq!((refresh(&with, "a"), refresh(&with, "b")), (expected, None));
         // Removed: forgotten, also when it is set again later.

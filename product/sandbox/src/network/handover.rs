@@ -18,6 +18,9 @@ pub struct Secrets {
     /// The variables of sessions, with placeholders as values.
     #[serde(default)]
     pub variables: Vec<(String, String)>,
+    /// Secrets that were set anew: tokens of their logins that nobody has kept yet are forgotten.
+    #[serde(default)]
+    pub forget: Vec<String>,
     /// When values that programs gave are to be asked for again, in seconds since 1970; `None` if never.
     #[serde(default)]
     pub until: Option<u64>,
@@ -59,6 +62,7 @@ mod tests {
             text: Some(SecretText::new(Zeroizing::new("hunter2".into()))),
             variables: vec![("TOKEN".into(), "placeholder".into())],
             until: Some(7),
+            forget: Vec::new(),
         };
         let proxies = Proxies { all: Some("socks5://u:hunter2@p:1".into()), ..Proxies::default() };
         let given = Handover { proxies, secrets };

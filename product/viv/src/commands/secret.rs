@@ -185,7 +185,7 @@ fn put(mut entry: Entry, options: &SourceOptions, interactive: bool) -> Result<u
     } else {
         eprintln!("{}", told(&kept, is_replaced, &vault));
     }
-    notify_running(&kept.scope)?;
+    notify_running(&kept.scope, std::slice::from_ref(&kept.name))?;
     Ok(0)
 }
 
@@ -354,7 +354,7 @@ fn remove(options: &SecretRmOptions, interactive: bool) -> Result<u8, Failure> {
         vault.remove(&scope, name)?;
         say(&format!("{name}\n"))?;
     }
-    notify_running(&scope)?;
+    notify_running(&scope, &options.names)?;
     Ok(0)
 }
 
@@ -428,7 +428,7 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
     }
     if count > 0 {
         eprintln!("Values: {}.", vault.storage());
-        notify_running(&scope)?;
+        notify_running(&scope, &[])?;
     }
     Ok(code)
 }
@@ -455,7 +455,10 @@ pub(crate) fn gathered(sandbox: &Sandbox, interactive: bool) -> Result<(Secrets,
     let resolved = vault.resolve(id, &mut |prompt| ask::passphrase(prompt, interactive))?;
     let text = resolved.credentials.to_wire().map_err(Failure::new)?;
     let until = resolved.next_refresh.and_then(|at| Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs()));
-    Ok((Secrets { text: Some(SecretText::new(text)), variables, until }, resolved.problems))
+    Ok((
+        Secrets { text: Some(SecretText::new(text)), variables, until, ..Secrets::default() },
+        resolved.problems,
+    ))
 }
 
 /// A sandbox is gone: so are its secrets. That they could not be deleted does not undo that.
@@ -466,13 +469,19 @@ pub(crate) fn forget(sandbox: &str) {
     }
 }
 
-/// Gives running sandboxes their secrets anew.
-fn notify_running(scope: &Scope) -> Result<(), Failure> {
+/// Gives running sandboxes their secrets anew. Logins of these names, which were set or removed, are forgotten.
+fn notify_running(scope: &Scope, names: &[String]) -> Result<(), Failure> {
+    let vault = open()?;
     let (sandboxes, _) = Sandboxes::open(&Places::from_env()?)?.list()?;
     let meant =
         |sandbox: &&Sandbox| *scope == Scope::Global || *scope == Scope::Sandbox(sandbox.spec.id.clone());
     for sandbox in sandboxes.iter().filter(meant).filter(|sandbox| sandbox.is_running()) {
-        let secrets = for_shim(sandbox, may_interact(false))?;
+        let mut secrets = for_shim(sandbox, may_interact(false))?;
+        // A sandbox's own secret is another one than that of all.
+        let own = Scope::Sandbox(sandbox.spec.id.clone());
+        let is_own =
+            |name: &&String| vault.entries().iter().any(|entry| entry.name == **name && entry.scope == own);
+        secrets.forget = names.iter().filter(|name| *scope == own || !is_own(name)).cloned().collect();
         if let Err(error) = client::set_secrets(sandbox, secrets) {
             let name = &sandbox.spec.name;
             eprintln!(

@@ -15,6 +15,7 @@ impl Network {
     pub(crate) fn set_secrets(&mut self, secrets: Secrets) {
         self.guest.variables = secrets.variables;
         (self.secrets_until, self.secrets_ended) = (secrets.until.and_then(instant), false);
+        self.grants.forget(&secrets.forget);
         let text = self.grants.added_to(secrets.text.unwrap_or_default());
         self.configuration.secrets = Some(text.clone());
         self.say(&ToGateway::Secrets { secrets: text });
