@@ -29,6 +29,11 @@ struct Server {
 }
 
 fn server(first: &'static str) -> Server {
+    slow_server(first, None)
+}
+
+/// The same; it answers when it is told to, if it waits for that.
+fn slow_server(first: &'static str, told: Option<Receiver<()>>) -> Server {
     let (key, root_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let mut root = CertificateParams::default();
     root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -52,13 +57,19 @@ fn server(first: &'static str) -> Server {
         for (number, stream) in listener.incoming().enumerate() {
             let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
             let status = if number == 0 { first } else { "200 OK" };
-            answer(rustls::StreamOwned::new(tls, stream.unwrap()), number, status, &say);
+            answer(rustls::StreamOwned::new(tls, stream.unwrap()), number, status, &say, told.as_ref());
         }
     });
     Server { port, root: der, asked }
 }
 
-fn answer(mut stream: impl Read + Write, number: usize, status: &str, say: &Sender<String>) {
+fn answer(
+    mut stream: impl Read + Write,
+    number: usize,
+    status: &str,
+    say: &Sender<String>,
+    told: Option<&Receiver<()>>,
+) {
     let (mut request, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let count = stream.read(&mut piece).unwrap_or(0);
@@ -72,6 +83,9 @@ fn answer(mut stream: impl Read + Write, number: usize, status: &str, say: &Send
         });
         if whole {
             let _ = say.send(text);
+            if let Some(told) = told {
+                told.recv().unwrap();
+            }
             break;
         }
         if count == 0 {
@@ -89,8 +103,8 @@ fn answer(mut stream: impl Read + Write, number: usize, status: &str, say: &Send
     let _ = stream.flush();
 }
 
-/// A login at the server so many hours ago, whose tokens held for one.
-fn ended_login(port: u16, hours: u64) -> Credentials {
+/// Nobody has signed in at the server.
+fn no_login(port: u16) -> Credentials {
     let host = || vec![format!("{NAME}:{port}").parse().unwrap()];
     let endpoint = vault::oauth::Endpoint {
         service: "mine".into(),
@@ -105,8 +119,12 @@ fn ended_login(port: u16, hours: u64) -> Credentials {
         places: vec!["header:authorization".parse().unwrap()],
         ..Binding::default()
     };
-    let set =
-        Credentials::new(vec![Credential { name: "mine".into(), binding, value: Value::SignIn(sign_in) }]);
+    Credentials::new(vec![Credential { name: "mine".into(), binding, value: Value::SignIn(sign_in) }])
+}
+
+/// A login at the server so many hours ago, whose tokens held for one.
+fn ended_login(port: u16, hours: u64) -> Credentials {
+    let set = no_login(port);
     let (mut head, ()) = http::Request::post("/token").body(()).unwrap().into_parts();
     let to = Destination { host: NAME, port, tls: true };
     let placed = set.place(&to, &mut head, SystemTime::now()).unwrap();
@@ -195,5 +213,24 @@ fn an_endpoint_that_refuses_is_recorded_and_the_old_tokens_stay() {
     let again = ended_login(server.port, 3).to_wire().unwrap();
     guest.say(&ToGateway::Secrets { secrets: SecretText::new(again) }, &[]);
     granted(&mut guest);
+    guest.end();
+}
+
+/// `viv secret set --oauth` while the tokens of the login before are renewed.
+#[test]
+fn a_renewal_of_a_login_that_was_ended_meanwhile_brings_nothing() {
+    let ((tell, told), folder) = (channel(), tempfile::tempdir().unwrap());
+    let server = slow_server("200 OK", Some(told));
+    let (name, address) = (format!("{NAME}:{}", server.port), format!("127.0.0.1:{}", server.port));
+    let mut guest = start(configuration(&server, &[&name, &address], folder.path()));
+    guest.until("the question", |_| server.asked.try_recv().ok());
+    let anew = no_login(server.port).to_wire().unwrap();
+    guest.say(&ToGateway::Secrets { secrets: SecretText::new(anew) }, &[]);
+    guest.say(&ToGateway::Count, &[]);
+    guest.word("that it was heard", |word| matches!(word, FromGateway::Counted { .. }));
+    tell.send(()).unwrap();
+    let record = guest.record("the end of it", |record| record.what.kind == Kind::Request);
+    assert!(record.what.text.contains("the login was ended meanwhile"), "{record:?}");
+    assert!(!guest.words.iter().any(|word| matches!(word, FromGateway::Grant { .. })));
     guest.end();
 }

@@ -64,6 +64,11 @@ impl Intercept {
         let grant = refresh
             .response(status, &body, std::time::SystemTime::now())
             .map_err(|refusal| refusal.to_string())?;
+        // Whoever has set the secret anew meanwhile wants nothing of the login that it had.
+        let in_force = self.0.credentials().refresh(&refresh.name);
+        if in_force.is_none_or(|now| now.body != refresh.body) {
+            return Err("the login was ended meanwhile".to_owned());
+        }
         self.0.grant(&grant);
         Ok(grant)
     }
