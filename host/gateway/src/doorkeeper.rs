@@ -66,10 +66,13 @@ impl ServerName {
                 let next = retry.push(&behind);
                 self.again(retry, next, first)
             }
-            Seen::Hello { name: Some(other), .. } => {
-                Gate::Shut(Kind::Tls, format!("TLS asks for the server {other}, which is not the name of the flow"))
+            Seen::Hello { name: Some(other), .. } => Gate::Shut(
+                Kind::Tls,
+                format!("TLS asks for the server {other}, which is not the name of the flow"),
+            ),
+            Seen::Hello { name: None, .. } => {
+                Gate::Shut(Kind::Tls, "TLS without the server's name (SNI)".into())
             }
-            Seen::Hello { name: None, .. } => Gate::Shut(Kind::Tls, "TLS without the server's name (SNI)".into()),
             Seen::Broken(why) => Gate::Shut(Kind::Tls, format!("TLS that begins wrong: {why}")),
         }
     }
@@ -99,7 +102,9 @@ impl ServerName {
                 before.append(&mut bytes);
                 Gate::Open(before)
             }
-            Next::Again(Seen::Hello { name, encrypted: false }, mut bytes) if self.is_same(name.as_deref()) => {
+            Next::Again(Seen::Hello { name, encrypted: false }, mut bytes)
+                if self.is_same(name.as_deref()) =>
+            {
                 before.append(&mut bytes);
                 Gate::Open(before)
             }

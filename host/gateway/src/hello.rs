@@ -85,7 +85,9 @@ impl Hello {
                 return Seen::Broken("a TLS record before the ClientHello".into());
             }
             // SSL 2.0's form of a ClientHello (RFC 5246 §E.2), which old servers take for TLS and which asks for no name.
-            [0x80..=0xff, _, 1, 3, ..] => return Seen::Broken("an SSL 2.0 ClientHello, which has no name".into()),
+            [0x80..=0xff, _, 1, 3, ..] => {
+                return Seen::Broken("an SSL 2.0 ClientHello, which has no name".into());
+            }
             [0x80..=0xff] | [0x80..=0xff, _] | [0x80..=0xff, _, 1] => return Seen::More,
             _ => return self.clear(),
         }

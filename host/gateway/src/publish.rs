@@ -17,11 +17,11 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::AbortHandle;
 
 use crate::core::Slot;
+use crate::doorkeeper::ServerName;
 use crate::flow::Flow;
 use crate::record::{Decision, Kind, What};
 use crate::relay::{Finished, Relay};
 use crate::serve::World;
-use crate::doorkeeper::ServerName;
 use crate::wire::Wire;
 
 /// Ports that connections to the guest come from.

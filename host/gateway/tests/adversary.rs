@@ -93,7 +93,11 @@ fn tls_must_ask_for_the_name_of_its_flow() {
         ("an encrypted hello", with_extension(&good, 0xfe0d), "encrypted"),
         ("TLS that is none", [&[22, 3, 1, 0, 5][..], b"hello"].concat(), "begins wrong"),
         ("a record of version 2", of_version(&hello("evil.example"), 2), "version"),
-        ("an alert before the hello", [&[21, 4, 0, 0, 2, 1, 90][..], &good].concat(), "before the ClientHello"),
+        (
+            "an alert before the hello",
+            [&[21, 4, 0, 0, 2, 1, 90][..], &good].concat(),
+            "before the ClientHello",
+        ),
         ("an SSL 2.0 hello", vec![0x80, 0x2e, 1, 3, 1, 0, 21, 0, 0, 0, 16], "SSL 2.0"),
     ];
     for (what, bytes, text) in cases {
@@ -224,6 +228,9 @@ fn http_in_clear_reaches_nobody_unread_however_it_is_spelled() {
             ..Proxies::default()
         },
         ca: Some(SecretText::new(ca.into())),
+        roots: vec![
+            rcgen::generate_simple_self_signed(vec!["root.example".into()]).unwrap().cert.der().to_vec(),
+        ],
         ..Configuration::default()
     };
     let mut guest = Guest::start_with(configuration, gateway::interceptor);
@@ -263,7 +270,14 @@ fn http_in_clear_reaches_nobody_unread_however_it_is_spelled() {
     }
     // Others are not held up: these send no whole line, or wait for the server behind it.
     let git = "003fgit-upload-pack /project.git\0host=a.example.com\0";
-    for word in ["SSH-2.0-OpenSSH_10.0\r\n", "*1\r\n$4\r\nPING\r\n", "PING", "EHLO box\r\n", git, "\0\0\0\x08\x04\u{2}"] {
+    for word in [
+        "SSH-2.0-OpenSSH_10.0\r\n",
+        "*1\r\n$4\r\nPING\r\n",
+        "PING",
+        "EHLO box\r\n",
+        git,
+        "\0\0\0\x08\x04\u{2}",
+    ] {
         assert!(passes(&mut guest, port, word.as_bytes()), "{word:?}");
     }
     for word in ["SSH-2.0-OpenSSH_10.0\r\n", "EHLO box\r\n", "\0\x01\x02"] {

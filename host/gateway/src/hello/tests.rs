@@ -152,7 +152,9 @@ fn on_the_web(bytes: &[u8]) -> Seen {
 #[test]
 fn on_port_80_only_what_is_no_request_for_anybody_passes() {
     let long = "A".repeat(40) + " / HTTP/1.1\r\n";
-    for bytes in [&b"G3T / HTTP/1.1\r\n"[..], b"A.B /x HTTP/1.1\n", long.as_bytes(), b"\r\n\nFETCH * http/1.0\r\n"] {
+    for bytes in
+        [&b"G3T / HTTP/1.1\r\n"[..], b"A.B /x HTTP/1.1\n", long.as_bytes(), b"\r\n\nFETCH * http/1.0\r\n"]
+    {
         assert_eq!(on_the_web(bytes), Seen::Http, "{bytes:?}");
         assert_eq!(on_the_web(&bytes[..bytes.len() - 1]), Seen::More, "{bytes:?}");
     }
@@ -168,7 +170,9 @@ fn on_port_80_only_what_is_no_request_for_anybody_passes() {
     for bytes in unclear {
         assert_eq!(on_the_web(bytes), Seen::Unclear, "{bytes:?}");
     }
-    for bytes in [&b"SSH-2.0-OpenSSH_10.0 Debian-5\r\n"[..], b"EHLO box\r\n", b"\0\0\0\x08", b"AB\x01/ HTTP/1.1\n"] {
+    for bytes in
+        [&b"SSH-2.0-OpenSSH_10.0 Debian-5\r\n"[..], b"EHLO box\r\n", b"\0\0\0\x08", b"AB\x01/ HTTP/1.1\n"]
+    {
         assert_eq!(on_the_web(bytes), Seen::Other, "{bytes:?}");
     }
     // nginx overlooks any number of empty lines.
@@ -190,11 +194,20 @@ fn a_line_that_goes_on_is_looked_at_to_its_end() {
         let Some((mut line, rest)) = hello.line() else { return Line::Other };
         rest.iter().map(|byte| line.push(*byte)).find(|line| *line != Line::Passing).unwrap_or(Line::Passing)
     };
-    for request in [&b"FETCH / HTTP/1.1\r\n"[..], b" GET / HTTP/1.1\r\n", b"get / http/1.1 \n", b"G3T\t/\tHTTP/2\rx\n"] {
+    for request in
+        [&b"FETCH / HTTP/1.1\r\n"[..], b" GET / HTTP/1.1\r\n", b"get / http/1.1 \n", b"G3T\t/\tHTTP/2\rx\n"]
+    {
         assert_eq!(ends(request), Line::Unclear, "{request:?}");
     }
     let git = b"003fgit-upload-pack /project.git\0host=git.example\0";
-    let others = [&b"SSH-2.0-x\r\n"[..], b"*1\r\n$4\r\nPING\r\n", b"EHLO box\r\n", git, b"\0\0\0\x08\x04\xd2\x16/", b"{\"a\":1}\n"];
+    let others = [
+        &b"SSH-2.0-x\r\n"[..],
+        b"*1\r\n$4\r\nPING\r\n",
+        b"EHLO box\r\n",
+        git,
+        b"\0\0\0\x08\x04\xd2\x16/",
+        b"{\"a\":1}\n",
+    ];
     for other in others {
         assert_eq!(ends(other), Line::Other, "{other:?}");
     }

@@ -335,10 +335,13 @@ impl Stack {
 
     /// How many bytes can be sent now.
     pub fn sendable(&self, flow: FlowId) -> usize {
-        self.table.tcp(flow).filter(|tcp| !tcp.finish && !tcp.cut && tcp.socket().may_send()).map_or(0, |tcp| {
-            let socket = tcp.socket();
-            socket.send_capacity().saturating_sub(socket.send_queue())
-        })
+        self.table.tcp(flow).filter(|tcp| !tcp.finish && !tcp.cut && tcp.socket().may_send()).map_or(
+            0,
+            |tcp| {
+                let socket = tcp.socket();
+                socket.send_capacity().saturating_sub(socket.send_queue())
+            },
+        )
     }
 
     /// Ends a flow like [`Stack::reset`], after the guest has acknowledged all that was sent. No event follows, unless the flow ends
