@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) shared: Arc<Shared>,
     interceptor: RefCell<Option<Rc<dyn Interceptor>>>,
     make: MakeInterceptor,
+    /// The authority, also when no interceptor could be made with it.
+    ca: RefCell<Option<SecretText>>,
     roots: RefCell<Vec<Vec<u8>>>,
     secrets: RefCell<Option<SecretText>>,
     /// Since the renewal of tokens last looked.
@@ -174,6 +176,7 @@ fn configured(configuration: Configuration, make: MakeInterceptor) -> Result<Rc<
         shared,
         interceptor: RefCell::default(),
         make,
+        ca: RefCell::default(),
         roots: RefCell::new(configuration.roots),
         secrets: RefCell::new(configuration.secrets),
         other_policy: Cell::default(),
@@ -232,18 +235,19 @@ fn heed(world: &Rc<World>, word: ToGateway, descriptors: Vec<OwnedFd>) {
             check(world, "Proxies", read);
         }
         ToGateway::Roots { roots } => {
-            let set = world.interceptor().map_or(Ok(()), |interceptor| interceptor.set_roots(&roots));
             Arc::make_mut(&mut shared.lock().proxies).set_roots(&roots);
-            world.roots.replace(roots);
+            world.roots.replace(roots.clone());
+            let set = set_or_make(world, |interceptor| interceptor.set_roots(&roots));
             check(world, "Roots", set);
+            judge_again(world);
         }
         ToGateway::Ca { ca } => {
             check(world, "Ca", set_ca(world, &ca));
             judge_again(world);
         }
         ToGateway::Secrets { secrets } => {
-            let set = world.interceptor().map_or(Ok(()), |interceptor| interceptor.set_secrets(&secrets));
-            world.secrets.replace(Some(secrets));
+            world.secrets.replace(Some(secrets.clone()));
+            let set = set_or_make(world, |interceptor| interceptor.set_secrets(&secrets));
             check(world, "Secrets", set);
             judge_again(world);
         }
@@ -275,7 +279,20 @@ fn check(world: &World, word: &str, done: Result<(), String>) {
     }
 }
 
+/// Changes the interceptor. One that could not be made with what there was before is made now.
+fn set_or_make(
+    world: &World,
+    change: impl FnOnce(&dyn Interceptor) -> Result<(), String>,
+) -> Result<(), String> {
+    if let Some(interceptor) = world.interceptor() {
+        return change(interceptor.as_ref());
+    }
+    let ca = world.ca.borrow().clone();
+    ca.map_or(Ok(()), |ca| set_ca(world, &ca))
+}
+
 fn set_ca(world: &World, ca: &SecretText) -> Result<(), String> {
+    world.ca.replace(Some(ca.clone()));
     if let Some(interceptor) = world.interceptor() {
         return interceptor.set_ca(ca);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::SystemTime;
 
-use gateway::control::{Configuration, Proxies, SecretText};
+use gateway::control::{Configuration, FromGateway, Proxies, SecretText, ToGateway};
 use gateway::record::{Decision, Kind, Record};
 use guest::{Guest, echo, hosts, question, rules};
 use hickory_proto::op::{Message, ResponseCode};
@@ -228,12 +228,13 @@ fn http_in_clear_reaches_nobody_unread_however_it_is_spelled() {
             ..Proxies::default()
         },
         ca: Some(SecretText::new(ca.into())),
-        roots: vec![
-            rcgen::generate_simple_self_signed(vec!["root.example".into()]).unwrap().cert.der().to_vec(),
-        ],
         ..Configuration::default()
     };
     let mut guest = Guest::start_with(configuration, gateway::interceptor);
+    // Without roots there is nothing to look into anything with; with them there is.
+    guest.word("why not", |word| matches!(word, FromGateway::Rejected { word, .. } if word == "Ca"));
+    let root = rcgen::generate_simple_self_signed(vec!["root.example".into()]).unwrap();
+    guest.say(&ToGateway::Roots { roots: vec![root.cert.der().to_vec()] }, &[]);
     let evil = " / HTTP/1.1\r\nHost: evil.example\r\n\r\n";
     // What can be read is looked into: the host is another one.
     let long = "A".repeat(40);
