@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use intercept::{
     Decision as Ended, Dial, Dialling, Flow, FlowEnd, FlowHost, Intercept, Limits, RequestRecord, Rules,
-    Settings, Sink,
+    Settings, Sink, Undecided,
 };
-use policy::{Host, Name, Policy, Protocol};
+use policy::{Host, HostKey, Name, Policy, Protocol};
 use vault::Credentials;
 
-use crate::control::SecretText;
+use crate::control::{Mode, SecretText};
 use crate::dial::Dialer;
 use crate::intercept::{CurrentPolicy, Intercepted, Interceptor, Renewal, Renewing, Reporter, Setup};
 use crate::record::{Decision, Kind, What};
@@ -52,10 +52,11 @@ impl Interceptor for Inspector {
     fn serve(&self, flow: Intercepted) -> Pin<Box<dyn Future<Output = ()>>> {
         let intercept = self.intercept.clone();
         Box::pin(async move {
-            let Intercepted { stream, target, policy, dialer, reporter } = flow;
+            let Intercepted { stream, target, policy, granted, dialer, reporter } = flow;
             let Some(host) = flow_host(target.host.as_host()) else { return };
             let to = Flow { host, port: target.port };
-            let rules = Rc::new(PolicyRules(policy));
+            let is_host = target.host == HostKey::HostService;
+            let rules = Rc::new(PolicyRules { policy, is_host, granted });
             let sink = Rc::new(Records(reporter.clone()));
             let end = intercept.flow(to, stream, Upstream(dialer), rules, sink).await;
             // What was done wrong was recorded with the request; the flow's own end tells of the rest.
@@ -63,6 +64,10 @@ impl Interceptor for Inspector {
                 reporter.record(target.what(Kind::Ended, Decision::Refused).text(why), (0, 0));
             }
         })
+    }
+
+    fn judge_again(&self) {
+        self.intercept.judge_again();
     }
 
     fn set_roots(&self, roots: &[Vec<u8>]) -> Result<(), String> {
@@ -116,11 +121,27 @@ impl Dial for Upstream {
     }
 }
 
-struct PolicyRules(CurrentPolicy);
+struct PolicyRules {
+    policy: CurrentPolicy,
+    /// The flow goes to a service of the host.
+    is_host: bool,
+    /// The user let the flow through.
+    granted: bool,
+}
 
 impl Rules for PolicyRules {
     fn policy(&self) -> Policy {
-        self.0.get()
+        self.policy.get()
+    }
+
+    /// The same for a request as for a flow ([`crate::core::Rules::judge`]).
+    fn undecided(&self) -> Undecided {
+        match self.policy.mode() {
+            _ if self.is_host => Undecided::Refuse,
+            Mode::Observe => Undecided::Observe,
+            Mode::Ask if self.granted => Undecided::Pass,
+            Mode::Ask | Mode::Enforce => Undecided::Refuse,
+        }
     }
 }
 
@@ -130,6 +151,7 @@ impl Sink for Records {
     fn request(&self, record: RequestRecord) {
         let (kind, decision) = match &record.decision {
             Ended::Allowed => (Kind::Request, Decision::Allowed),
+            Ended::Observed => (Kind::Request, Decision::Observed),
             Ended::Exfiltration { .. } => (Kind::Exfiltration, Decision::Refused),
             Ended::Refused | Ended::Malformed | Ended::Mismatch => (Kind::Request, Decision::Refused),
             Ended::CredentialFailed | Ended::UpstreamFailed => (Kind::Request, Decision::Failed),

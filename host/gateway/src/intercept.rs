@@ -22,6 +22,8 @@ pub trait Interceptor {
     fn wants(&self, host: Host<'_>, port: u16) -> bool;
     /// Drives one guest connection to its end. Dropping the future ends it.
     fn serve(&self, flow: Intercepted) -> Pin<Box<dyn Future<Output = ()>>>;
+    /// The policy or the mode has changed: requests under way that may not go on end, with a record.
+    fn judge_again(&self);
     /// Other certificates to check servers against, each in DER.
     ///
     /// # Errors
@@ -76,6 +78,8 @@ pub struct Intercepted {
     pub target: Target,
     /// Always the policy in force.
     pub policy: CurrentPolicy,
+    /// The user let this flow through when asked.
+    pub granted: bool,
     /// Connections upstream; the first is there already.
     pub dialer: Dialer,
     /// Takes records.

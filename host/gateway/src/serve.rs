@@ -306,13 +306,17 @@ fn set_ca(world: &World, ca: &SecretText) -> Result<(), String> {
     Ok(())
 }
 
-/// The rules changed: flows, questions and renewals that were refused are judged again.
+/// The rules changed: flows, requests, questions and renewals that were refused are judged again.
 fn judge_again(world: &World) {
     world.other_policy.set(true);
     world.shared.logins.notify_one();
     let mut core = world.shared.lock();
     ask::judge_again(&mut core);
     tcp::judge_again(&mut core, world);
+    drop(core);
+    if let Some(interceptor) = world.interceptor() {
+        interceptor.judge_again();
+    }
 }
 
 fn publish(

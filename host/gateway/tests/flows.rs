@@ -313,6 +313,123 @@ fn observed_flows_pass_and_are_recorded() {
     guest.end();
 }
 
+/// A server of HTTP in clear that answers every request alike.
+fn web() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut piece = [0; 4096];
+                while let Ok(1..) = stream.read(&mut piece) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                }
+            });
+        }
+    });
+    port
+}
+
+/// The status that a request in clear is answered with.
+fn status(guest: &mut Guest, handle: smoltcp::iface::SocketHandle, request: &str, authority: &str) -> String {
+    let head = format!("{request} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+    guest.send(handle, head.as_bytes());
+    let mut answer = String::new();
+    while !answer.contains("\r\n\r\n") {
+        let more = guest.receive(handle, 1);
+        assert!(!more.is_empty(), "{answer}");
+        answer.push_str(std::str::from_utf8(&more).unwrap());
+    }
+    let length = answer.to_ascii_lowercase().split("content-length: ").nth(1).unwrap().to_owned();
+    guest.receive(handle, length.split("\r\n").next().unwrap().parse().unwrap());
+    answer.split(' ').nth(1).unwrap().to_owned()
+}
+
+/// A configuration of a sandbox that has a certificate; `folder` is where the root is.
+fn inspecting(configuration: Configuration, folder: &std::path::Path) -> Guest {
+    let now = std::time::SystemTime::now();
+    let root = intercept::RootCa::load_or_make(folder, now).unwrap();
+    let ca = serde_json::to_string(&root.issue("test", now).unwrap()).unwrap();
+    // Some root is needed; no server here shows a certificate.
+    let roots = vec![root.certificate_der().to_vec()];
+    let ca = Some(gateway::control::SecretText::new(ca.into()));
+    Guest::start_with(Configuration { ca, roots, ..configuration }, gateway::interceptor)
+}
+
+fn request_rule(decision: policy::Decision, host: &str, methods: &str) -> policy::Rule {
+    let rule = policy::Rule::new(decision, policy::Resource::parse(host).unwrap());
+    rule.with_http(policy::Methods::parse(methods).unwrap(), policy::PathPattern::all()).unwrap()
+}
+
+#[test]
+fn requests_that_no_rule_speaks_of_pass_where_all_is_observed() {
+    let (port, folder) = (web(), tempfile::tempdir().unwrap());
+    let seen = format!("seen.example.com:{port}");
+    let mut policy = rules(&[&format!("127.0.0.1:{port}")], &[]);
+    policy.local.extend([
+        request_rule(policy::Decision::Allow, &seen, "GET"),
+        request_rule(policy::Decision::Deny, &seen, "DELETE"),
+    ]);
+    let mut guest = inspecting(
+        Configuration {
+            policy,
+            hosts: hosts(&[("seen.example.com", "127.0.0.1")]),
+            mode: Mode::Observe,
+            ..Configuration::default()
+        },
+        folder.path(),
+    );
+    let handle = guest.connect_to("seen.example.com", port).unwrap();
+    for (request, expected) in [("GET /a", "200"), ("POST /b", "200"), ("DELETE /c", "403")] {
+        assert_eq!(status(&mut guest, handle, request, &seen), expected, "{request}");
+    }
+    for (path, decision) in [("/a", Decision::Allowed), ("/b", Decision::Observed), ("/c", Decision::Refused)]
+    {
+        let record = guest.record(path, |record| record.what.path.as_deref() == Some(path));
+        assert_eq!((record.what.kind, record.what.decision), (Kind::Request, decision), "{path}");
+    }
+    guest.say(&ToGateway::Mode { mode: Mode::Enforce }, &[]);
+    guest.until("the mode", |guest| (status(guest, handle, "POST /b", &seen) == "403").then_some(()));
+    guest.end();
+}
+
+/// What the user let through is looked into where a secret is bound to it: it is no refusal by another way.
+#[test]
+fn requests_of_a_flow_that_the_user_let_through_pass() {
+    let (port, folder) = (web(), tempfile::tempdir().unwrap());
+    let asked = format!("asked.example.com:{port}");
+    let credential = vault::credentials::Credential {
+        name: "mine".into(),
+        binding: vault::Binding {
+            hosts: vec![asked.parse().unwrap()],
+            places: vec!["header:authorization".parse().unwrap()],
+            ..vault::Binding::default()
+        },
+        value: vault::credentials::Value::Missing { placeholders: vec!["held".into()], why: "no".into() },
+    };
+    let secrets = vault::Credentials::new(vec![credential]).to_wire().unwrap();
+    let mut guest = inspecting(
+        Configuration {
+            policy: rules(&[&format!("127.0.0.1:{port}")], &[]),
+            hosts: hosts(&[("asked.example.com", "127.0.0.1")]),
+            mode: Mode::Ask,
+            secrets: Some(gateway::control::SecretText::new(secrets)),
+            ..Configuration::default()
+        },
+        folder.path(),
+    );
+    let address = guest.resolve("asked.example.com").unwrap();
+    let handle = guest.dial((IpAddr::from(address), port));
+    let word = guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
+    let FromGateway::Question { question, .. } = word else { unreachable!() };
+    guest.say(&ToGateway::Answer { question, allow: true }, &[]);
+    assert!(guest.opened(handle));
+    assert_eq!(status(&mut guest, handle, "POST /b", &asked), "200");
+    let record = guest.record("the request", |record| record.what.path.as_deref() == Some("/b"));
+    assert_eq!((record.what.kind, record.what.decision), (Kind::Request, Decision::Allowed));
+    guest.end();
+}
+
 /// What listens on the host's loopback trusts whoever reaches it.
 #[test]
 fn the_hosts_services_are_not_observed() {

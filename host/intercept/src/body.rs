@@ -1,16 +1,20 @@
 //! Bodies on their way: counted, watched, signed, masked. None is held beyond what its part says.
 
+use std::cell::{Cell, RefCell};
 use std::error::Error;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
+use policy::Verdict;
 
+use crate::judge::Judge;
 use crate::record::{Decision, RequestRecord, Sink};
 
 /// What goes wrong in a body; its text is for the log.
@@ -26,20 +30,79 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Payload {
     Box::pin(Full::new(bytes.into()).map_err(|never| match never {}))
 }
 
+/// A part of an exchange that goes on by itself.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    /// Until there is an answer; all of a WebSocket.
+    Head,
+    /// The request's body.
+    Up,
+    /// The answer's.
+    Down,
+}
+
 /// One request until the last of it is over; told to the log then.
 pub(crate) struct Exchange {
     sink: Rc<dyn Sink>,
-    record: std::cell::RefCell<RequestRecord>,
-    refusal: std::cell::RefCell<Option<vault::Refusal>>,
+    record: RefCell<RequestRecord>,
+    refusal: RefCell<Option<vault::Refusal>>,
+    judge: RefCell<Option<Judge>>,
+    /// The rules have changed, and refuse it now.
+    ended: RefCell<Option<Verdict>>,
+    /// Of each [`Part`].
+    wakers: [Cell<Option<Waker>>; 3],
 }
 
 impl Exchange {
     pub(crate) fn new(sink: Rc<dyn Sink>, record: RequestRecord) -> Rc<Self> {
-        Rc::new(Self { sink, record: record.into(), refusal: None.into() })
+        Rc::new(Self {
+            sink,
+            record: record.into(),
+            refusal: None.into(),
+            judge: None.into(),
+            ended: None.into(),
+            wakers: Default::default(),
+        })
     }
 
     pub(crate) fn note(&self, change: impl FnOnce(&mut RequestRecord)) {
         change(&mut self.record.borrow_mut());
+    }
+
+    /// Has it judged, now by the caller and again when the rules change.
+    pub(crate) fn judged_by(&self, judge: Judge) {
+        *self.judge.borrow_mut() = Some(judge);
+    }
+
+    /// The rules have changed: what they refuse now ends.
+    pub(crate) fn judge_again(&self) {
+        // What was refused for another reason keeps that reason.
+        let passes = matches!(self.record.borrow().decision, Decision::Allowed | Decision::Observed);
+        let judged = self.judge.borrow().as_ref().filter(|_| passes).and_then(Judge::judge);
+        let Some((Decision::Refused, verdict)) = judged else { return };
+        self.note(|record| note_end(record, &verdict));
+        self.ended.replace(Some(verdict));
+        for waker in self.wakers.iter().filter_map(Cell::take) {
+            waker.wake();
+        }
+    }
+
+    /// Ready when the rules have ended it.
+    fn poll_ended(&self, part: Part, cx: &Context<'_>) -> Poll<()> {
+        if self.ended.borrow().is_some() {
+            return Poll::Ready(());
+        }
+        if let Some(place) = self.wakers.get(part as usize) {
+            let known = place.take().filter(|waker| waker.will_wake(cx.waker()));
+            place.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
+        }
+        Poll::Pending
+    }
+
+    /// Waits until the rules end it, and says why.
+    pub(crate) async fn ended(&self, part: Part) -> Option<Verdict> {
+        poll_fn(|cx| self.poll_ended(part, cx)).await;
+        self.ended.borrow().clone()
     }
 
     /// A body that may not go on, and why.
@@ -68,6 +131,21 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.sink.request(self.record.borrow().clone());
     }
+}
+
+/// Writes into a record that the rules have ended its request.
+pub(crate) fn note_end(record: &mut RequestRecord, verdict: &Verdict) {
+    let reason = &verdict.reason;
+    record.decision = Decision::Refused;
+    record.rule = reason.rule.as_ref().map(ToString::to_string);
+    record.layer = Some(reason.layer.to_string());
+    record.detail = Some(format!("ended, for the policy changed: {}", reason.text));
+    record.remedy.clone_from(&reason.remedy);
+}
+
+/// What the side that still reads or writes is told then.
+fn ended() -> BodyError {
+    "the policy changed".into()
 }
 
 /// Writes into a record what the vault refused.
@@ -120,6 +198,9 @@ impl Body for Outbound {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.exchange.poll_ended(Part::Up, cx).is_ready() {
+            return Poll::Ready(Some(Err(ended())));
+        }
         loop {
             return Poll::Ready(match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 None => match self.signer.take().map(|mut signer| signer.finish()) {
@@ -193,6 +274,10 @@ impl Body for Inbound {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.exchange.poll_ended(Part::Down, cx).is_ready() {
+            self.masker = None;
+            return Poll::Ready(Some(Err(ended())));
+        }
         loop {
             if let Some(trailers) = self.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));

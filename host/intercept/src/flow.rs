@@ -18,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::LazyConfigAcceptor;
 use vault::Credentials;
 
+use crate::judge::UnderWay;
 use crate::leaf::{Alpn, Leaves};
 use crate::record::{Decision, RequestRecord, Rules, Sink};
 use crate::service::Service;
@@ -104,6 +105,7 @@ pub(crate) struct Shared {
     leaves: RefCell<Leaves>,
     upstream: RefCell<UpstreamTls>,
     credentials: RefCell<Credentials>,
+    pub(crate) under_way: RefCell<UnderWay>,
     pub(crate) limits: Limits,
 }
 
@@ -146,6 +148,7 @@ impl Intercept {
             leaves: leaves.into(),
             upstream: upstream.into(),
             credentials: RefCell::default(),
+            under_way: RefCell::default(),
             limits: settings.limits,
         })))
     }
@@ -179,6 +182,13 @@ impl Intercept {
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         self.0.credentials()
+    }
+
+    /// The rules have changed: requests under way that they refuse now end, with a record. One that has no answer yet is answered 403,
+    /// of another the stream is reset (HTTP/2) or the connection ends (HTTP/1, WebSocket).
+    pub fn judge_again(&self) {
+        let under_way = self.0.under_way.borrow().all();
+        under_way.iter().for_each(|exchange| exchange.judge_again());
     }
 
     /// Must a flow to this host be looked into although the policy lets it pass?

@@ -24,6 +24,7 @@ mod ca;
 mod flow;
 mod frames;
 mod head;
+mod judge;
 mod leaf;
 mod limits;
 mod record;
@@ -41,5 +42,5 @@ pub use ca::{CaError, INTERMEDIATE_DAYS, IntermediateCa, ROOT_DAYS, ROOT_FILE, R
 pub use flow::{Flow, FlowEnd, FlowHost, Intercept, InterceptError, Settings};
 pub use leaf::{LEAF_DAYS, MAX_LEAVES};
 pub use limits::Limits;
-pub use record::{Decision, RequestRecord, Rules, Sink};
+pub use record::{Decision, RequestRecord, Rules, Sink, Undecided};
 pub use upstream::{Dial, Dialling, Stream};

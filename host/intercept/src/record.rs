@@ -2,10 +2,26 @@
 
 use policy::Policy;
 
-/// The policy in force. Asked anew for each request, so a changed rule holds for the next request of an old flow.
+/// The policy in force. Asked anew for each request, and for those under way at [`crate::Intercept::judge_again`].
 pub trait Rules {
     /// The policy of this moment (a clone is cheap).
     fn policy(&self) -> Policy;
+
+    /// What becomes, at this moment, of a request that no rule speaks of.
+    fn undecided(&self) -> Undecided {
+        Undecided::Refuse
+    }
+}
+
+/// What becomes of a request that no rule speaks of. A denial is a denial in each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undecided {
+    /// It is refused.
+    Refuse,
+    /// It passes, and is recorded as [`Decision::Observed`].
+    Observe,
+    /// It passes: the user has let all of this flow through.
+    Pass,
 }
 
 /// Where records go. Called once a request, when it was refused or when its answer has ended; must not block.
@@ -21,7 +37,9 @@ pub trait Sink {
 pub enum Decision {
     /// It went to the host.
     Allowed,
-    /// A rule, or no rule, refused it.
+    /// No rule allows it; it went to the host because the sandbox is observed.
+    Observed,
+    /// A rule, or no rule, refused it, or ended it when the rules changed.
     Refused,
     /// It was no request that two servers read alike.
     Malformed,

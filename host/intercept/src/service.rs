@@ -10,12 +10,13 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use policy::{Host, Layer, Outcome, Protocol, Target, Verdict};
+use policy::{Host, Verdict};
 use tokio::sync::Notify;
 
-use crate::body::{Exchange, Inbound, Outbound, Payload, collect, describe, full};
+use crate::body::{Exchange, Inbound, Outbound, Part, Payload, collect, describe, full, note_end};
 use crate::flow::Shared;
 use crate::head::{self, Examined};
+use crate::judge::Judge;
 use crate::record::{Decision, RequestRecord, Rules, Sink};
 use crate::refusal::{Answer, is_grpc, respond};
 use crate::upgrade::{self, Wanted};
@@ -110,7 +111,16 @@ impl Service {
             method: head.method.to_string(),
             http1: version < Version::HTTP_2,
         };
-        let result = self.forward(head, body, guest, &asked, &exchange).await;
+        let result = tokio::select! {
+            biased;
+            // There is no answer yet: one of ours says why.
+            Some(verdict) = exchange.ended(Part::Head) => {
+                let refused = self.denied(&verdict, &asked, &exchange);
+                exchange.note(|record| note_end(record, &verdict));
+                Err(refused)
+            }
+            result = self.forward(head, body, guest, &asked, &exchange) => result,
+        };
         let response = match result {
             Ok(response) => response,
             Err(Ended::Refused(response)) => *response,
@@ -154,8 +164,8 @@ impl Service {
         let examined = head::examine(&self.flow, self.secure, &head)
             .map_err(|error| Ended::refused(self.malformed(&error, asked, exchange)))?;
         exchange.note(|record| record.path = shown(&examined.path.to_string(), LONGEST_PATH));
-        self.judge(&asked.method, &examined, exchange)
-            .map_err(|verdict| self.denied(&verdict, asked, exchange))?;
+        let examined = Rc::new(examined);
+        self.judge(&examined, asked, exchange)?;
         let websocket = examined.websocket;
         let ready = self.prepare(head, body, &examined, asked, exchange).await?;
         let wanted = websocket.then(|| Wanted { guest, watch: self.watch() });
@@ -182,23 +192,31 @@ impl Service {
         self.answer(response, wanted, ready.token, asked, exchange).await
     }
 
-    /// Every method and path that the request may be taken for has to be allowed.
-    fn judge(&self, method: &str, examined: &Examined, exchange: &Exchange) -> Result<(), Box<Verdict>> {
-        let policy = self.rules.policy();
-        let host = self.flow.host.for_policy();
-        let target = Target { host, port: self.flow.port, protocol: Protocol::Tcp };
-        let mut first = true;
-        for method in std::iter::once(method).chain(examined.other_methods.iter().map(String::as_str)) {
-            for path in std::iter::once(&examined.path).chain(&examined.other_paths) {
-                let verdict = policy.request(target, policy::Request { method, path });
-                if std::mem::take(&mut first) || verdict.outcome != Outcome::Allow {
-                    note_verdict(exchange, &verdict);
-                }
-                if verdict.outcome != Outcome::Allow {
-                    return Err(Box::new(verdict));
-                }
+    fn judge(&self, examined: &Rc<Examined>, asked: &Asked, exchange: &Rc<Exchange>) -> Result<(), Ended> {
+        let judge = Judge {
+            rules: Rc::clone(&self.rules),
+            flow: self.flow.clone(),
+            method: asked.method.clone(),
+            examined: Rc::clone(examined),
+        };
+        if let Some((decision, verdict)) = judge.judge() {
+            let reason = &verdict.reason;
+            exchange.note(|record| {
+                record.rule = reason.rule.as_ref().map(ToString::to_string);
+                record.layer = Some(reason.layer.to_string());
+            });
+            match decision {
+                Decision::Refused => return Err(self.denied(&verdict, asked, exchange)),
+                Decision::Observed => exchange.note(|record| {
+                    record.decision = decision;
+                    record.detail = Some(reason.text.clone());
+                    record.remedy.clone_from(&reason.remedy);
+                }),
+                _ => {}
             }
         }
+        exchange.judged_by(judge);
+        self.shared.under_way.borrow_mut().add(exchange);
         Ok(())
     }
 
@@ -458,7 +476,7 @@ impl Service {
             record.remedy.clone_from(&verdict.reason.remedy);
         });
         let rule = verdict.reason.rule.as_ref().map(ToString::to_string);
-        let layer = layer_name(verdict.reason.layer);
+        let layer = verdict.reason.layer.to_string();
         let answer = Answer {
             rule: rule.as_deref(),
             layer: Some(&layer),
@@ -525,17 +543,6 @@ fn shown(text: &str, longest: usize) -> String {
         text.push('…');
     }
     text
-}
-
-fn layer_name(layer: Layer) -> String {
-    format!("{layer:?}").to_ascii_lowercase()
-}
-
-fn note_verdict(exchange: &Exchange, verdict: &Verdict) {
-    exchange.note(|record| {
-        record.rule = verdict.reason.rule.as_ref().map(ToString::to_string);
-        record.layer = Some(layer_name(verdict.reason.layer));
-    });
 }
 
 fn set_length(headers: &mut HeaderMap, length: usize) {

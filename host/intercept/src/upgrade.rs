@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use crate::body::{Exchange, Payload, empty};
+use crate::body::{Exchange, Part, Payload, empty};
 use crate::frames::Unmask;
 use crate::head::is_websocket;
 
@@ -33,8 +33,17 @@ pub(crate) fn consent(mut head: http::response::Parts) -> Response<Payload> {
     Response::from_parts(head, empty())
 }
 
-/// Carries bytes until either side is done.
+/// Carries bytes until either side is done, or the rules have changed and refuse it now.
 pub(crate) async fn tunnel(wanted: Wanted, upstream: OnUpgrade, exchange: Rc<Exchange>) {
+    tokio::select! {
+        biased;
+        // In the middle of any message there is no place for a word of ours: both connections end.
+        _ = exchange.ended(Part::Head) => {}
+        () = carry(wanted, upstream, &exchange) => {}
+    }
+}
+
+async fn carry(wanted: Wanted, upstream: OnUpgrade, exchange: &Exchange) {
     let Wanted { guest, watch } = wanted;
     let (guest, upstream) = match tokio::try_join!(guest, upstream) {
         Ok(both) => both,

@@ -235,17 +235,43 @@ fn log(world: &World) -> Case {
 }
 
 fn observe(world: &World) -> Case {
-    let folder = world.project("observed");
-    let port = server()?.port();
-    let script = format!("curl -sS -m 20 http://{NOBODYS}:{port}/ || true");
-    let said = say_run(world, &folder, &["--observe"], &script)?;
-    let rule = format!("viv policy allow --sandbox shell-observed {NOBODYS}:{port}");
-    let needed =
-        said.err.contains("what it did needs these rules:") || said.err.contains("allow all that it did");
-    ensure(said.code == 0 && needed, format!("{said:?}"))?;
-    // Upstream does not know the name; where it does, the rule is printed.
-    ensure(!said.err.contains("needs these rules") || said.err.contains(&rule), said.err)?;
-    world.run(&["rm", "-f", "shell-observed"]).map(|_| ())
+    let (folder, name) = (world.project("observed"), "shell-observed");
+    let observed = |script: &str| say_run(world, &folder, &["--observe"], script);
+    // What the rules let through leaves nothing to say, and a name that is asked for and no more neither.
+    let get = "curl -sS -m 60 -o /dev/null -w '%{http_code}' https://pypi.org/simple/six/";
+    let said = observed(&format!("{get}; getent hosts {NOBODYS}"))?;
+    ensure(
+        said.text() == "200" && said.err.trim_end() == "viv: the rules that there are allow all that it did",
+        format!("{said:?}"),
+    )?;
+    let denied = world.run(&[
+        "policy",
+        "deny",
+        "--sandbox",
+        name,
+        "--method",
+        "DELETE",
+        "--path",
+        "/**",
+        "pypi.org",
+    ])?;
+    ensure(denied.code == 0, format!("{denied:?}"))?;
+    // A method that no rule speaks of goes on to the host, which has an answer of its own; a denial stays one.
+    let said = observed(
+        "for method in POST DELETE; do curl -sS -m 60 -o /dev/null -w '%{http_code} ' -X $method https://pypi.org/simple/six/; done",
+    )?;
+    let codes = said.text();
+    let (posted, deleted) = codes.split_once(' ').unwrap_or_default();
+    ensure(posted != "403" && posted != "000" && deleted == "403", format!("{said:?}"))?;
+    let rule = format!("viv policy allow --sandbox {name} pypi.org:443 --method POST --path /simple/six");
+    ensure(
+        said.err.trim_end() == format!("viv: what it did needs these rules:\n  {rule}"),
+        format!("{said:?}"),
+    )?;
+    let of_it = |record: &Value| record["method"] == "POST" && record["decision"] == "Observed";
+    let records = records(world, name, &["--type", "observed"])?;
+    ensure(records.iter().any(of_it), format!("{records:?}"))?;
+    world.run(&["rm", "-f", name]).map(|_| ())
 }
 
 /// `viv run shell . FLAGS -- -c SCRIPT`.

@@ -5,7 +5,7 @@ use crate::support;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::support::{AnyBody, HOST, Server, World, bytes, ok, raw_exchange, run, whole};
+use crate::support::{AnyBody, HOST, Server, World, bytes, channel, ok, raw_exchange, run, whole};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -14,13 +14,6 @@ use intercept::{Decision, Dial, Dialling};
 use tokio::sync::mpsc;
 
 const BOTH: &[&str] = &["h2", "http/1.1"];
-
-/// A body whose pieces come from a channel.
-fn channel() -> (mpsc::UnboundedSender<Frame<Bytes>>, AnyBody) {
-    let (sender, mut receiver) = mpsc::unbounded_channel();
-    let stream = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|frame| frame.map(Ok)));
-    (sender, Box::pin(StreamBody::new(stream)))
-}
 
 #[test]
 fn requests_and_answers_pass_with_their_heads_and_bodies() {

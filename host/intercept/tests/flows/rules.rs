@@ -1,8 +1,17 @@
 //! The policy, request by request.
 
-use crate::support::{HOST, Server, World, bytes, ok, raw_exchange, run, statuses, whole};
-use http::{Request, StatusCode};
-use intercept::Decision;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::support::{HOST, Server, World, bytes, channel, ok, raw_exchange, run, statuses, whole};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use intercept::{Decision, Undecided};
+use tokio::sync::mpsc::UnboundedSender;
 
 fn server(world: &World, alpn: &[&str]) -> Server {
     Server::hyper(Some(world.authority.server(&[HOST], alpn)), |_| Box::pin(async { ok("served") }))
@@ -74,6 +83,133 @@ fn a_changed_rule_holds_for_the_next_request_of_an_old_connection() {
         assert_eq!(client.get("/b").await.0.status, StatusCode::OK);
         world.rule(&[("allow", "", "")]);
         assert_eq!(client.get("/a").await.0.status, StatusCode::OK);
+    });
+}
+
+/// Answers without an end, by path; what is sent into one reaches its reader.
+type Streams = Rc<RefCell<HashMap<String, UnboundedSender<Frame<Bytes>>>>>;
+
+/// Answers each GET with such a stream, and a POST never.
+fn streaming(world: &World, alpn: &[&str]) -> (Server, Streams) {
+    let streams = Streams::default();
+    let all = Rc::clone(&streams);
+    let server =
+        Server::hyper(Some(world.authority.server(&[HOST], alpn)), move |request: Request<Incoming>| {
+            let all = Rc::clone(&all);
+            Box::pin(async move {
+                let (sender, body) = channel();
+                sender.send(Frame::data("first".into())).expect("open");
+                all.borrow_mut().insert(request.uri().path().to_owned(), sender);
+                if request.method() == "POST" {
+                    std::future::pending::<()>().await;
+                }
+                Response::new(body)
+            })
+        });
+    (server, streams)
+}
+
+async fn next(body: &mut Incoming) -> Result<Bytes, hyper::Error> {
+    body.frame().await.expect("not the end").map(|frame| frame.into_data().expect("data"))
+}
+
+#[test]
+fn a_changed_rule_ends_what_is_under_way_and_nothing_else() {
+    run(async {
+        for alpn in [&["h2"][..], &["http/1.1"]] {
+            let world = World::new();
+            let (server, streams) = streaming(&world, alpn);
+            let mut client = world.client(alpn, server.clone()).await;
+            // On HTTP/1 a connection has one request: the other one is in a flow of its own.
+            let mut other = if alpn == ["h2"] { None } else { Some(world.client(alpn, server).await) };
+            let get = |path: &str| Request::get(path).body(bytes("")).expect("a request");
+            let mut ended = client.send(get("/ended")).await.expect("an answer").into_body();
+            let other = other.as_mut().unwrap_or(&mut client);
+            let mut kept = other.send(get("/kept")).await.expect("an answer").into_body();
+            assert_eq!(next(&mut ended).await.expect("its beginning"), "first");
+            assert_eq!(next(&mut kept).await.expect("its beginning"), "first");
+            world.rule(&[("allow", "", ""), ("deny", "GET", "/ended")]);
+            // Neither side has moved a byte since.
+            next(&mut ended).await.expect_err("it was cut off");
+            let record = world.records(1).await.remove(0);
+            assert_eq!((record.path.as_str(), record.status, record.received), ("/ended", 200, 5));
+            assert_eq!(record.decision, Decision::Refused);
+            assert!(record.detail.expect("why").starts_with("ended, for the policy changed: denied by"));
+            assert!(record.rule.expect("the rule").contains("deny:") && record.remedy.is_some());
+            let of = |path: &str| streams.borrow()[path].clone();
+            of("/kept").send(Frame::data("second".into())).expect("the other one lives on");
+            assert_eq!(next(&mut kept).await.expect("more"), "second");
+            // The host's side of it is gone, too.
+            of("/ended").closed().await;
+        }
+    });
+}
+
+#[test]
+fn an_upload_under_way_is_refused_when_the_rule_comes() {
+    run(async {
+        for alpn in [&["h2"][..], &["http/1.1"]] {
+            let world = World::new();
+            let (server, streams) = streaming(&world, alpn);
+            let mut client = world.client(alpn, server).await;
+            let (sender, body) = channel();
+            sender.send(Frame::data("piece".into())).expect("open");
+            let answer = client.send(Request::post("/upload").body(body).expect("a request"));
+            let change = async {
+                while streams.borrow().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                world.rule(&[("allow", "GET", "/**")]);
+            };
+            let (answer, ()) = tokio::join!(answer, change);
+            let (head, body) = whole(answer.expect("an answer")).await;
+            assert_eq!(head.status, StatusCode::FORBIDDEN);
+            assert!(String::from_utf8_lossy(&body).contains("viv policy allow"));
+            let record = world.records(1).await.remove(0);
+            assert_eq!((record.decision, record.status), (Decision::Refused, 403));
+        }
+    });
+}
+
+#[test]
+fn what_no_rule_speaks_of_passes_where_it_is_observed_or_was_granted() {
+    run(async {
+        let world = World::new();
+        world.rule(&[("allow", "GET", "/docs/**"), ("deny", "POST", "/closed")]);
+        let (server, streams) = streaming(&world, &["h2"]);
+        let mut client = world.client(&["h2"], server).await;
+        let other = || Request::get("/other").body(bytes("")).expect("a request");
+        let answer = client.send(other()).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        world.records(1).await;
+        for (undecided, decision) in
+            [(Undecided::Observe, Decision::Observed), (Undecided::Pass, Decision::Allowed)]
+        {
+            world.undecided(undecided);
+            let answer = client.send(other()).await.expect("an answer");
+            streams.borrow_mut().clear();
+            assert_eq!(whole(answer).await.1, "first");
+            // A denial stays one.
+            let request = Request::post("/closed").body(bytes("")).expect("a request");
+            let (head, _) = whole(client.send(request).await.expect("an answer")).await;
+            assert_eq!(head.status, StatusCode::FORBIDDEN);
+            // What a rule allows is no observation.
+            let answer = client.send(Request::get("/docs/a").body(bytes("")).expect("a request")).await;
+            streams.borrow_mut().clear();
+            assert_eq!(whole(answer.expect("an answer")).await.0.status, StatusCode::OK);
+            let records = world.records(3).await;
+            let of = |path: &str| records.iter().find(|record| record.path == path).expect("a record");
+            assert_eq!((&of("/other").decision, of("/other").status), (&decision, 200));
+            assert_eq!(of("/closed").decision, Decision::Refused);
+            assert_eq!(of("/docs/a").decision, Decision::Allowed);
+        }
+        // Once nobody observes any more, it ends.
+        world.undecided(Undecided::Observe);
+        let mut body = client.send(other()).await.expect("an answer").into_body();
+        assert_eq!(next(&mut body).await.expect("an answer"), "first");
+        world.undecided(Undecided::Refuse);
+        next(&mut body).await.expect_err("it was cut off");
+        assert_eq!(world.records(1).await.remove(0).decision, Decision::Refused);
     });
 }
 

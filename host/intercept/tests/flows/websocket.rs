@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 
 use crate::support::{HOST, Server, Tcp, World, raw_exchange, run, statuses};
-use intercept::{Flow, FlowHost};
+use intercept::{Decision, Flow, FlowHost};
 use policy::Name;
 use tungstenite::handshake::client::Request;
 use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
@@ -130,6 +130,29 @@ fn what_the_server_says_first_arrives_and_its_close_ends_the_flow() {
         })
         .await;
         server.join().expect("no panic");
+    });
+}
+
+#[test]
+fn a_changed_rule_ends_an_open_websocket() {
+    run(async {
+        let world = World::new();
+        let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+        let change = async {
+            said.recv().await.expect("an echo came back");
+            world.rule(&[("allow", "GET", "/elsewhere")]);
+        };
+        let test = through(&world, echo(), move |mut socket| {
+            socket.send(Message::text("before")).expect("sent");
+            assert_eq!(socket.read().expect("a message"), Message::text("before"));
+            say.send(()).expect("open");
+            // Nobody says anything more, and it ends.
+            socket.read().expect_err("it was cut off");
+        });
+        tokio::join!(test, change);
+        let record = world.records(1).await.remove(0);
+        assert_eq!((record.status, record.decision), (101, Decision::Refused));
+        assert!(record.detail.expect("why").starts_with("ended, for the policy changed: no rule allows GET"));
     });
 }
 

@@ -13,20 +13,21 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use intercept::{
     Dial, Dialling, Flow, FlowEnd, FlowHost, Intercept, Limits, RequestRecord, RootCa, Rules, Settings, Sink,
-    Stream,
+    Stream, Undecided,
 };
 use policy::{Decision, Methods, Name, PathPattern, Policy, PolicySet, Preset, Resource, Rule};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
 
 /// The host that everything is about.
 pub(crate) const HOST: &str = "api.example.com";
@@ -36,6 +37,13 @@ pub(crate) type Served = Pin<Box<dyn Future<Output = Response<AnyBody>>>>;
 
 pub(crate) fn bytes(data: impl Into<Bytes>) -> AnyBody {
     Box::pin(Full::new(data.into()).map_err(|never| match never {}))
+}
+
+/// A body whose pieces come from a channel.
+pub(crate) fn channel() -> (mpsc::UnboundedSender<Frame<Bytes>>, AnyBody) {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let stream = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|frame| frame.map(Ok)));
+    (sender, Box::pin(StreamBody::new(stream)))
 }
 
 pub(crate) fn ok(data: impl Into<Bytes>) -> Response<AnyBody> {
@@ -119,11 +127,15 @@ impl Sink for Log {
     }
 }
 
-pub(crate) struct Current(pub(crate) RefCell<Policy>);
+pub(crate) struct Current(pub(crate) RefCell<Policy>, pub(crate) Cell<Undecided>);
 
 impl Rules for Current {
     fn policy(&self) -> Policy {
         self.0.borrow().clone()
+    }
+
+    fn undecided(&self) -> Undecided {
+        self.1.get()
     }
 }
 
@@ -180,13 +192,21 @@ impl World {
             root,
             authority,
             log: Rc::default(),
-            rules: Rc::new(Current(policy(&[("allow", "", "")]).into())),
+            rules: Rc::new(Current(policy(&[("allow", "", "")]).into(), Undecided::Refuse.into())),
             _folder: folder,
         }
     }
 
+    /// Other rules, from now on and for what is under way.
     pub(crate) fn rule(&self, rules: &[RuleText<'_>]) {
         *self.rules.0.borrow_mut() = policy(rules);
+        self.intercept.judge_again();
+    }
+
+    /// The same for what no rule speaks of.
+    pub(crate) fn undecided(&self, undecided: Undecided) {
+        self.rules.1.set(undecided);
+        self.intercept.judge_again();
     }
 
     /// Starts a flow to the host's port; the guest's end, and how it ends.
