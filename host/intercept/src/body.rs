@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use policy::Verdict;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::judge::Judge;
 use crate::record::{Decision, RequestRecord, Sink};
@@ -28,6 +29,18 @@ pub(crate) fn empty() -> Payload {
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Payload {
     Box::pin(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+/// A body that is held whole, in a place that it gives back.
+pub(crate) struct Held {
+    pub(crate) whole: Vec<u8>,
+    pub(crate) _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.whole
+    }
 }
 
 /// A part of an exchange that goes on by itself.

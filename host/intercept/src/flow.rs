@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::crypto::CryptoProvider;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use vault::Credentials;
 
@@ -106,6 +107,10 @@ pub(crate) struct Shared {
     upstream: RefCell<UpstreamTls>,
     credentials: RefCell<Credentials>,
     pub(crate) under_way: RefCell<UnderWay>,
+    /// Bytes of bodies that may still be held.
+    pub(crate) room: Arc<Semaphore>,
+    /// Flows there are.
+    flows: Cell<usize>,
     pub(crate) limits: Limits,
 }
 
@@ -120,6 +125,12 @@ impl Shared {
 
     pub(crate) fn grant(&self, grant: &vault::oauth::Grant) {
         let with = self.credentials.borrow().with_grant(grant);
+        self.replace(&with);
+    }
+
+    /// What answers may still hold of the credentials of before stays masked.
+    fn replace(&self, credentials: &Credentials) {
+        let with = credentials.remembering(&self.credentials.borrow());
         *self.credentials.borrow_mut() = with;
     }
 }
@@ -149,6 +160,8 @@ impl Intercept {
             upstream: upstream.into(),
             credentials: RefCell::default(),
             under_way: RefCell::default(),
+            room: Arc::new(Semaphore::new(settings.limits.held_in_all)),
+            flows: Cell::default(),
             limits: settings.limits,
         })))
     }
@@ -175,7 +188,7 @@ impl Intercept {
 
     /// Places these credentials from the next request on, on established flows too.
     pub fn set_credentials(&self, credentials: Credentials) {
-        *self.0.credentials.borrow_mut() = credentials;
+        self.0.replace(&credentials);
     }
 
     /// The credentials in force, with what token endpoints have granted since.
@@ -209,8 +222,9 @@ impl Intercept {
         let activity = Activity::new();
         let guest = Watched { inner: guest, activity: activity.clone() };
         let tasks = Tasks::default();
-        let run = Run { shared: Rc::clone(&self.0), flow, rules, sink, tasks: tasks.clone() };
-        let limits = self.0.limits;
+        let one = OneMore::new(&self.0);
+        let limits = self.0.limits.beside(one.others);
+        let run = Run { shared: Rc::clone(&self.0), limits, flow, rules, sink, tasks: tasks.clone() };
         tasks
             .drive(async move {
                 tokio::select! {
@@ -222,9 +236,31 @@ impl Intercept {
     }
 }
 
+/// One flow that there is.
+struct OneMore<'a> {
+    shared: &'a Shared,
+    /// How many there were.
+    others: usize,
+}
+
+impl<'a> OneMore<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let others = shared.flows.get();
+        shared.flows.set(others.saturating_add(1));
+        Self { shared, others }
+    }
+}
+
+impl Drop for OneMore<'_> {
+    fn drop(&mut self) {
+        self.shared.flows.set(self.shared.flows.get().saturating_sub(1));
+    }
+}
+
 /// One flow on its way.
 struct Run {
     shared: Rc<Shared>,
+    limits: Limits,
     flow: Flow,
     rules: Rc<dyn Rules>,
     sink: Rc<dyn Sink>,
@@ -233,7 +269,7 @@ struct Run {
 
 impl Run {
     async fn run(self, guest: impl Stream, dial: Box<dyn Dial>) -> FlowEnd {
-        let limits = self.shared.limits;
+        let limits = self.limits;
         let (kind, guest) = match tokio::time::timeout(limits.head, sniff(guest)).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return FlowEnd::Broken(error.to_string()),
@@ -254,12 +290,12 @@ impl Run {
 
     fn upstream(&self, dial: Box<dyn Dial>, tls: Option<TlsTo>, http2: bool) -> Option<Upstream> {
         let authority = crate::head::authority(&self.flow, tls.is_some())?;
-        Some(Upstream::new(dial, tls, http2, authority, self.shared.limits, self.tasks.clone()))
+        Some(Upstream::new(dial, tls, http2, authority, self.limits, self.tasks.clone()))
     }
 
     /// Ends the guest's TLS, after upstream's is up.
     async fn secure(self, guest: impl Stream, dial: Box<dyn Dial>) -> FlowEnd {
-        let limits = self.shared.limits;
+        let limits = self.limits;
         let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), guest);
         let start = match tokio::time::timeout(limits.handshake, acceptor).await {
             Ok(Ok(start)) => start,
@@ -323,7 +359,7 @@ impl Run {
     async fn serve(self, guest: Box<dyn Stream>, upstream: Upstream, secure: bool, http2: bool) -> FlowEnd {
         let tasks = self.tasks.clone();
         let service = Rc::new(Service {
-            limits: self.shared.limits,
+            limits: self.limits,
             flow: self.flow,
             secure,
             rules: self.rules,

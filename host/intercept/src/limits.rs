@@ -1,8 +1,8 @@
-//! What one flow may use.
+//! What one flow may use, and what all of a sandbox may.
 
 use std::time::Duration;
 
-/// The bounds of one flow. What is over is refused on that flow alone.
+/// The bounds of one flow, where they are not said to be of all. What is over is refused on that flow alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Time for the guest's TLS handshake, and for upstream's connection with its handshake. 30 s.
@@ -30,8 +30,26 @@ pub struct Limits {
     pub connection_window: u32,
     /// Bytes of a body that has to be held whole: one to be signed without a declared hash. 16 MiB.
     pub held_body: usize,
+    /// Bytes of such bodies in all flows; what comes beyond waits until there is room. 64 MiB.
+    pub held_in_all: usize,
+    /// Flows at once, from the first on, that have the windows above; what is opened while there are more has [`SMALL_WINDOW`]s. 32.
+    pub wide_flows: usize,
     /// Bytes of a token endpoint's answer. 1 MiB.
     pub token_answer: usize,
+}
+
+/// Bytes in flight of a stream, and of a connection, of a flow that is one of many: what HTTP/2 begins with (RFC 9113 §6.9.2).
+const SMALL_WINDOW: u32 = 65_535;
+
+impl Limits {
+    /// Those of a flow that is opened when there are so many others.
+    pub(crate) fn beside(mut self, others: usize) -> Self {
+        if others >= self.wide_flows {
+            self.stream_window = self.stream_window.min(SMALL_WINDOW);
+            self.connection_window = self.connection_window.min(SMALL_WINDOW);
+        }
+        self
+    }
 }
 
 impl Default for Limits {
@@ -49,7 +67,25 @@ impl Default for Limits {
             stream_window: 1024 * 1024,
             connection_window: 4 * 1024 * 1024,
             held_body: 16 * 1024 * 1024,
+            held_in_all: 64 * 1024 * 1024,
+            wide_flows: 32,
             token_answer: 1024 * 1024,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_windows_of_very_many_flows_are_small() {
+        let limits = Limits::default();
+        assert_eq!(limits.beside(31), limits);
+        let small = limits.beside(32);
+        assert_eq!((small.stream_window, small.connection_window), (65_535, 65_535));
+        // What 4,096 flows can have the gateway hold of both sides.
+        let held = |limits: Limits, flows: u64| u64::from(limits.connection_window) * 2 * flows;
+        assert!(held(limits, 32) + held(small, 4096) < 1 << 30);
     }
 }

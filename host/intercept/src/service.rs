@@ -4,8 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -13,7 +15,7 @@ use hyper::body::Incoming;
 use policy::{Host, Verdict};
 use tokio::sync::Notify;
 
-use crate::body::{Exchange, Inbound, Outbound, Part, Payload, collect, describe, full, note_end};
+use crate::body::{Exchange, Held, Inbound, Outbound, Part, Payload, collect, describe, full, note_end};
 use crate::flow::Shared;
 use crate::head::{self, Examined};
 use crate::judge::Judge;
@@ -260,11 +262,11 @@ impl Service {
             vault::Body::Stream => Ok(Ready { head, body: outbound(body, None), chunked, token: None }),
             vault::Body::SigV4(pending) => match pending.payload() {
                 vault::sigv4::Payload::Undeclared => {
-                    let whole = self.hold(body, self.limits.held_body, asked, exchange).await?;
-                    credentials.watch(&to).feed(&whole).map_err(refuse)?;
-                    pending.sign(&mut head, Some(&whole)).map_err(refuse)?;
-                    set_length(&mut head.headers, whole.len());
-                    Ok(Ready { head, body: full(whole), chunked: false, token: None })
+                    let held = self.hold(body, self.limits.held_body, asked, exchange).await?;
+                    credentials.watch(&to).feed(&held.whole).map_err(refuse)?;
+                    pending.sign(&mut head, Some(&held.whole)).map_err(refuse)?;
+                    set_length(&mut head.headers, held.whole.len());
+                    Ok(Ready { head, body: full(Bytes::from_owner(held)), chunked: false, token: None })
                 }
                 _ => {
                     let signer = pending.sign(&mut head, None).map_err(refuse)?;
@@ -272,10 +274,10 @@ impl Service {
                 }
             },
             vault::Body::Token(mut token) => {
-                let whole = self.hold(body, vault::oauth::MAX_BODY, asked, exchange).await?;
-                credentials.watch(&to).feed(&whole).map_err(refuse)?;
+                let held = self.hold(body, vault::oauth::MAX_BODY, asked, exchange).await?;
+                credentials.watch(&to).feed(&held.whole).map_err(refuse)?;
                 let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-                let real = token.request(kind, &whole).map_err(refuse)?;
+                let real = token.request(kind, &held.whole).map_err(refuse)?;
                 set_length(&mut head.headers, real.len());
                 // The answer has to be read here, as it is and whole.
                 head.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -285,18 +287,34 @@ impl Service {
         }
     }
 
-    /// A body that has to be there whole.
+    /// A body that has to be there whole. It waits until there is room for all of it, so that those that are held can come to their end.
     async fn hold(
         &self,
         body: Incoming,
         limit: usize,
         asked: &Asked,
         exchange: &Rc<Exchange>,
-    ) -> Result<Vec<u8>, Ended> {
+    ) -> Result<Held, Ended> {
+        let declared = body.size_hint().upper().and_then(|length| usize::try_from(length).ok());
+        let most = declared.unwrap_or(limit).min(limit).min(self.limits.held_in_all);
+        let place = u32::try_from(most).unwrap_or(u32::MAX);
+        let place = match Arc::clone(&self.shared.room).try_acquire_many_owned(place) {
+            Ok(place) => place,
+            Err(_) => {
+                let text = format!(
+                    "waited for others: {} bytes of bodies are held at most",
+                    self.limits.held_in_all
+                );
+                exchange.note(|record| record.detail = Some(text));
+                let room = Arc::clone(&self.shared.room);
+                // It is never closed.
+                room.acquire_many_owned(place).await.map_err(|_| Ended::HangUp)?
+            }
+        };
         match collect(body, limit).await {
             Ok(Some(whole)) => {
                 exchange.note(|record| record.sent = whole.len() as u64);
-                Ok(whole)
+                Ok(Held { whole, _place: place })
             }
             Ok(None) => Err(Ended::refused(self.refused(
                 &vault::Refusal::TooLarge { what: "the request's body", limit },
@@ -360,8 +378,9 @@ impl Service {
         if let Some(token) = token {
             return self.keep_tokens(head, body, plain, &token, asked, exchange).await;
         }
-        let bound = credentials.is_bound(&self.flow.host.to_string(), self.flow.port);
-        let masker = (bound && plain && !body.is_end_stream()).then(|| credentials.masker());
+        // Whatever it says of its coding: that may be the guest's choice, and no form of a value stands in compressed bytes by chance.
+        let bound = credentials.is_masked(&self.flow.host.to_string(), self.flow.port);
+        let masker = (bound && !body.is_end_stream()).then(|| credentials.masker());
         let body =
             Inbound { inner: body, exchange: Rc::clone(exchange), masker, credentials, trailers: None };
         Ok(Response::from_parts(head, Box::pin(body) as Payload))

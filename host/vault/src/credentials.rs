@@ -211,19 +211,48 @@ pub struct Credentials(Arc<Set>);
 #[derive(Default)]
 struct Set {
     list: Vec<Credential>,
+    /// What was in force before: servers may still say it.
+    past: Vec<Credential>,
     finder: Finder,
     forms: Arc<Forms>,
 }
 
+/// Credentials of before whose values are masked; of more the oldest are forgotten.
+const MOST_PAST: usize = 256;
+
 impl Credentials {
     /// From single ones.
     pub fn new(list: Vec<Credential>) -> Self {
+        Self::with_past(list, Vec::new())
+    }
+
+    /// The same, with those of before, which are placed nowhere any more and are masked as they were: a value that was put in is not shown
+    /// to the guest because it was replaced or removed before the server said it back.
+    #[must_use]
+    pub fn remembering(&self, before: &Self) -> Self {
+        let is_there = |old: &Credential| {
+            self.0.list.iter().any(|new| {
+                new.binding.hosts == old.binding.hosts
+                    && old
+                        .values()
+                        .iter()
+                        .all(|(old, _)| new.values().iter().any(|(new, _)| new.expose() == old.expose()))
+            })
+        };
+        let old = before.0.past.iter().chain(&before.0.list);
+        let past = old.filter(|old| !old.values().is_empty() && !is_there(old)).map(Credential::duplicate);
+        let mut past: Vec<Credential> = past.collect();
+        past.drain(..past.len().saturating_sub(MOST_PAST));
+        Self::with_past(self.0.list.iter().map(Credential::duplicate).collect(), past)
+    }
+
+    fn with_past(list: Vec<Credential>, past: Vec<Credential>) -> Self {
         let texts = list.iter().enumerate().flat_map(|(number, credential)| {
             credential.placeholders().into_iter().map(move |text| (text, number))
         });
         let finder = Finder::new(texts);
-        let forms = Arc::new(Forms::new(list.iter().flat_map(Credential::values)));
-        Self(Arc::new(Set { list, finder, forms }))
+        let forms = Arc::new(Forms::new(list.iter().chain(&past).flat_map(Credential::values)));
+        Self(Arc::new(Set { list, past, finder, forms }))
     }
 
     /// Reads what [`Credentials::to_wire`] wrote.
@@ -260,6 +289,12 @@ impl Credentials {
     pub fn is_bound(&self, host: &str, port: u16) -> bool {
         let to = Destination { host, port, tls: true };
         self.0.list.iter().any(|credential| credential.is_for(&to))
+    }
+
+    /// Whether answers of this host may hold values: a secret is bound to it, or was.
+    pub fn is_masked(&self, host: &str, port: u16) -> bool {
+        let to = Destination { host, port, tls: true };
+        self.0.list.iter().chain(&self.0.past).any(|credential| credential.is_for(&to))
     }
 
     /// The secret whose placeholder is in `bytes`, if one is.

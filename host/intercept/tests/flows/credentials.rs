@@ -112,6 +112,74 @@ fn the_host_gets_the_value_in_each_place_and_the_log_only_its_name() {
     });
 }
 
+/// A host that says the value back in a field and in its body, once it is told to.
+fn late_echo(
+    world: &World,
+    coding: &'static str,
+) -> (Server, Rc<tokio::sync::Notify>, Rc<tokio::sync::Notify>) {
+    let (there, go) = (Rc::new(tokio::sync::Notify::new()), Rc::new(tokio::sync::Notify::new()));
+    let (came, told) = (Rc::clone(&there), Rc::clone(&go));
+    let server = Server::hyper(Some(world.authority.server(&[HOST], &["h2"])), move |request| {
+        let (came, told) = (Rc::clone(&came), Rc::clone(&told));
+        Box::pin(async move {
+            let value = request.headers()["authorization"].clone();
+            came.notify_one();
+            told.notified().await;
+            let mut response = ok(format!("you sent {}", value.to_str().expect("text")));
+            response.headers_mut().insert("x-sent", value);
+            for coding in coding.split('|').filter(|coding| *coding != "-") {
+                response.headers_mut().append("content-encoding", coding.parse().expect("a value"));
+            }
+            response
+        })
+    });
+    (server, there, go)
+}
+
+#[test]
+fn a_value_that_was_put_in_stays_masked_when_the_secret_changes_before_the_answer() {
+    run(async {
+        let other = || {
+            token("mine", binding(HOST, &["header:authorization"]), HOLDER, "ghp_NEXTNEXTNEXTNEXTNEXTNEXT")
+        };
+        for next in [Credentials::default(), Credentials::new(vec![other()])] {
+            let world = World::new();
+            world.intercept.set_credentials(credentials(&["header:authorization"]));
+            let (server, there, go) = late_echo(&world, "-");
+            let mut client = world.client(&["h2"], server).await;
+            let request = Request::get("/").header("authorization", format!("Bearer {HOLDER}"));
+            let answer = client.send(request.body(bytes("")).expect("a request"));
+            let changed = async {
+                there.notified().await;
+                world.intercept.set_credentials(next);
+                go.notify_one();
+            };
+            let (answer, ()) = tokio::join!(answer, changed);
+            let (head, body) = whole(answer.expect("an answer")).await;
+            assert_eq!(head.headers["x-sent"], format!("Bearer {HOLDER}"));
+            assert_eq!(body, format!("you sent Bearer {HOLDER}"));
+        }
+    });
+}
+
+/// The guest may choose what the host says of its answer.
+#[test]
+fn a_body_is_masked_whatever_coding_it_claims() {
+    run(async {
+        for coding in ["-", "none", "", "identity|identity", "identity, identity", "gzip"] {
+            let world = World::new();
+            world.intercept.set_credentials(credentials(&["header:authorization"]));
+            let (server, _, go) = late_echo(&world, coding);
+            go.notify_one();
+            let mut client = world.client(&["h2"], server).await;
+            let request = Request::get("/").header("authorization", format!("Bearer {HOLDER}"));
+            let answer = client.send(request.body(bytes("")).expect("a request")).await;
+            let (_, body) = whole(answer.expect("an answer")).await;
+            assert_eq!(body, format!("you sent Bearer {HOLDER}"), "{coding:?}");
+        }
+    });
+}
+
 #[test]
 fn a_changed_or_removed_secret_holds_for_the_next_request() {
     run(async {

@@ -5,12 +5,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{AnyBody, HOST, Server, World, bytes, ok, run, whole};
+use crate::support::{AnyBody, Client, HOST, Server, World, bytes, channel, ok, run, whole};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use intercept::{Limits, RequestRecord};
 use ring::{digest, hmac};
 use vault::sigv4::Keys;
 use vault::{Binding, Credential, Credentials, Secret, Value};
@@ -222,6 +223,45 @@ fn an_unsigned_payload_streams_and_an_undeclared_one_has_a_limit() {
         let (request, _) = signed("/a", "sts", &stamp(), &sha(&vec![1; long]), false, bytes(vec![1; long]));
         let (head, _) = whole(client.send(request).await.expect("an answer")).await;
         assert_eq!(head.status.as_u16(), 413);
+    });
+}
+
+#[test]
+fn bodies_that_are_held_have_so_much_room_in_all() {
+    run(async {
+        let world = World::with(Limits { held_body: 1024, held_in_all: 2048, ..Limits::default() });
+        world.intercept.set_credentials(credentials());
+        let server = Server::hyper(Some(world.authority.server(&[HOST], &["h2"])), |request| {
+            Box::pin(async move { ok(request.into_body().collect().await.expect("a body").to_bytes()) })
+        });
+        let Client::Http2(sender) = world.client(&["h2"], server).await else { panic!("HTTP/2") };
+        let ask = |body: AnyBody| {
+            let (request, _) = signed("/a", "sts", &stamp(), &sha(b"abc"), false, body);
+            let mut client = Client::Http2(sender.clone());
+            tokio::task::spawn_local(async move {
+                whole(client.send(request).await.expect("an answer")).await.0.status.as_u16()
+            })
+        };
+        // Two that do not end take all of it.
+        let begun = || {
+            let (sender, body) = channel();
+            sender.send(Frame::data("abc".into())).expect("open");
+            (sender, ask(body))
+        };
+        let ((first, first_answer), (second, second_answer)) = (begun(), begun());
+        let third = ask(bytes("abc"));
+        for _ in 0..5000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!third.is_finished(), "there was room for a third one");
+        drop(first);
+        assert_eq!((first_answer.await.expect("no panic"), third.await.expect("no panic")), (200, 200));
+        drop(second);
+        assert_eq!(second_answer.await.expect("no panic"), 200);
+        let records = world.records(3).await;
+        let waited =
+            |record: &RequestRecord| record.detail.as_deref().is_some_and(|text| text.starts_with("waited"));
+        assert_eq!(records.iter().filter(|record| waited(record)).count(), 1, "{records:?}");
     });
 }
 
