@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::allowance::Allowance;
 use crate::ask::Questions;
 use crate::control::{Counters, FromGateway, Mode};
-use crate::dns::{Found, Zone};
+use crate::dns::{self, Found, Zone};
 use crate::names::{self, Names};
 use crate::proxy::ProxyTable;
 use crate::record::{Decision, Kind, Recorder, What};
@@ -125,6 +125,16 @@ impl Rules {
             return true;
         }
         let text = format!("more than {QUESTIONS_A_SECOND} DNS questions in a second: dropped");
+        self.record(What::new(Kind::Limit, Decision::Refused, "DNS", 53).text(text));
+        false
+    }
+
+    /// Whether a DNS message is short enough to be read.
+    pub(crate) fn may_be_read(&mut self, length: usize) -> bool {
+        if length <= dns::LONGEST {
+            return true;
+        }
+        let text = format!("a DNS message of more than {} bytes: dropped", dns::LONGEST);
         self.record(What::new(Kind::Limit, Decision::Refused, "DNS", 53).text(text));
         false
     }

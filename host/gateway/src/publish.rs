@@ -201,6 +201,9 @@ impl Port {
             && let Some(oldest) = peers.iter().min_by_key(|(_, (_, turn))| *turn).map(|(peer, _)| *peer)
         {
             peers.remove(&oldest);
+            let text = format!("more than {MOST_PEERS} peers at once: the one quiet longest made room");
+            let what = What::new(Kind::Limit, Decision::Refused, "a published port", self.guest_port);
+            self.world.shared.record(What { protocol: Some(Protocol::Udp), ..what.text(text) });
         }
         let flow = self.connect(Protocol::Udp, GUEST_IPV4.into());
         let decision = if flow.is_ok() { Decision::Allowed } else { Decision::Failed };

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use frame_ring::{Link, LinkError, Sent};
 use netstack::{Event, FlowId, LimitKind, Protocol};
+use policy::HostKey;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep_until;
@@ -157,6 +158,14 @@ fn heed(world: &Rc<World>, core: &mut Core, event: Event) {
         }
         Event::Closed { flow } => end(core, flow, End::Closed),
         Event::Reset { flow, .. } => end(core, flow, End::Reset),
+        Event::Prohibited { destination, protocol } => {
+            let host = core.rules.host(destination).unwrap_or(HostKey::Address(destination));
+            let text = match protocol {
+                1 | 58 => "ICMP passes to nobody".to_owned(),
+                other => format!("IP protocol {other} passes to nobody: TCP and UDP do"),
+            };
+            core.rules.record(What::new(Kind::Datagram, Decision::Refused, host, 0).text(text));
+        }
         Event::Limit { limit, count } => {
             let what = What::new(Kind::Limit, Decision::Refused, "network", 0).text(limit_text(limit));
             core.rules.recorder.add_many(what, count, std::time::Instant::now());

@@ -269,7 +269,8 @@ async fn serve_dns(world: Rc<World>, flow: Flow) {
 /// The answer to the next message; `None` at the end, or when there is none.
 async fn dns_question(world: &World, stream: &mut FlowStream) -> std::io::Result<Option<Vec<u8>>> {
     let length = usize::from(stream.read_u16().await?);
-    if length > dns::LONGEST {
+    if !world.shared.lock().rules.may_be_read(length) {
+        world.shared.outbox.notify_one();
         return Ok(None);
     }
     let mut message = vec![0; length];

@@ -56,7 +56,7 @@ fn answer(world: &World, core: &mut Core, id: FlowId) {
     let _ = core.stack.accept(id, now);
     while let Some(message) = core.stack.recv_datagram(id) {
         core.counters.questions = core.counters.questions.saturating_add(1);
-        if !core.rules.may_ask() {
+        if !core.rules.may_ask() || !core.rules.may_be_read(message.len()) {
             continue;
         }
         if let Some(answer) = dns::answer(&message, &mut core.rules) {

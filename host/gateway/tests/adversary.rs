@@ -345,6 +345,11 @@ fn the_gateway_answers_dns_whatever_server_is_asked() {
     // A message longer than any real one ends the connection.
     guest.send(handle, &[0xff; 100]);
     assert_eq!(guest.receive_all(handle), b"");
+    guest.record("the limit", |record| {
+        record.what.kind == Kind::Limit
+            && record.what.text.contains("more than 4096 bytes")
+            && record.count == 1
+    });
     // DNS over TLS and QUIC are flows like others.
     assert!(guest.connect((Ipv4Addr::new(9, 9, 9, 9), 853)).is_none());
     guest.end();
@@ -386,6 +391,39 @@ fn junk_for_dns_is_answered_or_dropped_and_the_next_question_works() {
         guest.cast(server.into(), &case);
     }
     assert!(guest.resolve("a.example.com").is_some());
+    guest.record("the one of 5000 bytes", |record| {
+        record.what.kind == Kind::Limit
+            && record.what.text.contains("more than 4096 bytes")
+            && record.count == 1
+    });
+    guest.end();
+}
+
+#[test]
+fn what_is_neither_tcp_nor_udp_is_refused_with_a_record() {
+    let mut guest = two_names(1);
+    let named = guest.resolve("a.example.com").unwrap();
+    for (to, protocol, count) in
+        [([192, 0, 2, 1].into(), 1, 3), ([192, 0, 2, 1].into(), 47, 1), (named, 1, 1)]
+    {
+        for _ in 0..count {
+            guest.packet(to, protocol, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+        }
+    }
+    for (host, text, count) in
+        [("192.0.2.1", "ICMP", 3), ("192.0.2.1", "IP protocol 47", 1), ("a.example.com", "ICMP", 1)]
+    {
+        guest.until(text, |guest| {
+            let of_it = |record: &&gateway::record::Record| {
+                record.what.kind == Kind::Datagram
+                    && record.what.decision == Decision::Refused
+                    && record.what.host == host
+                    && record.what.text.contains(text)
+            };
+            let sum: u64 = guest.records.iter().filter(of_it).map(|record| record.count).sum();
+            (sum == count).then_some(())
+        });
+    }
     guest.end();
 }
 

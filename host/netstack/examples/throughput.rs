@@ -82,7 +82,7 @@ impl Guest {
         loop {
             match stack.next_event() {
                 Some(Event::Writable(_)) => return (guest, flow),
-                Some(Event::Limit { .. }) => {}
+                Some(Event::Limit { .. } | Event::Prohibited { .. }) => {}
                 event => panic!("{event:?}"),
             }
         }

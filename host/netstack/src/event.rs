@@ -1,6 +1,6 @@
 //! What the stack tells its gateway, and the words of their conversation.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Names a flow; never used twice in the life of a [`Stack`](crate::Stack).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +54,13 @@ pub enum Event {
         flow: FlowId,
         /// Why.
         cause: ResetCause,
+    },
+    /// A packet of a kind that does not pass was answered "administratively prohibited", as far as answers are given.
+    Prohibited {
+        /// Where it was to go.
+        destination: IpAddr,
+        /// Its number in IANA's "Protocol Numbers": 1 and 58 are ICMP.
+        protocol: u8,
     },
     /// The guest hit a limit; at most one event a second for each kind, and none that is not told of within a second.
     Limit {

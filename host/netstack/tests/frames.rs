@@ -545,6 +545,15 @@ fn echo_is_ours_and_all_else_is_prohibited() {
         assert_eq!(reply[62..], frame[HEADER + 14..][..reply.len() - 62], "{name}");
     }
     assert_eq!(stack.counters().prohibited, 10);
+    let told = std::iter::from_fn(|| stack.next_event()).map(|event| match event {
+        Event::Prohibited { destination, protocol } => (destination, protocol),
+        other => panic!("{other:?}"),
+    });
+    let to4s = [1, 47, 4, 132, 50, 41].map(|protocol| (IpAddr::V4(to4), protocol));
+    let to6s = [58, 132, 4].map(|protocol| (IpAddr::V6(to6), protocol));
+    let ours = (IpAddr::V4(abi::GATEWAY_IPV4), 1);
+    let expected: Vec<_> = to4s[..1].iter().chain([&ours]).chain(&to4s[1..]).chain(&to6s).copied().collect();
+    assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 
 #[test]

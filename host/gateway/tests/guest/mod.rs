@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use agent_proto::abi::{GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_IPV6, GUEST_MAC};
+use agent_proto::abi::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, GUEST_MAC};
 use doorbell::Doorbell;
 use frame_ring::{Link, MAX_FRAME, Side};
 use gateway::control::{Configuration, FromGateway, HostsEntry, ToGateway};
@@ -257,6 +257,28 @@ impl Guest {
             self.turn();
         }
         self.sockets.remove(handle);
+    }
+
+    /// Sends one IPv4 packet of a protocol.
+    pub(crate) fn packet(&mut self, to: Ipv4Addr, protocol: u8, payload: &[u8]) {
+        use smoltcp::wire::{EthernetFrame, EthernetProtocol, Ipv4Packet};
+        let mut frame = vec![0; HEADER + 14 + 20];
+        frame.extend_from_slice(payload);
+        let mut ethernet = EthernetFrame::new_unchecked(&mut frame[HEADER..]);
+        ethernet.set_src_addr(EthernetAddress(GUEST_MAC));
+        ethernet.set_dst_addr(EthernetAddress(GATEWAY_MAC));
+        ethernet.set_ethertype(EthernetProtocol::Ipv4);
+        let mut ip = Ipv4Packet::new_unchecked(ethernet.payload_mut());
+        ip.set_version(4);
+        ip.set_header_len(20);
+        ip.set_total_len(u16::try_from(20 + payload.len()).unwrap());
+        ip.set_hop_limit(64);
+        ip.set_next_header(protocol.into());
+        ip.set_src_addr(GUEST_IPV4);
+        ip.set_dst_addr(to);
+        ip.fill_checksum();
+        assert_eq!(self.card.link.send(&[&frame]).unwrap(), frame_ring::Sent::Taken);
+        self.turn();
     }
 
     /// Asks the gateway's DNS.

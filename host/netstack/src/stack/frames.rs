@@ -1,11 +1,12 @@
 //! Frames from the guest.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
 use super::{FinalReset, Stack};
-use crate::event::LimitKind;
+use crate::event::{Event, LimitKind};
 use crate::icmp::{self, Unreachable};
 use crate::ingress::{self, Packet, Segment};
 use crate::table::Kind;
@@ -37,6 +38,7 @@ impl Stack {
             }
             Packet::Prohibited { v6, ip } => {
                 count(&mut self.counters.prohibited);
+                self.events.extend(prohibited(v6, ip));
                 self.answer_icmp(icmp::unreachable(&self.link, v6, Unreachable::Prohibited, ip));
             }
         }
@@ -99,6 +101,16 @@ fn reset_for(segment: &Segment<'_>) -> FinalReset {
             ack: Some(emit::after(tcp.seq_number, tcp.segment_len())),
         },
     }
+}
+
+/// What is told of a packet that does not pass (RFC 791 §3.1, RFC 8200 §3).
+fn prohibited(v6: bool, ip: &[u8]) -> Option<Event> {
+    let (protocol, destination): (u8, IpAddr) = if v6 {
+        (*ip.get(6)?, <[u8; 16]>::try_from(ip.get(24..40)?).ok()?.into())
+    } else {
+        (*ip.get(9)?, <[u8; 4]>::try_from(ip.get(16..20)?).ok()?.into())
+    };
+    Some(Event::Prohibited { destination, protocol })
 }
 
 pub(super) fn count(counter: &mut u64) {
