@@ -8,7 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Version};
-use policy::CanonicalPath;
+use policy::{CanonicalPath, Name};
 
 use crate::tls::same_name;
 use crate::{Flow, FlowHost};
@@ -136,7 +136,7 @@ fn agree_authority(flow: &Flow, secure: bool, authority: &Authority) -> Result<(
         None => None,
     };
     let host = match &flow.host {
-        FlowHost::Name(name) => same_name(name.as_str(), asked),
+        FlowHost::Name(name) => same_name(name.as_str(), asked) || is_host_alias(&flow.host, asked),
         FlowHost::Address(address) => {
             let bare = asked.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(asked);
             bare.parse() == Ok(*address)
@@ -146,6 +146,12 @@ fn agree_authority(flow: &Flow, secure: bool, authority: &Authority) -> Result<(
         return Ok(());
     }
     Err(HeadError::Mismatch { asked: authority.to_string(), flow: flow.to_string() })
+}
+
+/// Whether a flow to the host's own services is called by one of their names.
+fn is_host_alias(host: &FlowHost, asked: &str) -> bool {
+    matches!(host, FlowHost::Name(name) if name.is_host_service())
+        && Name::parse(asked).is_ok_and(|asked| asked.is_host_service())
 }
 
 const fn default_port(secure: bool) -> u16 {
@@ -170,27 +176,33 @@ pub(crate) fn host_field(flow: &Flow, secure: bool, head: &Parts) -> Option<Head
     let asked = head.uri.authority().map(Authority::as_str);
     let asked = asked.or_else(|| head.headers.get(header::HOST).and_then(|host| host.to_str().ok()));
     let with_port = |text: &str| text.strip_suffix(&format!(":{}", flow.port)) == Some(ours.as_str());
+    let is_alias = |text: &str| {
+        Authority::try_from(text).is_ok_and(|authority| is_host_alias(&flow.host, authority.host()))
+    };
     match asked {
-        Some(text) if with_port(text) => HeaderValue::from_str(text).ok(),
+        Some(text) if with_port(text) || is_alias(text) => HeaderValue::from_str(text).ok(),
         _ => HeaderValue::from_str(ours.as_str()).ok(),
     }
 }
 
-/// Methods and paths that frameworks take from a field instead of the request line: they must be allowed as well.
+/// Methods and paths that frameworks take from a field instead of the request line: they must be allowed as well. Servers that hand fields on as
+/// variables (CGI, WSGI) take `_` for `-`.
 fn overrides(headers: &HeaderMap) -> Result<(Vec<String>, Vec<CanonicalPath>), HeadError> {
     let mut methods = Vec::new();
-    for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
-        for value in headers.get_all(name) {
-            let method = value.to_str().ok().map(|text| text.trim().to_ascii_uppercase());
-            let method = method.filter(|text| Method::from_bytes(text.as_bytes()).is_ok());
-            methods.push(method.ok_or(HeadError::Malformed("a method in a field that is none"))?);
-        }
-    }
     let mut paths = Vec::new();
-    for name in ["x-original-url", "x-rewrite-url"] {
-        for value in headers.get_all(name) {
-            let text = value.to_str().map_err(|_| HeadError::Malformed("a path in a field that is none"))?;
-            paths.push(canonical(text)?);
+    for (name, value) in headers {
+        match name.as_str().replace('_', "-").as_str() {
+            "x-http-method-override" | "x-http-method" | "x-method-override" => {
+                let method = value.to_str().ok().map(|text| text.trim().to_ascii_uppercase());
+                let method = method.filter(|text| Method::from_bytes(text.as_bytes()).is_ok());
+                methods.push(method.ok_or(HeadError::Malformed("a method in a field that is none"))?);
+            }
+            "x-original-url" | "x-rewrite-url" => {
+                let text =
+                    value.to_str().map_err(|_| HeadError::Malformed("a path in a field that is none"))?;
+                paths.push(canonical(text)?);
+            }
+            _ => {}
         }
     }
     Ok((methods, paths))

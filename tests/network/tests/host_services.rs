@@ -50,6 +50,17 @@ fn by_name(net: &Net) -> Case {
         "each was reached as often as it was asked",
     )?;
     ensure(other.connections() == 0, "a port without a rule was reached")?;
+    // Where its requests are looked into, too.
+    net.allow(&["--method", "GET", "localhost:8092"])?;
+    for host in ["host.viv.internal", "host.docker.internal"] {
+        let said =
+            net.guest(&format!("{}; {} -d x", get(host, 8092), get(host, 8092).replace("; echo $?", "")))?;
+        let text = said.text();
+        ensure(
+            text.starts_with("GET / HTTP/1.1\n0\n{") && text.contains("denied"),
+            format!("{host}: {said:?}"),
+        )?;
+    }
     net.forget("localhost:8090")?;
     let said = net.guest(&get("host.viv.internal", 8090))?;
     ensure(said.text() == "7", format!("the rule is gone: {said:?}"))

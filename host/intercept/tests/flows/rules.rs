@@ -235,6 +235,8 @@ fn paths_and_methods_in_disguise_are_judged_as_what_they_may_be() {
             ("POST /public/a", "Content-Length: 0\r\n", 403),
             ("GET /public/a", "X-HTTP-Method-Override: POST\r\n", 403),
             ("GET /public/a", "X-Method-Override: post\r\n", 403),
+            ("GET /public/a", "X_HTTP_Method_Override: POST\r\n", 403),
+            ("GET /public/a", "X_Original-URL: /private/a\r\n", 403),
             ("GET /public/a", "X-HTTP-Method: GET\r\n", 200),
             ("GET /public/a", "X-Original-URL: /private/a\r\n", 403),
             ("GET /public/a", "X-Rewrite-URL: /public/../private\r\n", 400),
