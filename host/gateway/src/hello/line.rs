@@ -136,8 +136,11 @@ impl FirstLine {
     /// Looks at the next byte. After anything but [`Line::Held`] and [`Line::Passing`] it is asked no more.
     pub fn push(&mut self, byte: u8) -> Line {
         self.length = self.length.saturating_add(1);
-        if byte.is_ascii_control() && !is_space(byte) && (!self.strict || self.place != Place::Rest) {
-            // Old servers take some in a path, but none in a method.
+        // No server takes a NUL anywhere, or another such character in a method; in a path old ones take some.
+        if byte.is_ascii_control()
+            && !is_space(byte)
+            && (self.place != Place::Rest || self.passing && byte == 0)
+        {
             return Line::Other;
         }
         match (self.place, is_space(byte)) {

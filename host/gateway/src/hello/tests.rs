@@ -125,7 +125,12 @@ fn what_is_not_tls_is_told_apart_at_once() {
     for word in [&b"hello"[..], b"PING", b"FETCH / HTTP/1.1\r\n", b"gets key"] {
         assert_eq!(look(word, 1), Seen::Other, "{word:?}");
     }
-    for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"\r\n\nPUT  /x  http/1.0 \n", b"PRI * HTTP/2.0\r\n"] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n"[..],
+        b"\r\n\nPUT  /x  http/1.0 \n",
+        b"PRI * HTTP/2.0\r\n",
+        b"GET /\x01 HTTP/1.1\n",
+    ] {
         assert_eq!(look(bytes, 1), Seen::Http, "{bytes:?}");
         assert_eq!(look(bytes, 100), Seen::Http, "{bytes:?}");
         assert_eq!(look(&bytes[..bytes.len() - 1], 1), Seen::More, "{bytes:?}");
@@ -194,9 +199,13 @@ fn a_line_that_goes_on_is_looked_at_to_its_end() {
         let Some((mut line, rest)) = hello.line() else { return Line::Other };
         rest.iter().map(|byte| line.push(*byte)).find(|line| *line != Line::Passing).unwrap_or(Line::Passing)
     };
-    for request in
-        [&b"FETCH / HTTP/1.1\r\n"[..], b" GET / HTTP/1.1\r\n", b"get / http/1.1 \n", b"G3T\t/\tHTTP/2\rx\n"]
-    {
+    for request in [
+        &b"FETCH / HTTP/1.1\r\n"[..],
+        b" GET / HTTP/1.1\r\n",
+        b"get / http/1.1 \n",
+        b"G3T\t/\tHTTP/2\rx\n",
+        b"G3T /\x01 HTTP/1.1\n",
+    ] {
         assert_eq!(ends(request), Line::Unclear, "{request:?}");
     }
     let git = b"003fgit-upload-pack /project.git\0host=git.example\0";
