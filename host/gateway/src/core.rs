@@ -165,7 +165,9 @@ impl Rules {
             (Outcome::Undecided, Mode::Observe) => Course::Observe,
             (Outcome::Undecided, Mode::Ask) => Course::Ask,
         };
-        Judgement { course, verdict }
+        let undecided = verdict.outcome == Outcome::Undecided && self.policy.denies_requests(target.view());
+        let looks = undecided || course == Course::Inspect;
+        Judgement { course, looks, verdict }
     }
 
     fn may_have(&mut self, name: &Name) -> bool {
@@ -228,6 +230,8 @@ pub(crate) enum Course {
 #[derive(Debug, Clone)]
 pub(crate) struct Judgement {
     pub(crate) course: Course,
+    /// Its requests have to be looked at, by a rule that allows or denies some.
+    pub(crate) looks: bool,
     pub(crate) verdict: Verdict,
 }
 

@@ -102,7 +102,7 @@ pub(crate) async fn held(
             if let Some(slot) = core.flows.get_mut(&flow.id()) {
                 slot.granted = true;
             }
-            Some(Judgement { course: Course::Pass, verdict: again.verdict })
+            Some(Judgement { course: Course::Pass, ..again })
         }
         (_, Course::Pass | Course::Inspect | Course::Observe) => Some(again),
         _ => {
@@ -127,7 +127,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         world.shared.lock().count_refused();
         return flow.refuse(Refusal::Reset);
     };
-    let inspect = judgement.course == Course::Inspect || world.wants(&target);
+    let inspect = judgement.looks || world.wants(&target);
     if inspect && world.interceptor().is_none() {
         let text = "its requests have rules, and this sandbox has no certificate to look into them with";
         world.shared.record(
@@ -286,18 +286,19 @@ async fn dns_question(world: &World, stream: &mut FlowStream) -> std::io::Result
 /// Why a flow may not go on under the policy as it is now, and that in words.
 fn ending(core: &Core, world: &World, slot: &Slot) -> Option<(Reason, String)> {
     let target = slot.target.as_ref()?;
-    let Judgement { course, verdict } = core.rules.judge(target);
+    let Judgement { course, looks, verdict } = core.rules.judge(target);
     let text = verdict.reason.text.clone();
-    let wanted = target.protocol == Protocol::Tcp && world.wants(target);
+    let wanted = course == Course::Pass && target.protocol == Protocol::Tcp && world.wants(target);
     match course {
-        Course::Pass if wanted && !slot.inspected => {
-            return Some((verdict.reason, "its requests are looked into from now on".into()));
-        }
-        Course::Inspect if !slot.inspected => return Some((verdict.reason, text)),
         // Pending ones are asked about.
-        Course::Ask if !slot.granted && slot.connected => return Some((verdict.reason, text)),
+        Course::Ask if !slot.connected => {}
+        Course::Ask if !slot.granted => return Some((verdict.reason, text)),
         Course::Refuse => return Some((verdict.reason, text)),
-        Course::Pass | Course::Inspect | Course::Observe | Course::Ask => {}
+        _ if (looks || wanted) && !slot.inspected => {
+            let text = format!("its requests have to be looked into from now on: {text}");
+            return Some((verdict.reason, text));
+        }
+        _ => {}
     }
     if target.host == HostKey::HostService {
         return None;

@@ -71,7 +71,7 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
         return flow.refuse(Refusal::Unreachable);
     };
     let shared = &world.shared;
-    if judgement.course == Course::Inspect {
+    if judgement.looks {
         let text = "its rules are about HTTP requests, which cannot be seen in datagrams";
         shared.record(
             target.what(Kind::Datagram, Decision::Refused).because(&judgement.verdict.reason).text(text),

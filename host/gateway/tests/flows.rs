@@ -395,6 +395,17 @@ fn requests_that_no_rule_speaks_of_pass_where_all_is_observed() {
     }
     guest.say(&ToGateway::Mode { mode: Mode::Enforce }, &[]);
     guest.until("the mode", |guest| (status(guest, handle, "POST /b", &seen) == "403").then_some(()));
+    // Also where no rule allows anything of the host.
+    let mut policy = rules(&[&format!("127.0.0.1:{port}")], &[]);
+    policy.local.push(request_rule(policy::Decision::Deny, &seen, "DELETE"));
+    guest.say(&ToGateway::Mode { mode: Mode::Observe }, &[]);
+    guest.say(&ToGateway::Policy { policy: Box::new(policy) }, &[]);
+    guest.say(&ToGateway::Count, &[]);
+    guest.word("both in force", |word| matches!(word, FromGateway::Counted { .. }));
+    for (request, expected) in [("GET /d", "200"), ("DELETE /e", "403")] {
+        let handle = guest.connect_to("seen.example.com", port).unwrap();
+        assert_eq!(status(&mut guest, handle, request, &seen), expected, "{request}");
+    }
     guest.end();
 }
 

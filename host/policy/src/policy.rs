@@ -178,6 +178,13 @@ impl Policy {
         self.connect(Target::tcp(host, port)).outcome == Outcome::Inspect
     }
 
+    /// Whether a rule denies some requests of a target: where it passes for want of a rule alone (it is observed, or the user said yes), it
+    /// must be looked into, or over UDP be refused.
+    #[must_use]
+    pub fn denies_requests(&self, target: Target<'_>) -> bool {
+        self.0.find(settled(target), None).http_deny.is_some()
+    }
+
     /// Answers a person's question by asking what enforcement asks, in its order, until something refuses. (Which addresses
     /// a name resolves to is not known here.)
     #[must_use]
@@ -369,9 +376,8 @@ impl Compiled {
             return self.denied(deny, target, None);
         }
         match (found.http_deny, found.allow, found.http_allow) {
-            (Some(deny), Some(_), _) | (Some(deny), None, Some(_)) if request.is_some() => {
-                self.denied(deny, target, None)
-            }
+            // Also where nothing is allowed: what passes for want of a rule must not be what one denies.
+            (Some(deny), _, _) if request.is_some() => self.denied(deny, target, None),
             (Some(deny), Some(_), _) if target.protocol == Protocol::Udp => self.denied(deny, target, None),
             (Some(deny), Some(_), _) => self.allowed(Outcome::Inspect, deny),
             (None, Some(allow), _) => self.allowed(Outcome::Allow, allow),

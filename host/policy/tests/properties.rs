@@ -351,7 +351,7 @@ fn oracle_request(set: &PolicySet, question: &Question) -> Outcome {
     let read = read(set, question, true);
     match read {
         Read { deny: true, .. } => Outcome::Deny,
-        Read { http_deny: true, allow, http_allow, .. } if allow || http_allow => Outcome::Deny,
+        Read { http_deny: true, .. } => Outcome::Deny,
         Read { allow: true, .. } | Read { http_allow: true, .. } => Outcome::Allow,
         Read { guarded: true, .. } => Outcome::Deny,
         _ => Outcome::Undecided,

@@ -165,6 +165,8 @@ fn http_rules_with_and_without_network_rules() {
             ("GET shut.example 443 /", Deny),
             ("name shut.example", Deny),
             ("tcp only.example 443", Undecided),
+            ("POST only.example 443 /x", Deny),
+            ("GET only.example 443 /x", Undecided),
             ("name only.example", Undecided),
             ("tcp total.example 443", Deny),
             ("name total.example", Deny),

@@ -236,7 +236,7 @@ fn bodies_that_are_held_have_so_much_room_in_all() {
         });
         let Client::Http2(sender) = world.client(&["h2"], server).await else { panic!("HTTP/2") };
         let ask = |body: AnyBody| {
-            let (request, _) = signed("/a", "sts", &stamp(), &sha(b"abc"), false, body);
+            let (request, _) = signed("/a", "sqs", &stamp(), &sha(b"abc"), false, body);
             let mut client = Client::Http2(sender.clone());
             tokio::task::spawn_local(async move {
                 whole(client.send(request).await.expect("an answer")).await.0.status.as_u16()
