@@ -1,4 +1,5 @@
-//! Questions to the user: flows that no rule speaks of are held until the shim brings an answer.
+//! Questions to the user: flows that no rule speaks of are held until the shim brings an answer. A yes is a rule, of the one-time layer at
+//! least, and answers the question as any rule does that comes meanwhile; a no is a word of its own.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -51,6 +52,7 @@ fn pace() -> Allowance {
 /// What was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Said {
+    /// There is a rule now.
     Yes,
     No,
     /// Nobody answered.
@@ -133,14 +135,14 @@ impl Drop for Withdraw<'_> {
     }
 }
 
-/// The user has answered.
-pub(crate) fn answered(core: &mut Core, number: u64, allow: bool) {
+/// The user said no.
+pub(crate) fn refused(core: &mut Core, number: u64) {
     let Some(question) = core.questions.open.remove(&number) else { return };
-    if !allow && core.questions.refused.len() < MOST_QUESTIONS {
+    if core.questions.refused.len() < MOST_QUESTIONS {
         core.questions.refused.insert(question.target, Instant::now());
     }
     for held in question.held {
-        let _ = held.send(allow);
+        let _ = held.send(false);
     }
 }
 

@@ -54,12 +54,10 @@ pub enum ToGateway {
         /// With their values.
         secrets: SecretText,
     },
-    /// The answer to [`FromGateway::Question`].
-    Answer {
+    /// The user's no to [`FromGateway::Question`]. A yes is a [`ToGateway::Policy`] with a rule for what was asked.
+    Refuse {
         /// The question's number.
         question: u64,
-        /// Whether the flows that wait for it go on. A yes that shall last is a rule in a policy sent before.
-        allow: bool,
     },
     /// Opens a port of the guest to the host; with it comes the descriptor of a listening TCP socket or a bound UDP socket.
     Publish {

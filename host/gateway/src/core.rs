@@ -74,8 +74,6 @@ pub(crate) struct Slot {
     pub(crate) connected: bool,
     /// The upstream addresses that it was connected to, or that its proxy may have taken.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The user allowed this flow alone.
-    pub(crate) granted: bool,
     /// An interceptor serves it, and asks the policy about every request.
     pub(crate) inspected: bool,
     /// The published port that it came by.

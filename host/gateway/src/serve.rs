@@ -251,7 +251,7 @@ fn heed(world: &Rc<World>, word: ToGateway, descriptors: Vec<OwnedFd>) {
             check(world, "Secrets", set);
             judge_again(world);
         }
-        ToGateway::Answer { question, allow } => ask::answered(&mut shared.lock(), question, allow),
+        ToGateway::Refuse { question } => ask::refused(&mut shared.lock(), question),
         ToGateway::Publish { number, protocol, guest_port } => {
             let socket = descriptors.into_iter().next();
             let opened = publish(world, number, protocol, guest_port, socket);

@@ -98,12 +98,6 @@ pub(crate) async fn held(
     let mut core = world.shared.lock();
     let again = core.rules.judge(target);
     match (said, again.course) {
-        (Said::Yes, Course::Ask) => {
-            if let Some(slot) = core.flows.get_mut(&flow.id()) {
-                slot.granted = true;
-            }
-            Some(Judgement { course: Course::Pass, ..again })
-        }
         (_, Course::Pass | Course::Inspect | Course::Observe) => Some(again),
         _ => {
             let text = match said {
@@ -185,7 +179,7 @@ async fn intercepted(world: &Rc<World>, flow: Flow, first: Vec<u8>, target: Targ
 /// Passes bytes on untouched; to a name, a TLS connection must ask for that name.
 async fn passed(world: &Rc<World>, flow: Flow, upstream: Upstream, target: Target, dialer: Dialer) {
     // A server of many names would take a request for another one: whoever looks into it compares them. What is open only
-    // because somebody observes or said yes has no rule that a request could pass by.
+    // because somebody observes has no rule that a request could pass by.
     let looks = world.interceptor().is_some()
         && world.shared.lock().rules.policy.connect(target.view()).outcome == Outcome::Allow;
     let gate = name_of(&target).map(|name| ServerName::new(name.as_str(), target.port, looks));
@@ -292,8 +286,7 @@ fn ending(core: &Core, world: &World, slot: &Slot) -> Option<(Reason, String)> {
     match course {
         // Pending ones are asked about.
         Course::Ask if !slot.connected => {}
-        Course::Ask if !slot.granted => return Some((verdict.reason, text)),
-        Course::Refuse => return Some((verdict.reason, text)),
+        Course::Ask | Course::Refuse => return Some((verdict.reason, text)),
         _ if (looks || wanted) && !slot.inspected => {
             let text = format!("its requests have to be looked into from now on: {text}");
             return Some((verdict.reason, text));

@@ -265,21 +265,54 @@ fn a_held_flow_waits_for_the_answer() {
     let held = guest.dial((IpAddr::from(address), port));
     let number = question(&mut guest);
     assert_eq!(guest.tcp(held).state(), smoltcp::socket::tcp::State::SynSent);
-    guest.say(&ToGateway::Answer { question: number, allow: true }, &[]);
-    assert!(guest.opened(held));
-    guest.send(held, b"once");
-    assert_eq!(guest.receive(held, 4), b"once");
-    // Once: the next one is asked about again, and the first one lives through a change of policy.
-    let second = guest.dial((IpAddr::from(address), port));
-    let number = question(&mut guest);
-    guest.say(
-        &ToGateway::Policy { policy: Box::new(rules(&[&format!("127.0.0.1:{port}"), "x.example.com"], &[])) },
-        &[],
-    );
-    guest.say(&ToGateway::Answer { question: number, allow: false }, &[]);
-    assert!(!guest.opened(second));
-    guest.send(held, b"more");
-    assert_eq!(guest.receive(held, 4), b"more");
+    guest.say(&ToGateway::Refuse { question: number }, &[]);
+    assert!(!guest.opened(held));
+    guest.end();
+}
+
+/// The one-time layer: what the shim says after a yes.
+#[test]
+fn what_was_allowed_once_is_not_asked_about_again_until_it_is_taken_back_or_denied() {
+    let port = echo("127.0.0.1");
+    let network = format!("127.0.0.1:{port}");
+    let policy = |once: &[&str], deny: &[&str]| {
+        let once = rules(once, &[]).local;
+        Box::new(PolicySet { once, ..rules(&[&network], deny) })
+    };
+    let asked = format!("asked.example.com:{port}");
+    let mut guest = Guest::start(Configuration {
+        policy: *policy(&[], &[]),
+        hosts: hosts(&[("asked.example.com", "127.0.0.1")]),
+        mode: Mode::Ask,
+        ..Configuration::default()
+    });
+    let is_question = |word: &FromGateway| matches!(word, FromGateway::Question { .. });
+    let address = guest.resolve("asked.example.com").expect("an address to hold the flow to");
+    let first = guest.dial((IpAddr::from(address), port));
+    guest.word("a question", is_question);
+    guest.say(&ToGateway::Policy { policy: policy(&[&asked], &[]) }, &[]);
+    guest.word("its end", |word| matches!(word, FromGateway::QuestionOver { .. }));
+    assert!(guest.opened(first));
+    // Nobody answers any more: neither another connection nor one when nobody could be asked needs it.
+    guest.say(&ToGateway::Mode { mode: Mode::Enforce }, &[]);
+    guest.until("the mode", |guest| guest.resolve("other.example.com").is_none().then_some(()));
+    let second = guest.connect((IpAddr::from(address), port)).expect("it is allowed");
+    for flow in [first, second] {
+        guest.send(flow, b"once");
+        assert_eq!(guest.receive(flow, 4), b"once");
+    }
+    let record = guest.record("by which rule", |record| record.what.kind == Kind::Connect);
+    assert_eq!(record.what.layer.as_deref(), Some("once"), "{record:?}");
+    assert!(guest.connect((IpAddr::from(address), port ^ 1)).is_none(), "another port was not asked about");
+    guest.say(&ToGateway::Policy { policy: policy(&[&asked], &["asked.example.com"]) }, &[]);
+    guest.is_reset(first);
+    guest.is_reset(second);
+    assert!(guest.resolve("asked.example.com").is_none(), "a denial beats it");
+    guest.say(&ToGateway::Mode { mode: Mode::Ask }, &[]);
+    guest.say(&ToGateway::Policy { policy: policy(&[], &[]) }, &[]);
+    let address = guest.until("an address to hold the flow to", |guest| guest.resolve("asked.example.com"));
+    guest.dial((IpAddr::from(address), port));
+    guest.word("another question", is_question);
     guest.end();
 }
 

@@ -27,8 +27,9 @@ pub(crate) fn resource_of(host: Host<'_>, port: u16) -> Resource {
     Resource::new(hosts, Ports::one(port).unwrap_or(Ports::ALL))
 }
 
-/// The allow of one target.
-pub(crate) fn allow_of(target: Target<'_>) -> Rule {
+/// The allow of one target and nothing else: what a yes to a question about it is.
+#[must_use]
+pub fn allow_of(target: Target<'_>) -> Rule {
     let rule = Rule::new(Decision::Allow, resource_of(target.host, target.port));
     match target.protocol {
         Protocol::Tcp => rule,

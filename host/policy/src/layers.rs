@@ -20,7 +20,7 @@ pub enum Layer {
     Kit,
     /// The sandbox's own rules.
     Sandbox,
-    /// Granted once, gone when the sandbox stops.
+    /// A yes to a question for as long as the sandbox runs; in memory only.
     Once,
 }
 
@@ -100,7 +100,7 @@ pub struct PolicySet {
     /// The sandbox's own rules.
     #[serde(default)]
     pub local: Vec<Rule>,
-    /// One-time grants.
+    /// What was allowed until the sandbox stops.
     #[serde(default)]
     pub once: Vec<Rule>,
 }

@@ -39,6 +39,7 @@ mod target;
 mod verdict;
 
 pub use error::SyntaxError;
+pub use explain::allow_of;
 pub use guard::{Embedding, GuardRange, embedding_table, guard_table};
 pub use http::{Methods, PathPattern};
 pub use layers::{Approval, GlobalFile, KitFile, KitRules, Layer, PolicySet, SandboxFile, Schema};

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gateway::record::Record;
+use policy::Rule;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -43,7 +44,8 @@ pub enum Request {
     Status,
     /// How its network fares. Answered with [`Reply::Network`] at once.
     Network,
-    /// What a user says to [`Notice::Asked`]. Not answered. Who says "always" writes the rule first.
+    /// What a user says to [`Notice::Asked`]. Not answered. Who says "always" writes the rule first; a yes without a rule holds until the
+    /// sandbox stops.
     Answer {
         /// The question's number.
         question: u64,
@@ -262,6 +264,9 @@ pub struct NetworkStatus {
     pub keeper: Option<u32>,
     /// Whether what would be refused is let through and recorded.
     pub observes: bool,
+    /// What was allowed until the sandbox stops.
+    #[serde(default)]
+    pub once: Vec<Rule>,
     /// What is published.
     pub ports: Vec<Publish>,
     /// What the gateway counted.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use policy::{Decision, Protocols, Resource, Rule, Via};
+use policy::{HostKey, Protocol, Rule, Target, Via, allow_of};
 use rustix::termios::{OutputModes, tcgetattr};
 use sandbox::client::Held;
 use sandbox::control::Notice;
@@ -260,16 +260,17 @@ impl Asker {
             Answer::Sandbox | Answer::Always => self.keep(question, answer),
         };
         let whom = match answer {
-            Answer::Once => "allowed once",
+            Answer::Once => "allowed until the sandbox stops",
             Answer::Sandbox => "allowed in this sandbox",
             Answer::Always => "allowed in all sandboxes",
             Answer::No => "refused",
         };
         match kept {
             Ok(()) => say(&escaped(&format!("{}:{} is {whom}", question.host, question.port), LONGEST)),
-            Err(why) => {
-                say(&escaped(&format!("{} is allowed this once only: {why}", question.host), LONGEST))
-            }
+            Err(why) => say(&escaped(
+                &format!("{} is allowed until the sandbox stops only: {why}", question.host),
+                LONGEST,
+            )),
         }
         let _ = self.held.answer(question.number, answer != Answer::No);
     }
@@ -291,14 +292,10 @@ impl Asker {
 }
 
 fn rule(question: &Question) -> Result<Rule, String> {
-    let Question { host, port, .. } = question;
-    let text = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let resource = Resource::parse(&text).map_err(|error| error.to_string())?;
-    let rule = Rule::new(Decision::Allow, resource).with_via(Via::Approval);
-    if question.udp {
-        return rule.with_protocols(Protocols::Udp).map_err(|error| error.to_string());
-    }
-    Ok(rule)
+    let host = HostKey::parse(&question.host).map_err(|error| error.to_string())?;
+    let protocol = if question.udp { Protocol::Udp } else { Protocol::Tcp };
+    let target = Target { host: host.as_host(), port: question.port, protocol };
+    Ok(allow_of(target).with_via(Via::Approval))
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! | cannot be read | nothing is allowed | what held before holds on, and what it does not speak of is refused |
 //! | was there and is gone | | likewise, until it is there again |
 //!
+//! What was allowed until the sandbox stops (`--ask`, "once") is held here, in no file, and is part of what holds.
+//!
 //! Editors and tools move a file away, or empty it, and write it in the next moment: only what is still so after [`GRACE`] counts.
 
 use std::collections::BTreeSet;
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use gateway::control::Mode;
-use policy::PolicySet;
+use policy::{PolicySet, Rule};
 
 use super::policy_files::{self, Found};
 use crate::control::Notice;
@@ -62,7 +64,9 @@ impl Standing {
         let why = match found {
             Ok(found) => match self.files.difference(&found.files).next().cloned() {
                 None => {
+                    let once = std::mem::take(&mut self.policy.once);
                     (self.policy, self.files, self.was_read) = (found.policy, found.files, true);
+                    self.policy.once = once;
                     (self.problem, self.again) = (None, None);
                     return;
                 }
@@ -82,6 +86,11 @@ impl Standing {
     /// What holds.
     pub(crate) fn in_force(&self) -> &PolicySet {
         &self.policy
+    }
+
+    /// Allows until the sandbox stops what a rule is about; no file has it.
+    pub(crate) fn allow_once(&mut self, rule: Rule) {
+        policy::upsert(&mut self.policy.once, rule);
     }
 
     /// When [`Standing::read`] is due.
@@ -235,6 +244,36 @@ mod tests {
         case.read(&mut standing, 1000);
         case.read(&mut standing, 1500);
         assert_eq!(standing.mode(Mode::Observe), Mode::Enforce);
+    }
+
+    #[test]
+    fn what_was_allowed_once_holds_whatever_the_files_say_and_is_in_none() {
+        let case = Case::new();
+        fs::write(case.file(), "{\"schema\": 1, \"preset\": \"deny-all\"}").unwrap();
+        let mut standing = case.standing();
+        let resource = policy::Resource::parse("a.example:443").unwrap();
+        let rule = Rule::new(policy::Decision::Allow, resource);
+        standing.allow_once(rule.clone());
+        standing.allow_once(rule);
+        assert_eq!(standing.in_force().once.len(), 1);
+        // Another file, one that is lost, and one that is there again.
+        fs::write(case.file(), DENIES).unwrap();
+        case.read(&mut standing, 0);
+        assert_eq!(
+            ["a.example", "github.com"].map(|name| outcome(&standing, name)),
+            [Outcome::Allow, Outcome::Deny]
+        );
+        fs::remove_file(case.file()).unwrap();
+        for millis in [100, 600] {
+            case.read(&mut standing, millis);
+            assert_eq!(outcome(&standing, "a.example"), Outcome::Allow);
+        }
+        fs::write(case.file(), DENIES.replace("github.com", "a.example")).unwrap();
+        case.read(&mut standing, 700);
+        assert_eq!(outcome(&standing, "a.example"), Outcome::Deny, "a denial of a file beats it");
+        // The next start knows nothing of it.
+        assert_eq!(case.standing().in_force().once, []);
+        assert!(!fs::read_to_string(case.file()).unwrap().contains("once"));
     }
 
     #[test]

@@ -320,15 +320,6 @@ impl Network {
         told
     }
 
-    /// A user's answer to a question; what sessions are to be told comes to `told`.
-    pub(crate) fn answer(&mut self, question: u64, allow: bool, told: &mut Vec<Notice>) {
-        // Who said "always" has written a rule, which must be there before the connection goes on.
-        self.hear_files(told);
-        if let Some(question) = self.questions.gateways(question) {
-            self.say(&ToGateway::Answer { question, allow });
-        }
-    }
-
     /// How it fares. What the gateway says meanwhile, and sessions are to be told, comes to `told`.
     pub(crate) fn status(&mut self, told: &mut Vec<Notice>) -> NetworkStatus {
         if self.say(&ToGateway::Count)
@@ -344,6 +335,7 @@ impl Network {
             restarts: self.restarts,
             keeper: self.keeper.is_open.then(|| self.keeper.child.id()),
             observes: self.configuration.mode == Mode::Observe,
+            once: self.policy.in_force().once.clone(),
             ports: self.published(),
             counters: self.counters.clone(),
         }
@@ -603,9 +595,9 @@ impl Network {
                 self.save.get_or_insert(Instant::now() + SAVE);
             }
             FromGateway::Question { question, host, port, protocol, .. } => {
-                match self.questions.put(question, plain(&host), port, protocol) {
+                match self.questions.put(question, &host, port, protocol) {
                     Some(asked) => told.push(asked),
-                    None => _ = self.say(&ToGateway::Answer { question, allow: false }),
+                    None => _ = self.say(&ToGateway::Refuse { question }),
                 }
             }
             FromGateway::QuestionOver { question } => told.extend(self.questions.over(question)),

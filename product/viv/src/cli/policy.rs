@@ -186,7 +186,7 @@ pub(crate) struct RuleLsOptions {
     /// Only these: allow or deny
     #[arg(long, value_name = "DECISION")]
     pub(crate) decision: Option<String>,
-    /// Only these: floor, global, kit or sandbox
+    /// Only these: floor, global, kit, sandbox or once
     #[arg(long, value_name = "LAYER")]
     pub(crate) layer: Option<String>,
     /// Only these: network or http

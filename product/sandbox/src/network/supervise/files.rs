@@ -38,17 +38,35 @@ impl Network {
         if self.policy.problem().is_some() {
             self.set_mode();
         }
+        self.pass_policy_on();
+        self.set_mode();
+        match (before, self.policy.problem()) {
+            (Some(_), None) => told.push(Notice::PolicyBack),
+            (before, Some(why)) if before.as_deref() != Some(why) => told.extend(self.policy.notice()),
+            _ => {}
+        }
+    }
+
+    fn pass_policy_on(&mut self) {
         if *self.policy.in_force() != self.configuration.policy {
             self.configuration.policy = self.policy.in_force().clone();
             self.hints.forget();
             let policy = Box::new(self.configuration.policy.clone());
             self.say(&ToGateway::Policy { policy });
         }
-        self.set_mode();
-        match (before, self.policy.problem()) {
-            (Some(_), None) => told.push(Notice::PolicyBack),
-            (before, Some(why)) if before.as_deref() != Some(why) => told.extend(self.policy.notice()),
-            _ => {}
+    }
+
+    /// A user's answer to a question; what sessions are to be told comes to `told`.
+    pub(crate) fn answer(&mut self, question: u64, allow: bool, told: &mut Vec<Notice>) {
+        // Who said "always" has written a rule, which must be there before the connection goes on.
+        self.hear_files(told);
+        let Some(answered) = self.questions.take(question) else { return };
+        told.push(Notice::AskOver { question });
+        if !allow {
+            self.say(&ToGateway::Refuse { question: answered.gateways });
+        } else if let Some(rule) = answered.allowed_by(self.policy.in_force()) {
+            self.policy.allow_once(rule);
+            self.pass_policy_on();
         }
     }
 

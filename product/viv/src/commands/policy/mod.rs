@@ -7,6 +7,7 @@ mod log;
 mod show;
 
 use policy::{PolicySet, SyntaxError};
+use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::network::policy_files;
@@ -44,10 +45,11 @@ fn find(places: &Places, name: Option<&String>) -> Result<Option<Sandbox>, Failu
 
 /// All that is said about a sandbox, or about all of them.
 fn set(places: &Places, sandbox: Option<&Sandbox>) -> Result<PolicySet, Failure> {
-    Ok(match sandbox {
-        Some(sandbox) => policy_files::set(places, sandbox, &sandbox::network::own_addresses())?,
-        None => policy_files::set_of_all(places)?,
-    })
+    let Some(sandbox) = sandbox else { return Ok(policy_files::set_of_all(places)?) };
+    let files = policy_files::set(places, sandbox, &sandbox::network::own_addresses())?;
+    // Only a sandbox that runs knows what was allowed until it stops; of one that does not answer the files alone are shown.
+    let running = if sandbox.state().is_over() { None } else { client::network(sandbox).ok().flatten() };
+    Ok(PolicySet { once: running.map(|network| network.once).unwrap_or_default(), ..files })
 }
 
 /// The resources without sbx's word before them.
