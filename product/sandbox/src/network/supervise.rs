@@ -22,7 +22,7 @@ use super::log::NetworkLog;
 use super::ports::{self, Publish};
 use super::questions::Questions;
 use super::standing::Standing;
-use super::{Guest, Handover, authority, surroundings};
+use super::{Guest, Handover, authority, policy_files, surroundings};
 use crate::control::{Attention, NetworkStatus, Notice};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -651,7 +651,8 @@ fn know(sandbox: &Sandbox, places: &Places, handover: Handover) -> Result<(Confi
 
 /// The folders and files whose changes matter.
 fn watched(sandbox: &Sandbox, places: &Places) -> Vec<PathBuf> {
-    let mut paths = vec![places.config.clone(), sandbox.folder().to_owned()];
+    let kits = sandbox.folder().join(policy_files::KITS);
+    let mut paths = vec![places.config.clone(), sandbox.folder().to_owned(), kits];
     paths.extend(surroundings::readable());
     paths.push("/etc".into());
     paths.retain(|path| path.exists());
