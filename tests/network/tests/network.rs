@@ -14,6 +14,7 @@ mod placeholders;
 mod proxied;
 mod registry;
 mod resolving;
+mod rules;
 mod sign_in;
 mod smuggling;
 mod streams;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ("http", http::CASES),
         ("resolving", resolving::CASES),
         ("flows", flows::CASES),
+        ("rules", rules::CASES),
         ("credentials", credentials::CASES),
         ("git", git::CASES),
         ("registry", registry::CASES),
