@@ -2,7 +2,7 @@
 //! all, ports in both directions, and a gateway that dies.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -314,9 +314,16 @@ fn unreadable(world: &World) -> Case {
     ensure(back.text() == "0", format!("{back:?}"))
 }
 
-/// A server in the guest that answers each connection with the same word.
+/// Servers in the guest: one that answers each connection with the same word, and one that turns datagrams round.
 const GUEST_SERVER: &str = "setsid python3 -c \"
-import http.server as h
+import http.server as h, socket, threading
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.bind(('', 9000))
+def turn():
+    while True:
+        data, peer = u.recvfrom(65535)
+        u.sendto(data[::-1], peer)
+threading.Thread(target=turn, daemon=True).start()
 class H(h.BaseHTTPRequestHandler):
     def do_GET(s):
         s.send_response(200); s.end_headers(); s.wfile.write(b'from the guest')
@@ -327,31 +334,75 @@ for _ in $(seq 600); do curl -s http://127.0.0.1:8000/ >/dev/null && break; slee
 fn ports(world: &World) -> Case {
     let name = "shell-ports";
     let folder = world.project("ports");
-    let mut arguments = vec!["run", "-d", "shell", "."];
+    let mut arguments = vec!["run", "-d", "shell", ".", "-p", "127.0.0.2::8000", "-p", "9000/udp"];
     let flags = world.interactive().split_off(3);
     arguments.extend(flags.iter().map(String::as_str));
     let said = e2e::say(world.viv(&folder, arguments), b"")?;
     ensure(said.code == 0, format!("{said:?}"))?;
     world.shell_ok(&folder, GUEST_SERVER)?;
     let said = world.run(&["ports", name, "--publish", "8000", "--json"])?;
-    let port: Value = serde_json::from_str(&said.text())?;
-    ensure(port["host_ip"] == "127.0.0.1" && port["guest_port"] == 8000, port.to_string())?;
-    let number = port["host_port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-    ensure(get(number)?.ends_with("from the guest"), "the guest answers")?;
+    let ports: Vec<Value> = said.text().lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let at = |host_ip: &str, guest_port: u16, protocol: &str| -> Result<SocketAddr, Verdict> {
+        let is_it = |port: &&Value| {
+            port["host_ip"] == host_ip && port["guest_port"] == guest_port && port["protocol"] == protocol
+        };
+        let number = ports.iter().find(is_it).and_then(|port| port["host_port"].as_u64());
+        let number = number.and_then(|number| u16::try_from(number).ok());
+        let number = number.ok_or_else(|| Verdict::Wrong(format!("{host_ip} {guest_port}: {ports:?}")))?;
+        Ok(SocketAddr::new(host_ip.parse()?, number))
+    };
+    let all = [at("127.0.0.1", 8000, "tcp")?, at("127.0.0.2", 8000, "tcp")?, at("127.0.0.1", 9000, "udp")?];
+    let [local, other, datagrams] = all;
+    ensure(ports.len() == all.len(), format!("{ports:?}"))?;
+    let answers = || -> Case {
+        for address in [local, other] {
+            ensure(get(address)?.ends_with("from the guest"), format!("the guest answers at {address}"))?;
+        }
+        let said = turned_round(datagrams)?;
+        ensure(said == b"sdrawkcab", format!("{said:?}"))
+    };
+    answers()?;
+    let number = local.port();
     let taken = world.run(&["ports", name, "--publish", &format!("{number}:8001")])?;
     ensure(taken.code == 125 && taken.err.contains("in use"), format!("{taken:?}"))?;
     world.run(&["stop", name])?;
-    ensure(get(number).is_err(), "nobody listens while it is stopped")?;
+    let nobody = |what: &str| {
+        let none = get(local).is_err() && get(other).is_err() && turned_round(datagrams).is_err();
+        ensure(none, format!("nobody listens {what}"))
+    };
+    nobody("while it is stopped")?;
     world.shell_ok(&folder, GUEST_SERVER)?;
-    ensure(get(number)?.ends_with("from the guest"), "the guest answers again")?;
-    let said = world.run(&["ports", name, "--unpublish", &format!("{number}:8000")])?;
+    answers()?;
+    let written =
+        [format!("{number}:8000"), format!("127.0.0.2:{}:8000", other.port()), "9000/udp".to_owned()];
+    let [first, second, third] = written.each_ref().map(String::as_str);
+    let said =
+        world.run(&["ports", name, "--unpublish", first, "--unpublish", second, "--unpublish", third])?;
     ensure(said.code == 0 && said.text().is_empty(), format!("{said:?}"))?;
-    ensure(get(number).is_err(), "it is closed")?;
+    nobody("once it is unpublished")?;
     world.run(&["rm", "-f", name]).map(|_| ())
 }
 
-fn get(port: u16) -> Result<String, std::io::Error> {
-    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+/// What comes back for a datagram. One may be lost; that nobody listens is heard at once.
+fn turned_round(address: SocketAddr) -> Result<Vec<u8>, std::io::Error> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut answer = [0; 64];
+    let mut last = None;
+    for _ in 0..30 {
+        socket.send(b"backwards")?;
+        match socket.recv(&mut answer) {
+            Ok(length) => return Ok(answer.get(..length).unwrap_or_default().to_vec()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::ErrorKind::TimedOut.into()))
+}
+
+fn get(address: SocketAddr) -> Result<String, std::io::Error> {
+    let mut connection = TcpStream::connect(address)?;
     connection.set_read_timeout(Some(Duration::from_secs(60)))?;
     connection.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
