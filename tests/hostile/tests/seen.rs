@@ -18,6 +18,7 @@ const CASES: &[(&str, Look)] = &[
     ("only_its_user_reaches_a_sandboxs_files", modes),
     ("every_thread_is_filtered_and_none_dumps", threads),
     ("a_vmm_holds_exactly_these_descriptors", descriptors),
+    ("a_gateway_and_its_keeper_hold_nothing_of_the_guests_memory", network_descriptors),
     ("no_nested_virtualisation_is_offered", processor),
 ];
 
@@ -57,10 +58,23 @@ struct Sandbox {
     processes: Processes,
 }
 
-/// Its two processes.
+/// Its four processes.
 struct Processes {
     vmm: u32,
     shim: u32,
+    keeper: u32,
+    gateway: u32,
+}
+
+impl Processes {
+    /// Those of the sandbox with this shim.
+    fn of(shim: u32) -> Result<Self, Verdict> {
+        let child = |parent, role| {
+            child_of(parent, role).ok_or_else(|| Verdict::Wrong(format!("{parent} has no {role}")))
+        };
+        let keeper = child(shim, "gateway")?;
+        Ok(Self { vmm: child(shim, "vmm")?, shim, keeper, gateway: child(keeper, "gateway")? })
+    }
 }
 
 impl Sandbox {
@@ -77,8 +91,7 @@ impl Sandbox {
         }
         ensure(line == "up\n", format!("it said {line:?}"))?;
         let shim = u32::try_from(shim(&world)?).map_err(|error| Verdict::Wrong(error.to_string()))?;
-        let vmm = vmm_of(shim).ok_or_else(|| Verdict::Wrong("the shim has no vmm".into()))?;
-        Ok(Self { world, session, processes: Processes { vmm, shim } })
+        Ok(Self { world, session, processes: Processes::of(shim)? })
     }
 
     fn end(mut self) {
@@ -88,14 +101,14 @@ impl Sandbox {
     }
 }
 
-/// The child of a shim that is a vmm.
-fn vmm_of(shim: u32) -> Option<u32> {
+/// The child of a process that was started, or forked, for this role.
+fn child_of(parent: u32, role: &str) -> Option<u32> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     ids.find(|id| {
-        let parent = field(Path::new(&format!("/proc/{id}/status")), "PPid:");
+        let its = field(Path::new(&format!("/proc/{id}/status")), "PPid:");
         let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        parent == Some(shim.to_string()) && line.split(|byte| *byte == 0).nth(1) == Some(b"vmm")
+        its == Some(parent.to_string()) && line.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
     })
 }
 
@@ -130,18 +143,22 @@ fn modes(world: &World, _: &Processes) -> Case {
     )
 }
 
-/// Both filters hold in every thread, not in the first one only, and there is nothing to be had by privileges or from a dump.
+/// All filters hold in every thread, not in the first one only, and there is nothing to be had by privileges or from a dump. A gateway has
+/// its keeper's and two more.
 fn threads(_: &World, processes: &Processes) -> Case {
-    for process in [processes.vmm, processes.shim] {
+    let Processes { vmm, shim, keeper, gateway } = *processes;
+    for (process, filters, is_alone) in
+        [(vmm, "2", false), (shim, "2", false), (keeper, "2", true), (gateway, "4", true)]
+    {
         let mut count = 0;
         for thread in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
             let status = thread.path().join("status");
             let found = ["Seccomp:", "Seccomp_filters:", "NoNewPrivs:"].map(|name| field(&status, name));
-            let expected = ["2", "2", "1"].map(|value| Some(value.to_owned()));
+            let expected = ["2", filters, "1"].map(|value| Some(value.to_owned()));
             ensure(found == expected, format!("{}: {found:?}", status.display()))?;
             count += 1;
         }
-        ensure(count > 1, format!("process {process} has {count} thread"))?;
+        ensure((count == 1) == is_alone, format!("process {process} has {count} threads"))?;
         let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
         let core =
             limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
@@ -154,10 +171,10 @@ fn threads(_: &World, processes: &Processes) -> Case {
     Ok(())
 }
 
-/// A vmm's descriptors while its guest idles, by what they are.
-fn descriptors(world: &World, processes: &Processes) -> Case {
-    let Ok(held) = fs::read_dir(format!("/proc/{}/fd", processes.vmm)) else {
-        return Err(Verdict::Skipped("needs root: the vmm does not let its user look at it".into()));
+/// What a process holds, by what it is. Skipped where this user may not look at it.
+fn held(world: &World, process: u32) -> Result<BTreeSet<String>, Verdict> {
+    let Ok(held) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return Err(Verdict::Skipped("needs root: no role lets its user look at it".into()));
     };
     let work = world.project("seen");
     let mut found = BTreeSet::new();
@@ -174,6 +191,12 @@ fn descriptors(world: &World, processes: &Processes) -> Case {
         };
         found.insert(kind);
     }
+    Ok(found)
+}
+
+/// A vmm's descriptors while its guest idles.
+fn descriptors(world: &World, processes: &Processes) -> Case {
+    let found = held(world, processes.vmm)?;
     let expected = [
         // The control socket, which is its standard input, and streams between clients and guest.
         "socket",
@@ -193,6 +216,24 @@ fn descriptors(world: &World, processes: &Processes) -> Case {
     ];
     let expected: BTreeSet<String> = expected.map(str::to_owned).into();
     ensure(found == expected, format!("the vmm holds {found:?}"))
+}
+
+/// The frames' ring is all that a gateway shares with its guest, and its keeper does not have even that.
+fn network_descriptors(world: &World, processes: &Processes) -> Case {
+    // The standard streams, the line to the shim, the pipe whose end tells the keeper of the gateway's.
+    let both = ["null", "pipe", "socket"];
+    // What it waits by, and the bells and the memory of the ring.
+    let gateways = ["eventfd", "eventpoll", "/memfd:vivarium-frames"];
+    for (process, more) in [(processes.keeper, &[][..]), (processes.gateway, &gateways[..])] {
+        let found = held(world, process)?;
+        let expected = both.iter().chain(more).map(|kind| (*kind).to_owned()).collect();
+        ensure(found == expected, format!("process {process} holds {found:?}"))?;
+        // What is mapped needs no descriptor.
+        let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+        ensure(maps.contains("[stack]") && !maps.contains("vivarium-ram"), maps)?;
+    }
+    let maps = fs::read_to_string(format!("/proc/{}/maps", processes.vmm))?;
+    ensure(maps.contains("vivarium-ram"), "this is how the guest's memory is seen where it is")
 }
 
 /// The flags of the guest's processor that would let it be a host.
