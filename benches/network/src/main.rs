@@ -1,12 +1,14 @@
 //! The gateway against passt, frames in memory on one side and sockets of this host on the other, side by side in one run; and what
-//! looking into HTTPS adds to a request.
+//! looking into HTTPS adds to a request. With `--guests` also whole guests: ours with its gateway, QEMU's with passt and with slirp.
 //!
-//! `cargo run --release -p network-bench` prints the tables of `docs/benchmarks.md`. passt comes from Debian's archive if the host
-//! has none. `--times N` (default 5) repeats each row, `--only alone|inspected` measures one table and `--row` rows of the
-//! first; `--viv FILE` measures that program in place of this tree's.
+//! `cargo run --release -p network-bench` prints the tables of `docs/benchmarks.md`. passt and QEMU come from Debian's archive if the
+//! host has none; guests need gcc and the base image (`viv run shell` makes it). `--times N` (default 5) repeats each row, `--only
+//! alone|inspected|guests` measures one table and `--row` rows of the first; `--viv FILE` measures that program's gateway in place of
+//! this tree's.
 
 mod alone;
 mod costs;
+mod guests;
 mod inspected;
 mod peer;
 mod segment;
@@ -19,12 +21,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
+use sandbox::launch::VMM_ROLE;
 
 use crate::server::Servers;
 use crate::side::{PASST, Side, VIV};
 use crate::table::Rows;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(VMM_ROLE) {
+        return sandbox::vmm::main();
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -35,16 +41,19 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (mut times, mut only, mut row, mut program) = (5, None, None, None);
+    let (mut times, mut only, mut row, mut program, mut guests) = (5, None, None, None, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
         match argument.as_str() {
             "--times" => times = value()?.parse().context("--times takes a number")?,
-            "--only" => only = Some(one_of(value()?, &["alone", "inspected"])?),
+            "--only" => only = Some(one_of(value()?, &["alone", "inspected", "guests"])?),
             "--row" => row = Some(one_of(value()?, &["idle", "up", "down", "requests", "connections"])?),
+            "--guests" => guests = true,
             "--viv" => program = Some(PathBuf::from(value()?)),
-            other => bail!("unknown argument {other}; known: --times N, --only TABLE, --row ROW, --viv FILE"),
+            other => bail!(
+                "unknown argument {other}; known: --times N, --guests, --only TABLE, --row ROW, --viv FILE"
+            ),
         }
     }
     let program = program.map_or_else(viv, Ok)?;
@@ -58,6 +67,11 @@ fn run() -> Result<()> {
         let mut rows = Rows::default();
         inspected::measure(&program, times, &mut rows)?;
         println!("{}", rows.markdown(&inspected::COLUMNS));
+    }
+    if guests || only.as_deref() == Some("guests") {
+        let mut rows = Rows::default();
+        guests::measure(&program, times, &mut rows)?;
+        println!("{}", rows.markdown(&guests::COLUMNS));
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
@@ -15,8 +15,11 @@ pub(crate) struct Servers {
     pub(crate) source: u16,
     /// Answers with what it hears.
     pub(crate) echo: u16,
+    /// Holds connections until [`Servers::let_go`].
+    pub(crate) gate: u16,
     /// Bytes that the sinks have read.
     pub(crate) sunk: Arc<AtomicU64>,
+    held: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Servers {
@@ -42,7 +45,20 @@ impl Servers {
                 }
             }
         })?;
-        Ok(Self { sink, source, echo, sunk })
+        let held = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&held);
+        let gate = serve(move |stream| keep.lock().unwrap_or_else(PoisonError::into_inner).push(stream))?;
+        Ok(Self { sink, source, echo, gate, sunk, held })
+    }
+
+    /// Ends the gate's connections.
+    pub(crate) fn let_go(&self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// All ports.
+    pub(crate) fn ports(&self) -> [u16; 4] {
+        [self.sink, self.source, self.echo, self.gate]
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) enum Unit {
     Rate,
     /// Microseconds; less is better.
     Microseconds,
+    /// Seconds of CPU for a GiB; less is better.
+    SecondsPerGib,
     /// Bytes, shown in MiB; less is better.
     Bytes,
     /// Bytes, shown in KiB; less is better.
@@ -82,7 +84,9 @@ impl Rows {
 fn ahead(unit: Unit, ours: f64, theirs: f64) -> Option<f64> {
     let (above, below) = match unit {
         Unit::Gigabits | Unit::Rate => (ours, theirs),
-        Unit::Microseconds | Unit::Bytes | Unit::SmallBytes | Unit::Count => (theirs, ours),
+        Unit::Microseconds | Unit::SecondsPerGib | Unit::Bytes | Unit::SmallBytes | Unit::Count => {
+            (theirs, ours)
+        }
     };
     (below > 0.0).then_some(above / below)
 }
@@ -92,6 +96,7 @@ fn show(unit: Unit, value: f64) -> String {
         Unit::Gigabits => format!("{value:.2} Gbit/s"),
         Unit::Rate => format!("{value:.0}/s"),
         Unit::Microseconds => format!("{value:.0} µs"),
+        Unit::SecondsPerGib => format!("{value:.2} s/GiB"),
         Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         Unit::SmallBytes => format!("{:.1} KiB", value / 1024.0),
         Unit::Count => format!("{value:.0}"),

@@ -11,8 +11,8 @@ use sandbox::build_vm::{self, Job, JobDisk};
 use sandbox::engine::Engine;
 use sandbox::places::Places;
 use tempfile::TempDir;
+use vs_tcg::qemu::Machine;
 
-use crate::qemu::Machine;
 use crate::table::Rows;
 
 /// Who runs the guest.
@@ -187,8 +187,15 @@ impl Bench {
             })
             .collect();
         let words = WORDS.iter().map(|word| (*word).to_owned()).collect();
-        let job =
-            Job { assets, disks: &disks, words, engine: Engine::Soft, cpus: CPUS, memory: MEMORY_MIB << 20 };
+        let job = Job {
+            assets,
+            disks: &disks,
+            words,
+            engine: Engine::Soft,
+            cpus: CPUS,
+            memory: MEMORY_MIB << 20,
+            link: None,
+        };
         Ok(build_vm::run(&job, line)?)
     }
 
@@ -205,6 +212,7 @@ impl Bench {
             disks: &all,
             cpus: CPUS,
             memory_mib: MEMORY_MIB,
+            further: &[],
         };
         machine.run(line)
     }

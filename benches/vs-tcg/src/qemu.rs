@@ -2,52 +2,45 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_proto::abi::serial::BASE;
 use anyhow::{Context, Result, bail};
 
-/// The oldest QEMU whose figures count.
-const OLDEST: u32 = 10;
 /// What persistent memory's length is a multiple of, as with `viv`; other files become disks there, too.
 const PMEM_ALIGN: u64 = 2 << 20;
 
-/// Fails unless there is a QEMU that is new enough to compare with.
-pub(crate) fn check_version() -> Result<()> {
-    let output = Command::new("qemu-system-x86_64").arg("--version").output().context("cannot start QEMU")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words = text.split_whitespace().skip_while(|word| *word != "version");
-    let major = words.skip(1).find_map(|word| word.split('.').next()?.parse::<u32>().ok());
-    match major {
-        Some(major) if major >= OLDEST => Ok(()),
-        _ => bail!(
-            "QEMU {OLDEST} or newer is needed; this one says: {}",
-            text.lines().next().unwrap_or_default()
-        ),
-    }
-}
-
 /// A disk: its serial number in the guest, the raw file, and whether it is read-only.
-pub(crate) type Disk = (String, PathBuf, bool);
+pub type Disk = (String, PathBuf, bool);
 
 /// What to boot.
-pub(crate) struct Machine<'m> {
+#[derive(Debug)]
+pub struct Machine<'m> {
     /// The compressed kernel.
-    pub(crate) bzimage: &'m Path,
-    pub(crate) initramfs: &'m Path,
+    pub bzimage: &'m Path,
+    /// The initramfs.
+    pub initramfs: &'m Path,
     /// Further words of the kernel's command line.
-    pub(crate) words: &'m str,
-    pub(crate) disks: &'m [Disk],
-    pub(crate) cpus: u32,
-    pub(crate) memory_mib: u64,
+    pub words: &'m str,
+    /// Its disks; the base is persistent memory where its length allows that.
+    pub disks: &'m [Disk],
+    /// vCPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Further arguments for QEMU, such as a network card.
+    pub further: &'m [String],
 }
 
 impl Machine<'_> {
     /// Boots it and gives every line of its console to `line`; ends when the guest has powered off.
-    pub(crate) fn run(&self, line: &mut dyn FnMut(&str)) -> Result<()> {
+    ///
+    /// # Errors
+    /// There is no QEMU 10 and none to be fetched, a disk cannot be used, or QEMU ended with an error.
+    pub fn run(&self, line: &mut dyn FnMut(&str)) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = nested::qemu()?;
         qemu.args(["-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi"])
             .args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"])
             .args(["-smp", &self.cpus.to_string()])
@@ -73,6 +66,7 @@ impl Machine<'_> {
             ));
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive=d{number},serial={serial}"));
         }
+        qemu.args(self.further);
         let mut child =
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
         let output = child.stdout.take().context("QEMU has an output")?;

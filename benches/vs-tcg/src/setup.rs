@@ -10,9 +10,9 @@ use image_builder::{Boot, BuilderVm, VmError};
 use sandbox::assets::newest_initramfs;
 use sandbox::places::Places;
 use store::{Record, Store};
+use vs_tcg::qemu::Machine;
 
 use crate::guest::Side;
-use crate::qemu::Machine;
 use crate::table::Rows;
 
 /// Does the set-up on these sides, in folders beside the cache (they need the space), and removes what it made.
@@ -119,6 +119,7 @@ impl BuilderVm for Qemu {
             disks: &disks,
             cpus: boot.cpus,
             memory_mib: boot.memory_mib.into(),
+            further: &[],
         };
         machine.run(line).map_err(|error| VmError::Other(format!("{error:#}")))
     }

@@ -13,7 +13,7 @@ use crate::assets::Assets;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::launch::is_readable;
-use crate::plan::{Descriptors, Disk, FromVmm, Store};
+use crate::plan::{self, Descriptors, Disk, FromVmm, Store};
 
 /// Longest line that is taken from the guest's console or the vmm's log; the rest is the next one.
 const LONGEST_LINE: usize = 8 << 10;
@@ -27,6 +27,17 @@ pub struct JobDisk {
     pub file: PathBuf,
     /// Whether writes are refused.
     pub read_only: bool,
+}
+
+/// The guest's side of a link to a network: the parts that `frame_ring::pair` makes, kept by the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct JobLink<'j> {
+    /// The rings.
+    pub memory: BorrowedFd<'j>,
+    /// Rung by the network for the guest.
+    pub bell: BorrowedFd<'j>,
+    /// Rung by the guest for the network.
+    pub far_bell: BorrowedFd<'j>,
 }
 
 /// The job.
@@ -44,6 +55,8 @@ pub struct Job<'j> {
     pub cpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Its network; without one it has no network card.
+    pub link: Option<JobLink<'j>>,
 }
 
 /// Runs the job and gives every line of its console to `line`. Ends when the guest has powered off.
@@ -66,13 +79,9 @@ pub(crate) fn run_with(
             Store::Raw { file: descriptors.add(file), length, read_only: disk.read_only, durable: false };
         disks.push(Disk { serial: disk.serial.clone(), store });
     }
-    let shape = Shape {
-        engine: job.engine,
-        cpus: job.cpus,
-        memory: job.memory,
-        words: job.words.clone(),
-        network: None,
-    };
+    let network = job.link.map(|link| card(link, &mut descriptors)).transpose()?;
+    let shape =
+        Shape { engine: job.engine, cpus: job.cpus, memory: job.memory, words: job.words.clone(), network };
     let (mut vmm, console) = assemble::start(shape, job.assets, disks, Vec::new(), descriptors)?;
     if !listen(console.as_fd(), vmm.errors(), patience.map(|time| Instant::now() + time), line) {
         vmm.kill();
@@ -99,6 +108,15 @@ pub(crate) fn run_with(
         Some(why) => Err(Error::NotStarted { why, hint: None }),
         None => Ok(()),
     }
+}
+
+/// The card at this end of a link.
+fn card(link: JobLink<'_>, descriptors: &mut Descriptors) -> Result<plan::Network> {
+    let mut add = |part: BorrowedFd<'_>| {
+        let copy = part.try_clone_to_owned();
+        Ok(descriptors.add(copy.map_err(|error| Error::host("cannot hand the network's link on", error))?))
+    };
+    Ok(plan::Network { memory: add(link.memory)?, bell: add(link.bell)?, far_bell: add(link.far_bell)? })
 }
 
 /// Gives the console's lines to `line` and the vmm's to the log, until the console's end; false when it was too late before that. Both

@@ -163,6 +163,7 @@ fn file_system(sandbox: &Sandbox, assets: &Assets, engine: Engine, patience: Dur
         engine,
         cpus: 1,
         memory: MEMORY,
+        link: None,
     };
     let mut heard = Heard::default();
     build_vm::run_with(&job, descriptors, disks, Some(patience), &mut |line| heard.line(line))

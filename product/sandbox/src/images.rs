@@ -237,6 +237,7 @@ impl BuilderVm for OnEngine<'_> {
             engine: self.engine,
             cpus: boot.cpus.clamp(1, host),
             memory: u64::from(boot.memory_mib) << 20,
+            link: None,
         };
         build_vm::run(&job, line).map_err(in_words)
     }

@@ -27,7 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::packages::Packages;
-pub use crate::packages::tool;
+pub use crate::packages::{qemu, tool};
 
 /// Why this host can run no nested machine, in one sentence.
 #[derive(Debug, thiserror::Error)]

@@ -36,15 +36,12 @@ enum Qemu {
 impl Packages {
     pub(crate) fn find_or_fetch() -> Result<Self, Unavailable> {
         let cache = cache_folder()?;
-        // One process at a time; the lock goes with the descriptor.
-        let lock = File::create(cache.join("lock")).and_then(|file| file.lock().map(|()| file));
-        let _lock =
-            lock.map_err(|error| Unavailable(format!("{} cannot be locked: {error}", cache.display())))?;
+        let _lock = locked(&cache)?;
         let guest = cache.join("guest");
         if !guest.join("complete").exists() {
             fetch_guest(&cache, &guest)?;
         }
-        let qemu = if host_has_qemu() { Qemu::Host } else { Qemu::Unpacked(fetch_qemu(&cache)?) };
+        let qemu = Qemu::find_or_fetch(&cache)?;
         let kernel = find(&guest.join("boot"), "vmlinuz-")?;
         let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| guest.join(path));
         let busybox = busybox.into_iter().find(|path| path.is_file());
@@ -58,9 +55,20 @@ impl Packages {
 
     /// A command that starts QEMU.
     pub(crate) fn qemu(&self) -> Command {
-        match &self.qemu {
-            Qemu::Host => Command::new("qemu-system-x86_64"),
-            Qemu::Unpacked(folder) => {
+        self.qemu.command()
+    }
+}
+
+impl Qemu {
+    /// The caller holds the cache's lock.
+    fn find_or_fetch(cache: &Path) -> Result<Self, Unavailable> {
+        if host_has_qemu() { Ok(Self::Host) } else { fetch_qemu(cache).map(Self::Unpacked) }
+    }
+
+    fn command(&self) -> Command {
+        match self {
+            Self::Host => Command::new("qemu-system-x86_64"),
+            Self::Unpacked(folder) => {
                 let mut command = unpacked(folder, "qemu-system-x86_64");
                 command.env("QEMU_MODULE_DIR", folder.join(LIBRARIES).join("qemu"));
                 for data in ["usr/share/qemu", "usr/share/seabios"] {
@@ -70,6 +78,22 @@ impl Packages {
             }
         }
     }
+}
+
+/// One process at a time uses the cache; the lock goes with the descriptor.
+fn locked(cache: &Path) -> Result<File, Unavailable> {
+    let lock = File::create(cache.join("lock")).and_then(|file| file.lock().map(|()| file));
+    lock.map_err(|error| Unavailable(format!("{} cannot be locked: {error}", cache.display())))
+}
+
+/// A command that starts QEMU 10 or newer for x86-64: the host's, or else Debian's.
+///
+/// # Errors
+/// The host has none that is new enough, and it cannot be fetched.
+pub fn qemu() -> Result<Command, Unavailable> {
+    let cache = cache_folder()?;
+    let _lock = locked(&cache)?;
+    Ok(Qemu::find_or_fetch(&cache)?.command())
 }
 
 /// Where a package's libraries are when it is unpacked.
@@ -92,9 +116,7 @@ pub fn tool(package: &str, program: &str) -> Result<Command, Unavailable> {
         return Ok(Command::new(program));
     }
     let cache = cache_folder()?;
-    let lock = File::create(cache.join("lock")).and_then(|file| file.lock().map(|()| file));
-    let _lock =
-        lock.map_err(|error| Unavailable(format!("{} cannot be locked: {error}", cache.display())))?;
+    let _lock = locked(&cache)?;
     let folder = cache.join(package);
     if !folder.join("complete").exists() {
         Apt::new(&cache)?.unpack_with_dependencies(package, &folder)?;

@@ -1,0 +1,3 @@
+//! What benchmarks against QEMU share.
+
+pub mod qemu;
