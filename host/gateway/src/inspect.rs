@@ -52,11 +52,11 @@ impl Interceptor for Inspector {
     fn serve(&self, flow: Intercepted) -> Pin<Box<dyn Future<Output = ()>>> {
         let intercept = self.intercept.clone();
         Box::pin(async move {
-            let Intercepted { stream, target, policy, granted, dialer, reporter } = flow;
+            let Intercepted { stream, target, policy, dialer, reporter } = flow;
             let Some(host) = flow_host(target.host.as_host()) else { return };
             let to = Flow { host, port: target.port };
             let is_host = target.host == HostKey::HostService;
-            let rules = Rc::new(PolicyRules { policy, is_host, granted });
+            let rules = Rc::new(PolicyRules { policy, is_host });
             let sink = Rc::new(Records(reporter.clone()));
             let end = intercept.flow(to, stream, Upstream(dialer), rules, sink).await;
             // What was done wrong was recorded with the request; the flow's own end tells of the rest.
@@ -125,8 +125,6 @@ struct PolicyRules {
     policy: CurrentPolicy,
     /// The flow goes to a service of the host.
     is_host: bool,
-    /// The user let the flow through.
-    granted: bool,
 }
 
 impl Rules for PolicyRules {
@@ -139,7 +137,6 @@ impl Rules for PolicyRules {
         match self.policy.mode() {
             _ if self.is_host => Undecided::Refuse,
             Mode::Observe => Undecided::Observe,
-            Mode::Ask if self.granted => Undecided::Pass,
             Mode::Ask | Mode::Enforce => Undecided::Refuse,
         }
     }

@@ -78,8 +78,6 @@ pub struct Intercepted {
     pub target: Target,
     /// Always the policy in force.
     pub policy: CurrentPolicy,
-    /// The user let this flow through when asked.
-    pub granted: bool,
     /// Connections upstream; the first is there already.
     pub dialer: Dialer,
     /// Takes records.

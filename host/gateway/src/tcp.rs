@@ -163,13 +163,11 @@ async fn serve(world: Rc<World>, flow: Flow, target: Target, judgement: Judgemen
 async fn intercepted(world: &Rc<World>, flow: Flow, first: Vec<u8>, target: Target, dialer: Dialer) {
     let Some(interceptor) = world.interceptor() else { return };
     let shared = &world.shared;
-    let granted = shared.lock().flows.get(&flow.id()).is_some_and(|slot| slot.granted);
     interceptor
         .serve(Intercepted {
             stream: FlowStream::new(flow, first),
             target,
             policy: CurrentPolicy(Arc::clone(shared)),
-            granted,
             dialer,
             reporter: Reporter(Arc::clone(shared)),
         })
