@@ -469,9 +469,10 @@ fn requests_of_a_flow_that_the_user_let_through_pass() {
     );
     let address = guest.resolve("asked.example.com").unwrap();
     let handle = guest.dial((IpAddr::from(address), port));
-    let word = guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
-    let FromGateway::Question { question, .. } = word else { unreachable!() };
-    guest.say(&ToGateway::Answer { question, allow: true }, &[]);
+    guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
+    let once = rules(&[&asked], &[]).local;
+    let policy = PolicySet { once, ..rules(&[&format!("127.0.0.1:{port}")], &[]) };
+    guest.say(&ToGateway::Policy { policy: Box::new(policy) }, &[]);
     assert!(guest.opened(handle));
     assert_eq!(status(&mut guest, handle, "POST /b", &asked), "200");
     let record = guest.record("the request", |record| record.what.path.as_deref() == Some("/b"));

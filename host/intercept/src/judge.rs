@@ -30,7 +30,7 @@ impl Judge {
             for path in std::iter::once(&examined.path).chain(&examined.other_paths) {
                 let verdict = policy.request(target, policy::Request { method, path });
                 let decision = match (verdict.outcome, undecided) {
-                    (Outcome::Allow, _) | (Outcome::Undecided, Undecided::Pass) => Decision::Allowed,
+                    (Outcome::Allow, _) => Decision::Allowed,
                     (Outcome::Undecided, Undecided::Observe) => Decision::Observed,
                     _ => return Some((Decision::Refused, verdict)),
                 };

@@ -20,8 +20,6 @@ pub enum Undecided {
     Refuse,
     /// It passes, and is recorded as [`Decision::Observed`].
     Observe,
-    /// It passes: the user has let all of this flow through.
-    Pass,
 }
 
 /// Where records go. Called once a request, when it was refused or when its answer has ended; must not block.
