@@ -1,7 +1,8 @@
 //! The software CPU against QEMU's TCG: the same kernel, initramfs, disks and binaries, side by side in one run.
 //!
-//! `cargo run --release -p vs-tcg` prints the table of `docs/benchmarks.md`. It needs gcc and the base image (`viv run
-//! shell` makes it); QEMU 10 comes from Debian's archive if the host has none. `--times N` (default 5) repeats each row, `--only viv|qemu` measures one side.
+//! `cargo run --release -p vs-tcg` prints the table of `docs/benchmarks.md`. It needs gcc and the base image (`viv run shell`
+//! makes it); QEMU 10 comes from Debian's archive if the host has none. `--times N` (default 5) repeats each row, `--only
+//! viv|qemu` measures one side.
 //! Instead of that, `--setup` measures the first run's set-up by its parts, once, with an empty cache, and `--bases` the base
 //! image as persistent memory with DAX against the same image as a virtio disk.
 
