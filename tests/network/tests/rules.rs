@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use e2e::{Case, Terminal, Verdict, ensure, eventually};
@@ -142,8 +142,11 @@ fn get(net: &Net) -> Result<String, Verdict> {
     Ok(net.world.shell(&folder, &script, b"")?.text())
 }
 
-/// `viv policy log -f --json` and its lines so far.
-fn follow(net: &Net) -> Result<(std::process::Child, Arc<Mutex<Vec<Value>>>), Verdict> {
+/// Lines of a log so far.
+type Lines = Arc<Mutex<Vec<Value>>>;
+
+/// `viv policy log -f --json` and its lines.
+fn follow(net: &Net) -> Result<(Child, Lines), Verdict> {
     let mut child = net
         .world
         .viv(&net.world.project(PROJECT), ["policy", "log", "-f", "--json", VERBS])
@@ -151,11 +154,11 @@ fn follow(net: &Net) -> Result<(std::process::Child, Arc<Mutex<Vec<Value>>>), Ve
         .stdout(Stdio::piped())
         .spawn()?;
     let out = child.stdout.take().ok_or_else(|| Verdict::Wrong("no output".into()))?;
-    let lines = Arc::<Mutex<Vec<Value>>>::default();
+    let lines = Lines::default();
     let kept = lines.clone();
     std::thread::spawn(move || {
         for line in BufReader::new(out).lines().map_while(Result::ok) {
-            let record = serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line));
+            let record = serde_json::from_str(&line).unwrap_or(Value::String(line));
             kept.lock().unwrap_or_else(PoisonError::into_inner).push(record);
         }
     });
