@@ -275,6 +275,16 @@ impl Credentials {
             .map_err(|_| WireError::Damaged { line: 1, column: 1 })
     }
 
+    /// With those of `before` in place of those that have these names, as far as `before` has them.
+    pub fn with_unchanged(&self, names: &[String], before: &Self) -> Self {
+        let of = |credential: &Credential| {
+            let is_meant = names.contains(&credential.name);
+            let known = before.0.list.iter().find(|known| is_meant && known.name == credential.name);
+            known.unwrap_or(credential).duplicate()
+        };
+        Self::new(self.0.list.iter().map(of).collect())
+    }
+
     /// The names of all.
     pub fn names(&self) -> Vec<&str> {
         self.0.list.iter().map(|credential| credential.name.as_str()).collect()

@@ -43,6 +43,8 @@ pub const MAX_VALUE: usize = 16 << 10;
 const SCHEMA: u32 = 1;
 /// Secrets in all.
 const MOST_ENTRIES: usize = 1000;
+/// The shortest time after which a program is run again because the keys that it gave end.
+const SOONEST_REFRESH: Duration = Duration::from_secs(60);
 
 /// The folders of the vault.
 #[derive(Clone, Debug)]
@@ -106,6 +108,8 @@ pub struct Vault {
     files: Files,
     /// Values that programs gave, and when.
     cache: BTreeMap<String, (SystemTime, Secret)>,
+    /// Values that were put in by this process, by their entries' ids: a locked store need not be opened for them.
+    given: BTreeMap<String, Secret>,
 }
 
 /// What a sandbox gets.
@@ -115,6 +119,10 @@ pub struct Resolved {
     pub credentials: Credentials,
     /// What could not be had, one sentence each.
     pub problems: Vec<String>,
+    /// The names of those secrets.
+    pub failed: Vec<String>,
+    /// The names of those that were not asked for; see [`Vault::resolve_some`].
+    pub unchanged: Vec<String>,
     /// When a value that came from a program is to be asked for again.
     pub next_refresh: Option<SystemTime>,
 }
@@ -127,6 +135,7 @@ impl Vault {
             index: None,
             files: Files::new(folders),
             cache: BTreeMap::new(),
+            given: BTreeMap::new(),
         };
         vault.reload()?;
         Ok(vault)
@@ -172,6 +181,11 @@ impl Vault {
             }
         }
         by_name.into_values().collect()
+    }
+
+    /// One text for each secret of a sandbox, another one each time that it is set: whether there are others now.
+    pub fn versions(&self, sandbox: &str) -> Vec<String> {
+        self.of(sandbox).into_iter().map(|entry| entry.id.clone()).collect()
     }
 
     /// Whether this sandbox has any.
@@ -272,6 +286,9 @@ impl Vault {
                 let _ = self.erase(place, &id);
             }
             return Err(error);
+        }
+        if let Some(value) = value {
+            self.given.insert(id, value.duplicate());
         }
         if let Some(before) = &before {
             self.erase_all(before)?;
@@ -421,40 +438,82 @@ impl Vault {
 
     /// All credentials of a sandbox, with their values: programs are run, and `ask` is called for the passphrase if one is needed. One that cannot
     /// be had is among them without its value, and its reason among the problems.
+    ///
+    /// # Errors
+    /// When it stays locked: nobody was there to ask, or somebody mistyped. That is said once, and not of each secret.
     pub fn resolve(
         &mut self,
         sandbox: &str,
         ask: &mut dyn FnMut(&str) -> Result<Secret>,
     ) -> Result<Resolved> {
-        let Some(index) = &self.index else {
-            return Ok(Resolved {
-                credentials: Credentials::default(),
-                problems: Vec::new(),
-                next_refresh: None,
-            });
+        self.gather(sandbox, &|_| true, true, ask)
+    }
+
+    /// The same for a sandbox that runs: only those that `is_meant` says are asked for. The others are without a value, and unchanged: the sandbox
+    /// goes on with what it has of them ([`Credentials::with_unchanged`]). A store that stays locked is a problem like others.
+    pub fn resolve_some(
+        &mut self,
+        sandbox: &str,
+        is_meant: &dyn Fn(&Entry) -> bool,
+        ask: &mut dyn FnMut(&str) -> Result<Secret>,
+    ) -> Result<Resolved> {
+        // The first entry that needs the passphrase asks for it; after a wrong one nobody is asked again.
+        let mut is_asked = false;
+        let mut once = |prompt: &str| {
+            if std::mem::replace(&mut is_asked, true) { Err(Error::Locked) } else { ask(prompt) }
         };
+        self.gather(sandbox, is_meant, false, &mut once)
+    }
+
+    /// Without `needs_all` it goes on without values that are locked.
+    fn gather(
+        &mut self,
+        sandbox: &str,
+        is_meant: &dyn Fn(&Entry) -> bool,
+        needs_all: bool,
+        ask: &mut dyn FnMut(&str) -> Result<Secret>,
+    ) -> Result<Resolved> {
+        let mut resolved = Resolved {
+            credentials: Credentials::default(),
+            problems: Vec::new(),
+            failed: Vec::new(),
+            unchanged: Vec::new(),
+            next_refresh: None,
+        };
+        let Some(index) = &self.index else { return Ok(resolved) };
         let (shape_key, entries) =
             (index.shape_key, self.of(sandbox).into_iter().cloned().collect::<Vec<_>>());
-        let (mut list, mut problems, mut next_refresh) = (Vec::new(), Vec::new(), None);
+        let mut list = Vec::new();
         for entry in &entries {
             let holders = entry.placeholders(&shape_key, sandbox);
-            let found = self.value(entry, sandbox, &shape_key, ask);
-            let value = match found {
-                Ok((value, again)) => {
-                    next_refresh = [next_refresh, again].into_iter().flatten().min();
-                    value
+            let missing = |why: String| {
+                let placeholders = [Some(holders.value), holders.key_id].into_iter().flatten().collect();
+                Value::Missing { placeholders, why }
+            };
+            let value = if is_meant(entry) {
+                match self.value(entry, sandbox, &shape_key, ask) {
+                    Ok((value, again)) => {
+                        resolved.next_refresh = [resolved.next_refresh, again].into_iter().flatten().min();
+                        value
+                    }
+                    Err(error) => {
+                        if needs_all && error.is_locked() {
+                            return Err(error);
+                        }
+                        let why = error.to_string();
+                        resolved.problems.push(format!("the secret \"{}\" cannot be had: {why}", entry.name));
+                        resolved.failed.push(entry.name.clone());
+                        missing(why)
+                    }
                 }
-                // Somebody mistyped, or there is nobody to ask: that is for the caller, and not for each secret.
-                Err(error @ (Error::WrongPassphrase | Error::Locked)) => return Err(error),
-                Err(error) => {
-                    problems.push(format!("the secret \"{}\" cannot be had: {error}", entry.name));
-                    let placeholders = [Some(holders.value), holders.key_id].into_iter().flatten().collect();
-                    Value::Missing { placeholders, why: error.to_string() }
-                }
+            } else {
+                resolved.unchanged.push(entry.name.clone());
+                missing("it is asked for when the sandbox starts".into())
             };
             list.push(Credential { name: entry.name.clone(), binding: entry.binding.clone(), value });
         }
-        Ok(Resolved { credentials: Credentials::new(list), problems, next_refresh })
+        resolved.credentials = Credentials::new(list);
+        Ok(resolved)
     }
 
     /// The value of one, and when to ask for it again.
@@ -482,7 +541,10 @@ impl Vault {
         }
         let (value, again) = match entry.kept {
             Some(place) => {
-                let value = self.kept(entry, place, &entry.id, ask)?;
+                let value = match self.given.get(&entry.id) {
+                    Some(value) => Some(value.duplicate()),
+                    None => self.kept(entry, place, &entry.id, ask)?,
+                };
                 let place = place.to_string();
                 (value.ok_or_else(|| Error::Gone { name: entry.name.clone(), place })?, None)
             }
@@ -490,6 +552,10 @@ impl Vault {
         };
         if entry.kind == Kind::Aws {
             let (keys, ends) = aws_keys(&value)?;
+            // What is kept is the same however often it is read. A program may give keys that have ended, again and again.
+            let now = SystemTime::now();
+            let ends = ends.filter(|_| entry.source.is_dynamic());
+            let ends = ends.and_then(|ends| Some(ends.max(now.checked_add(SOONEST_REFRESH)?)));
             let again = [again, ends].into_iter().flatten().min();
             let key_id = holders.key_id.unwrap_or_default();
             return Ok((Value::Aws { key_id, secret: holders.value, keys: keys.into() }, again));

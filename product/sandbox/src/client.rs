@@ -334,13 +334,31 @@ fn change_ports(
     }
 }
 
-/// Gives a running sandbox its secrets anew; false when it does not run.
-pub fn set_secrets(sandbox: &Sandbox, secrets: Secrets) -> Result<bool> {
-    let Some(connection) = sandbox.connect()? else { return Ok(false) };
-    connection.set_patience(STATUS)?;
-    match connection.ask(&Request::Secrets { secrets })? {
-        (Reply::SecretsTaken, _) => Ok(true),
-        (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+/// Gives a running sandbox its secrets anew, also one that starts just now; false when it does not run, or has no network.
+pub fn set_secrets(sandbox: &Sandbox, secrets: &Secrets) -> Result<bool> {
+    if sandbox.spec.network == crate::spec::Networking::None {
+        return Ok(false);
+    }
+    let request = Request::Secrets { secrets: secrets.clone() };
+    let deadline = Instant::now() + PATIENCE;
+    let is_over = || !sandbox.is_running() || sandbox.is_checked() || sandbox.state() == State::Stopping;
+    loop {
+        if let Some(connection) = sandbox.connect()? {
+            connection.set_patience(STATUS)?;
+            return match connection.ask(&request) {
+                Ok((Reply::SecretsTaken, _)) => Ok(true),
+                Ok((other, _)) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
+                Err(_) if is_over() => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
+        if is_over() {
+            return Ok(false);
+        }
+        if Instant::now() >= deadline {
+            return Err(silent(sandbox));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -54,12 +54,6 @@ pub(crate) fn hold_known(
     hold(sandbox, attention, interactive)
 }
 
-/// What the sandbox's shim gets from this process when it is started by it.
-fn handover(sandbox: &Sandbox, interactive: bool) -> Result<Handover, Failure> {
-    let secrets = secret::for_shim(sandbox, interactive)?;
-    Ok(Handover { proxies: sandbox::network::proxies(&Places::from_env()?)?, secrets })
-}
-
 /// Holds a sandbox whose image is there, with a word to the user when that takes more than a moment.
 pub(crate) fn hold(sandbox: &Sandbox, attention: Attention, interactive: bool) -> Result<Held, Failure> {
     let mut spinner = None;
@@ -71,8 +65,20 @@ pub(crate) fn hold(sandbox: &Sandbox, attention: Attention, interactive: bool) -
             spinner = Some(Spinner::after(bar, Duration::from_secs(1)));
         }
     };
-    let held = client::hold(sandbox, attention, || handover(sandbox, interactive), starting);
+    // What the sandbox's shim gets from this process when it is started by it.
+    let mut given = None;
+    let handover = || {
+        let proxies = sandbox::network::proxies(&Places::from_env()?)?;
+        let mut secrets = secret::for_shim(sandbox, interactive)?;
+        let handover = Handover { proxies, secrets: std::mem::take(&mut secrets.secrets) };
+        given = Some(secrets);
+        Ok::<_, Failure>(handover)
+    };
+    let held = client::hold(sandbox, attention, handover, starting);
     drop(spinner);
+    if let (Ok(Held { started: true, .. }), Some(given)) = (&held, &given) {
+        secret::if_changed(sandbox, given, interactive)?;
+    }
     held
 }
 

@@ -42,12 +42,15 @@ pub(crate) fn authority(held: &Held, sandbox: &Sandbox) -> Option<String> {
 
 /// Asks for the values of secrets again that programs gave. What the user should know of that comes back.
 pub(crate) fn secrets(sandbox: &Sandbox) -> Option<String> {
-    // Nobody is asked for a passphrase in the middle of a session.
-    let why = match secret::gathered(sandbox, false) {
-        // Those of before hold on, and the next session tries again.
-        Ok((_, problems)) if !problems.is_empty() => problems.join("; "),
-        Ok((secrets, _)) => client::set_secrets(sandbox, secrets).err()?.to_string(),
+    let why = match secret::asked_again(sandbox) {
         Err(failure) => failure.message().to_owned(),
+        // Those of before hold on, and the next session tries again.
+        Ok((secrets, problems)) if secrets.until.is_none() && !problems.is_empty() => problems.join("; "),
+        Ok((secrets, problems)) => match client::set_secrets(sandbox, &secrets) {
+            Ok(_) if problems.is_empty() => return None,
+            Ok(_) => problems.join("; "),
+            Err(error) => error.to_string(),
+        },
     };
     Some(format!("values of secrets are not asked for again: {why}"))
 }

@@ -1,14 +1,19 @@
 //! Credentials that are put in on the wire, and where they are not.
 
+use std::process::{Child, Command, Stdio};
+
 use e2e::{Case, Verdict, ensure};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use network::{Authority, Handler, How, NAME, Named, Net, answer, handler};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 pub(crate) const CASES: &[Named] = &[
     ("a_value_is_put_in_masked_in_answers_and_replaced_at_once", put_in),
     ("a_placeholder_on_its_way_elsewhere_is_stopped", elsewhere),
+    ("what_is_set_and_removed_is_so_in_all_that_run_and_nothing_else_is_touched", changes),
     ("a_host_that_cannot_prove_its_name_gets_nothing", unproved),
 ];
 
@@ -101,6 +106,115 @@ fn elsewhere(net: &Net) -> Case {
     net.recorded(other, "an attempt to get it out", |record| record["kind"] == "Exfiltration")?;
     let log = net.viv_ok(&["policy", "log", "--json", NAME])?;
     ensure(!log.contains("value-that-strays"), "the value is in the log")
+}
+
+const MANY: &str = "api.many.example";
+
+/// Secrets of their own beside those of other cases, locked with a passphrase.
+struct Locked<'a>(&'a Net);
+
+impl Locked<'_> {
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.0.world.viv(self.0.scratch(), words);
+        command.env("XDG_DATA_HOME", self.0.scratch().join("locked"));
+        command
+    }
+
+    /// With the passphrase, and a variable that only some shells have.
+    fn open(&self, words: &[&str]) -> Result<Command, Verdict> {
+        let passphrase = self.0.scratch().join("passphrase");
+        std::fs::write(&passphrase, "correct horse battery staple\n")?;
+        let mut command = self.command(words);
+        command.env("VIV_VAULT_PASSPHRASE_FILE", passphrase).env("HOSTS_GAMMA", "value-of-gamma-1");
+        Ok(command)
+    }
+}
+
+fn succeeds(command: Command, input: &str) -> Case {
+    let said = e2e::say(command, input.as_bytes())?;
+    ensure(said.code == 0, format!("{said:?}"))
+}
+
+/// The words that make a secret for that host.
+fn custom<'a>(name: &'a str, variable: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["secret", "set-custom", name, "--host", MANY, "--env", variable], more].concat()
+}
+
+/// A process that is ended with the case, and may have been stopped meanwhile.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn changes(net: &Net) -> Case {
+    let site = net.site(MANY, How::default(), mirror())?;
+    net.allow(&["api.many.example:443"])?;
+    let locked = Locked(net);
+    // Goes on, so that the sandbox does.
+    let mut session = net.world.viv(net.scratch(), ["exec", NAME, "sleep", "1000"]);
+    let _session = Ended(session.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    succeeds(locked.open(&custom("alpha", "ALPHA", &["--store", "passphrase"]))?, "value-of-alpha-1")?;
+    succeeds(locked.open(&custom("gamma", "GAMMA", &["--from-env", "HOSTS_GAMMA"]))?, "")?;
+    // In a shell that has neither the passphrase nor the variable.
+    for value in ["value-of-beta-1", "value-of-beta-2"] {
+        succeeds(locked.command(&custom("beta", "BETA", &[])), value)?;
+    }
+    let ask = |words: &str| -> Result<Vec<String>, Verdict> {
+        let before = shown(&site).len();
+        let each = format!("curl -sS -m 60 -o /dev/null -H \"Authorization: $word\" https://{MANY}/");
+        net.guest_ok(&format!("echo $ALPHA >> /tmp/alpha; for word in {words}; do {each}; done"))?;
+        Ok(shown(&site).split_off(before))
+    };
+    let all = ask("$ALPHA $BETA $GAMMA")?;
+    ensure(all == ["value-of-alpha-1", "value-of-beta-2", "value-of-gamma-1"], format!("{all:?}"))?;
+    let name = start_late(net, &locked)?;
+    // One sandbox that does not answer keeps no other one from being told.
+    let inspected: Value = serde_json::from_str(&net.viv_ok(&["inspect", &name])?)?;
+    let shim = inspected["processes"]["shim"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    let shim = shim.ok_or_else(|| Verdict::Wrong(format!("{inspected}")))?;
+    kill_process(shim, Signal::STOP)?;
+    let said = e2e::say(locked.command(&["secret", "rm", "-f", "alpha"]), b"");
+    kill_process(shim, Signal::CONT)?;
+    let said = said?;
+    let is_told = said.err.contains(&format!("{name}: ")) && said.err.contains(&format!("viv stop {name}"));
+    ensure(said.code == 125 && is_told && said.text() == "alpha", format!("{said:?}"))?;
+    let all = ask("$(head -n 1 /tmp/alpha) $BETA $GAMMA")?;
+    ensure(!all.iter().any(|value| value == "value-of-alpha-1"), format!("{all:?}"))?;
+    ensure(all.ends_with(&["value-of-beta-2", "value-of-gamma-1"].map(str::to_owned)), format!("{all:?}"))?;
+    net.viv_ok(&["rm", "-f", &name])?;
+    succeeds(locked.command(&["secret", "rm", "-f", "beta", "gamma"]), "")
+}
+
+/// Starts a sandbox and removes one of its secrets while the program still works that gives its value. The sandbox's name.
+fn start_late(net: &Net, locked: &Locked<'_>) -> Result<String, Verdict> {
+    let folder = net.world.project("late");
+    let name = "shell-late";
+    succeeds(net.world.viv(&folder, ["create", "shell", "."]), "")?;
+    let [asked, go] = ["asked", "go"].map(|name| folder.join(name));
+    let program = format!(
+        "touch {}; until [ -e {} ]; do sleep 0.1; done; echo value-of-delta-1",
+        asked.display(),
+        go.display()
+    );
+    let more = ["--sandbox", name, "--no-verify", "--command", &program];
+    succeeds(locked.command(&custom("delta", "DELTA", &more)), "")?;
+    let start = locked.open(&["start", "-d", name])?;
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| succeeds(start, ""));
+        let removed = e2e::eventually("the program is run", || asked.exists())
+            .and_then(|()| succeeds(locked.command(&["secret", "rm", "-f", "--sandbox", name, "delta"]), ""));
+        // Whatever went wrong, the program must end.
+        std::fs::write(&go, "")?;
+        let started = started.join().map_err(|_| Verdict::Wrong("the start panicked".into()))?;
+        removed.and(started)
+    })?;
+    let said = net.viv_ok(&["exec", name, "sh", "-c", "echo ${DELTA-none} ${ALPHA+alpha}"])?;
+    ensure(said == "none alpha", &said)?;
+    Ok(name.to_owned())
 }
 
 fn unproved(net: &Net) -> Case {

@@ -115,7 +115,8 @@ impl Files {
         let (path, text) = if self.kind() == Some(Kind::Passphrase) {
             let path = self.identity_path();
             let bytes = files::read(&path)?.ok_or_else(|| Error::damaged(&path, "it is gone"))?;
-            let mut identity = scrypt::Identity::new(phrase(&ask("Passphrase of the secrets: ")?)?);
+            let given = ask("Passphrase of the secrets: ")?;
+            let mut identity = scrypt::Identity::new(phrase(&given).map_err(|_| Error::WrongPassphrase)?);
             identity.set_max_work_factor(MAX_WORK_FACTOR);
             let text = decrypted(&bytes, &identity).map_err(|error| match error {
                 DecryptError::DecryptionFailed

@@ -104,6 +104,15 @@ pub enum Error {
     /// The passphrase does not open the secrets.
     #[error("the passphrase of the secrets is wrong")]
     WrongPassphrase,
+    /// The file that the passphrase is said to be in cannot be read.
+    #[error("cannot read the passphrase in {}: {source}", path.display())]
+    PassphraseFile {
+        /// The file.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A passphrase is needed and there is nobody to ask.
     #[error("the secrets are locked with a passphrase, and there is nobody to ask for it")]
     Locked,
@@ -147,6 +156,11 @@ impl Error {
         Self::Damaged { path: path.to_owned(), why: why.into() }
     }
 
+    /// Whether the passphrase was not to be had, or is another one.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, Self::WrongPassphrase | Self::PassphraseFile { .. } | Self::Locked)
+    }
+
     /// The next step, where there is one.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -169,6 +183,7 @@ impl Error {
             Self::WrongPassphrase => {
                 "try again; without it the secrets can only be removed and set anew".into()
             }
+            Self::PassphraseFile { .. } => "VIV_VAULT_PASSPHRASE_FILE names another one".into(),
             Self::Locked => "VIV_VAULT_PASSPHRASE_FILE names a file with the passphrase".into(),
             Self::Keychain { .. } => {
                 "viv secret set --store key-file or --store passphrase keeps the value in an encrypted file"

@@ -24,7 +24,7 @@ pub const DEFAULT_REFRESH: Duration = Duration::from_secs(55 * 60);
 pub enum Source {
     /// It is kept here.
     Kept,
-    /// A variable of the host, read at each start of a session.
+    /// A variable of the host, read at each start of a sandbox.
     Env(String),
     /// A reference that a program resolves.
     Ref(Reference),

@@ -119,6 +119,18 @@ impl Grants {
     }
 }
 
+/// A set of secrets in which those with these names are as they were `before`; one sentence says why there is none.
+pub(crate) fn with_unchanged(
+    secrets: SecretText,
+    names: &[String],
+    before: Option<&SecretText>,
+) -> Result<SecretText, String> {
+    let Some(before) = before.filter(|_| !names.is_empty()) else { return Ok(secrets) };
+    let read = |text: &SecretText| Credentials::from_wire(text.expose()).map_err(|error| error.to_string());
+    let all = read(&secrets)?.with_unchanged(names, &read(before)?);
+    all.to_wire().map(SecretText::new).map_err(|error| error.to_string())
+}
+
 /// A set of secrets with newer tokens; `None` when there is no such secret in it.
 pub(crate) fn renewed(secrets: Option<&SecretText>, grant: &Grant) -> Option<SecretText> {
     let set = Credentials::from_wire(secrets?.expose()).ok()?;
@@ -211,7 +223,14 @@ mod tests {
         grants.put(&grant("b", "first"));
         grants.forget(&["b".into()]);
         let with = grants.added_to(secrets(&["a", "b"]));
-        assert_eq!((refresh(&with, "a"), refresh(&with, "b")), (expected, None));
+        assert_eq!((refresh(&with, "a"), refresh(&with, "b")), (expected.clone(), None));
+        // One that is unchanged has what the gateway has, and one that is new nothing.
+        let names = ["a".to_owned()];
+        let before = renewed(Some(&secrets(&["a"])), &first).unwrap();
+        let set = with_unchanged(secrets(&["a", "b"]), &names, Some(&before)).unwrap();
+        assert_eq!((refresh(&set, "a"), refresh(&set, "b")), (expected, None));
+        assert!(with_unchanged(SecretText::default(), &names, Some(&before)).is_err());
+        assert_eq!(with_unchanged(SecretText::default(), &names, None).unwrap().expose(), "");
         // Removed: forgotten, also when it is set again later.
         assert_eq!(
             grants.added_to(secrets(&["b"])).expose(),

@@ -21,9 +21,12 @@ pub struct Secrets {
     /// Secrets that were set anew: tokens of their logins that nobody has kept yet are forgotten.
     #[serde(default)]
     pub forget: Vec<String>,
-    /// When values that programs gave are to be asked for again, in seconds since 1970; `None` if never.
+    /// When values that programs gave are to be asked for again, in seconds since 1970; `None` if never, or if all of them are `unchanged`.
     #[serde(default)]
     pub until: Option<u64>,
+    /// The names of secrets that a running sandbox has as they are: they stand in `text` without a value.
+    #[serde(default)]
+    pub unchanged: Vec<String>,
 }
 
 /// All of it.
@@ -63,6 +66,7 @@ mod tests {
             variables: vec![("TOKEN".into(), "placeholder".into())],
             until: Some(7),
             forget: Vec::new(),
+            unchanged: Vec::new(),
         };
         let proxies = Proxies { all: Some("socks5://u:hunter2@p:1".into()), ..Proxies::default() };
         let given = Handover { proxies, secrets };

@@ -141,7 +141,9 @@ impl Shim<'_> {
             }
             Request::Secrets { secrets } => {
                 let variables = secrets.variables.clone();
-                network.set_secrets(secrets);
+                if let Err(why) = network.set_secrets(secrets) {
+                    return refused(&why);
+                }
                 let _ = self.orders.send(Order::Variables(variables));
                 return Reply::SecretsTaken;
             }

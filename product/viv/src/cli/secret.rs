@@ -75,7 +75,7 @@ pub(crate) enum SecretVerb {
 /// Where a value comes from. Without any of these it is asked for, or read from the standard input.
 #[derive(Debug, Args, Default)]
 pub(crate) struct SourceOptions {
-    /// Read it from this variable of the host whenever a session starts
+    /// Read it from this variable of the host whenever a sandbox starts
     #[arg(long, value_name = "VAR", group = "source")]
     pub(crate) from_env: Option<String>,
     /// op://VAULT/ITEM/FIELD, arn:aws:secretsmanager:…[#FIELD] or vault:PATH#FIELD, by op, aws or vault on this host

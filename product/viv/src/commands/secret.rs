@@ -1,13 +1,11 @@
 //! `viv secret`: credentials that sandboxes use and never see.
 
 mod ask;
+mod running;
 
 use std::collections::BTreeMap;
-use std::time::UNIX_EPOCH;
 
-use sandbox::client;
-use sandbox::folder::{Sandbox, Sandboxes};
-use sandbox::network::{SecretText, Secrets};
+use sandbox::folder::Sandboxes;
 use sandbox::places::Places;
 use serde::Serialize;
 use vault::binding::{self, Place};
@@ -21,6 +19,8 @@ use crate::cli::secret::{
 };
 use crate::commands::{may_interact, say};
 use crate::failure::{Failure, OURS};
+
+pub(crate) use self::running::{asked_again, for_shim, if_changed};
 
 impl From<vault::store::Error> for Failure {
     fn from(error: vault::store::Error) -> Self {
@@ -185,7 +185,7 @@ fn put(mut entry: Entry, options: &SourceOptions, interactive: bool) -> Result<u
     } else {
         eprintln!("{}", told(&kept, is_replaced, &vault));
     }
-    notify_running(&kept.scope, std::slice::from_ref(&kept.name))?;
+    running::tell(&mut vault, &kept.scope, &[&kept.name], interactive)?;
     Ok(0)
 }
 
@@ -350,12 +350,20 @@ fn remove(options: &SecretRmOptions, interactive: bool) -> Result<u8, Failure> {
             return Ok(OURS);
         }
     }
+    let mut outcome = Ok(());
+    let mut gone = Vec::new();
     for name in &options.names {
-        vault.remove(&scope, name)?;
+        match vault.remove(&scope, name) {
+            Ok(()) => gone.push(name.as_str()),
+            Err(error) => outcome = outcome.and(Err(Failure::from(error))),
+        }
+    }
+    // First of all they must be out of use, also where nobody reads the output.
+    let told = running::tell(&mut vault, &scope, &gone, interactive);
+    for name in gone {
         say(&format!("{name}\n"))?;
     }
-    notify_running(&scope, &options.names)?;
-    Ok(0)
+    outcome.and(told).map(|()| 0)
 }
 
 /// A service with what this process's variables have for it.
@@ -391,7 +399,7 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
     let is_meant = |service: &&services::Service| {
         options.services.is_empty() || options.services.contains(&service.name)
     };
-    let (mut count, mut code) = (0usize, 0);
+    let (mut set, mut code) = (Vec::new(), 0);
     for service in services::all().iter().filter(is_meant) {
         let Some((variable, value)) = found(service) else {
             if options.services.contains(&service.name) {
@@ -416,8 +424,8 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
         let keep = keep(options.store.as_deref(), &vault, interactive)?;
         match vault.set(entry, Some(&value), keep) {
             Ok(_) => {
+                set.push(name.as_str());
                 say(&format!("{name} from {variable}\n"))?;
-                count = count.saturating_add(1);
             }
             Err(error) => {
                 let failure = Failure::from(error);
@@ -426,39 +434,11 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
             }
         }
     }
-    if count > 0 {
+    if !set.is_empty() {
         eprintln!("Values: {}.", vault.storage());
-        notify_running(&scope, &[])?;
+        running::tell(&mut vault, &scope, &set, interactive)?;
     }
     Ok(code)
-}
-
-/// All secrets of a sandbox, for its gateway and its sessions; what cannot be had is said, and is refused where it is used.
-pub(crate) fn for_shim(sandbox: &Sandbox, interactive: bool) -> Result<Secrets, Failure> {
-    let (secrets, problems) = gathered(sandbox, interactive)?;
-    for problem in &problems {
-        eprintln!("viv: {}", sandbox::escape::escaped(problem, crate::failure::LONGEST));
-    }
-    Ok(secrets)
-}
-
-/// The same, with what could not be had.
-pub(crate) fn gathered(sandbox: &Sandbox, interactive: bool) -> Result<(Secrets, Vec<String>), Failure> {
-    let mut vault = open()?;
-    let id = &sandbox.spec.id;
-    if !vault.applies(id) {
-        // Said all the same: there may have been some a moment ago.
-        let none = vault::Credentials::default().to_wire().map_err(Failure::new)?;
-        return Ok((Secrets { text: Some(SecretText::new(none)), ..Secrets::default() }, Vec::new()));
-    }
-    let variables = vault.environment(id);
-    let resolved = vault.resolve(id, &mut |prompt| ask::passphrase(prompt, interactive))?;
-    let text = resolved.credentials.to_wire().map_err(Failure::new)?;
-    let until = resolved.next_refresh.and_then(|at| Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs()));
-    Ok((
-        Secrets { text: Some(SecretText::new(text)), variables, until, ..Secrets::default() },
-        resolved.problems,
-    ))
 }
 
 /// A sandbox is gone: so are its secrets. That they could not be deleted does not undo that.
@@ -467,28 +447,4 @@ pub(crate) fn forget(sandbox: &str) {
     if let Err(error) = outcome {
         eprintln!("viv: the secrets of that sandbox stay: {error}");
     }
-}
-
-/// Gives running sandboxes their secrets anew. Logins of these names, which were set or removed, are forgotten.
-fn notify_running(scope: &Scope, names: &[String]) -> Result<(), Failure> {
-    let vault = open()?;
-    let (sandboxes, _) = Sandboxes::open(&Places::from_env()?)?.list()?;
-    let meant =
-        |sandbox: &&Sandbox| *scope == Scope::Global || *scope == Scope::Sandbox(sandbox.spec.id.clone());
-    for sandbox in sandboxes.iter().filter(meant).filter(|sandbox| sandbox.is_running()) {
-        let mut secrets = for_shim(sandbox, may_interact(false))?;
-        // A sandbox's own secret is another one than that of all.
-        let own = Scope::Sandbox(sandbox.spec.id.clone());
-        let is_own =
-            |name: &&String| vault.entries().iter().any(|entry| entry.name == **name && entry.scope == own);
-        secrets.forget = names.iter().filter(|name| *scope == own || !is_own(name)).cloned().collect();
-        if let Err(error) = client::set_secrets(sandbox, secrets) {
-            let name = &sandbox.spec.name;
-            eprintln!(
-                "viv: {name} has it when it is started again: {}",
-                sandbox::escape::escaped(&error.to_string(), 400)
-            );
-        }
-    }
-    Ok(())
 }

@@ -11,14 +11,24 @@ use super::{Network, plain};
 use crate::control::Notice;
 
 impl Network {
-    /// Other secrets.
-    pub(crate) fn set_secrets(&mut self, secrets: Secrets) {
+    /// Other secrets; one sentence says why those of before stay.
+    pub(crate) fn set_secrets(&mut self, secrets: Secrets) -> std::result::Result<(), String> {
+        let text = secrets.text.unwrap_or_default();
+        let text = grants::with_unchanged(text, &secrets.unchanged, self.configuration.secrets.as_ref())?;
         self.guest.variables = secrets.variables;
-        (self.secrets_until, self.secrets_ended) = (secrets.until.and_then(instant), false);
+        let until = secrets.until.and_then(instant);
+        if secrets.unchanged.is_empty() {
+            (self.secrets_until, self.secrets_ended) = (until, false);
+        } else if until.is_some() {
+            // Values of before may end earlier.
+            let until = [self.secrets_until, until].into_iter().flatten().min();
+            (self.secrets_until, self.secrets_ended) = (until, false);
+        }
         self.grants.forget(&secrets.forget);
-        let text = self.grants.added_to(secrets.text.unwrap_or_default());
+        let text = self.grants.added_to(text);
         self.configuration.secrets = Some(text.clone());
         self.say(&ToGateway::Secrets { secrets: text });
+        Ok(())
     }
 
     /// New tokens: the gateway has them in force. Who set the secrets meanwhile did not know of them, so they are said again.

@@ -58,9 +58,10 @@ fn from_stdin() -> Result<Secret, Failure> {
 /// A line from the terminal that is not shown. Ctrl-C ends the command, with the terminal as it was.
 fn hidden(prompt: &str) -> Result<Secret, Failure> {
     let fail = |error: std::io::Error| Failure::new(format!("no answer: {error}"));
+    // First, so that nothing is shown of what somebody types as soon as the question is there.
+    let raw = Raw::enter().map_err(fail)?;
     eprint!("{prompt}");
     let _ = std::io::stderr().flush();
-    let raw = Raw::enter().map_err(fail)?;
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_VALUE.saturating_add(1)));
     let outcome = loop {
         let mut byte = [0];
@@ -89,7 +90,7 @@ fn hidden(prompt: &str) -> Result<Secret, Failure> {
 /// The passphrase that is in a file, if one is named.
 fn from_file() -> Result<Option<Secret>, Error> {
     let Some(path) = std::env::var_os(PASSPHRASE_FILE).map(std::path::PathBuf::from) else { return Ok(None) };
-    let fail = |source| Error::File { what: "cannot read the passphrase in", path: path.clone(), source };
+    let fail = |source| Error::PassphraseFile { path: path.clone(), source };
     let mut bytes = Zeroizing::new(std::fs::read(&path).map_err(fail)?);
     while matches!(bytes.last(), Some(b'\n' | b'\r')) {
         bytes.pop();
