@@ -24,6 +24,8 @@ use crate::cli::{Cli, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    // Every role and most commands hold values of secrets at some time.
+    sys::forbid_dumps();
     outlive_file_limits();
     if let Some(code) = roles::dispatch() {
         return code;

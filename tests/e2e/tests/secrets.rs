@@ -1,9 +1,13 @@
-//! What the user lends to a sandbox: the SSH agent. And settings of the network, that they are read.
+//! What the user keeps for sandboxes and lends to them: secrets, the SSH agent. And settings of the network, that they are read.
 
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use e2e::{Case, Said, Verdict, World, end, ensure, eventually, say};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::Named;
@@ -12,6 +16,7 @@ pub(crate) const CASES: &[Named] = &[
     ("the_ssh_agent_signs_in_granted_namespaces_and_nothing_else", namespaces),
     ("the_ssh_agent_logs_in_at_granted_hosts_and_nowhere_else", logins),
     ("what_of_the_ssh_agent_cannot_be_granted_is_one_sentence", bad_grants),
+    ("values_are_in_no_core_dump_of_who_reads_them", dumps),
     ("a_mistake_in_the_networks_settings_is_said_with_its_place", settings),
 ];
 
@@ -164,6 +169,54 @@ fn bad_grants(world: &World) -> Case {
     ensure(said.err.contains("SSH_AUTH_SOCK is not set"), format!("{said:?}"))?;
     let listed = world.run(&["ls", "--json"])?.text();
     ensure(!listed.contains("shell-nothing"), listed)
+}
+
+/// A program that may write core files of any size.
+fn unlimited(world: &World, words: &[&OsStr]) -> Command {
+    let mut command = Command::new("sh");
+    world.environment(&mut command, &world.project("secrets"));
+    command.args(["-c", "ulimit -c unlimited && exec \"$@\"", "sh"]).args(words);
+    command
+}
+
+/// Whether the kernel dumps such a program, ended by a signal when it has read half a value.
+fn is_dumped(world: &World, words: &[&OsStr]) -> Result<bool, Verdict> {
+    let mut command = unlimited(world, words);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let outcome = (|| -> Case {
+        let stdin = child.stdin.as_mut().ok_or_else(|| Verdict::Wrong("no input".into()))?;
+        stdin.write_all(b"ghp_half-of-a-value")?;
+        eventually("it is read", || rustix::io::ioctl_fionread(&*stdin).is_ok_and(|left| left == 0))?;
+        Ok(kill_process(Pid::from_child(&child), Signal::ABORT)?)
+    })();
+    if outcome.is_err() {
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    outcome?;
+    ensure(status.signal() == Some(Signal::ABORT.as_raw()), format!("{words:?}: {status}"))?;
+    Ok(status.core_dumped())
+}
+
+fn dumps(world: &World) -> Case {
+    if !is_dumped(world, &["cat"].map(OsStr::new))? {
+        return Err(Verdict::Skipped("this machine's kernel writes no core dumps".into()));
+    }
+    let set = ["secret", "set", "github", "--store", "key-file"].map(OsStr::new);
+    let run = [world.interactive(), ["--", "-c", "cat"].map(str::to_owned).into()].concat();
+    let run: Vec<&OsStr> = run.iter().map(OsStr::new).collect();
+    for words in [&set[..], &run] {
+        ensure(!is_dumped(world, &[&[world.program().as_os_str()], words].concat())?, format!("{words:?}"))?;
+    }
+    // Programs that it starts are as they were.
+    let program = "ulimit -c > limit; echo ghp_a-whole-value";
+    let words = ["secret", "set", "github", "--command", program].map(OsStr::new);
+    let said = say(unlimited(world, &[&[world.program().as_os_str()], &words[..]].concat()), b"")?;
+    ensure(said.code == 0, format!("{said:?}"))?;
+    let limit = std::fs::read_to_string(world.project("secrets").join("limit"))?;
+    ensure(limit == "unlimited\n", limit)?;
+    let said = world.run(&["secret", "rm", "-f", "github"])?;
+    ensure(said.code == 0, format!("{said:?}"))
 }
 
 fn settings(world: &World) -> Case {
