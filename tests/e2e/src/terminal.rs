@@ -94,6 +94,12 @@ impl Terminal {
         if self.appears(text, PATIENCE) { Ok(()) } else { Err(self.absent(text)) }
     }
 
+    /// What has appeared since the last text that was waited for.
+    pub fn screen(&self) -> String {
+        let seen = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
     /// Types this again and again until the text has appeared.
     pub fn type_until(&mut self, keys: &str, text: &str) -> Case {
         let deadline = Instant::now() + PATIENCE;
@@ -107,9 +113,7 @@ impl Terminal {
     }
 
     fn absent(&self, text: &str) -> Verdict {
-        let seen = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = String::from_utf8_lossy(&seen).into_owned();
-        Verdict::Wrong(format!("{text:?} did not appear; there was {shown:?}"))
+        Verdict::Wrong(format!("{text:?} did not appear; there was {:?}", self.screen()))
     }
 
     fn appears(&self, text: &str, patience: Duration) -> bool {

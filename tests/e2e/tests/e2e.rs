@@ -37,6 +37,8 @@ fn main() -> ExitCode {
                 ("workspace", workspace::CASES),
                 ("network", network::CASES),
                 ("secrets", secrets::CASES),
+                ("secrets", secrets::program::CASES),
+                ("secrets", secrets::keychain::CASES),
                 ("disk", disk::CASES),
                 ("places", places::CASES),
                 ("trust", trust::CASES),

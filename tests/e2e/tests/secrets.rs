@@ -1,5 +1,8 @@
 //! What the user keeps for sandboxes and lends to them: secrets, the SSH agent. And settings of the network, that they are read.
 
+pub(crate) mod keychain;
+pub(crate) mod program;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
