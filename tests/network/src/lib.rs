@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 
 pub use attacks::{Gateway, Spoken};
 pub use certificates::{Authority, Certificate};
-pub use fetched::{grpc_library, registry_program};
+pub use fetched::{aws_library, grpc_library, registry_program};
 pub use git::Repositories;
 pub use names::{Answer, NameServer};
 pub use namespace::{NAME_SERVER, OWN_ADDRESS, SILENT};
@@ -256,7 +256,7 @@ fn go_inside(target: &Path) -> Result<i32, Verdict> {
     world.clean_up();
     ensure(said.code == 0, format!("no base image: {}", said.err))?;
     // What cannot be had now is skipped inside, with the reason.
-    let _ = (registry_program(), grpc_library());
+    let _ = (registry_program(), grpc_library(), aws_library());
     let folder = tempfile::tempdir()?;
     namespace::enter(&[(PROGRAM, world.program()), (ROOTS, &folder.path().join("roots.pem"))])
 }

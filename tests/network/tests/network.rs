@@ -18,6 +18,7 @@ mod rules;
 mod sign_in;
 mod smuggling;
 mod streams;
+mod tools;
 mod tunnels;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ("flows", flows::CASES),
         ("rules", rules::CASES),
         ("credentials", credentials::CASES),
+        ("credentials", tools::CASES),
         ("git", git::CASES),
         ("registry", registry::CASES),
         ("sign_in", sign_in::CASES),
