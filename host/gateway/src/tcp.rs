@@ -285,7 +285,8 @@ fn ending(core: &Core, world: &World, slot: &Slot) -> Option<(Reason, String)> {
         // Pending ones are asked about.
         Course::Ask if !slot.connected => {}
         Course::Ask | Course::Refuse => return Some((verdict.reason, text)),
-        _ if (looks || wanted) && !slot.inspected => {
+        // Of one that is asked about or made just now that is decided later.
+        _ if (looks || wanted) && !slot.inspected && slot.connected => {
             let text = format!("its requests have to be looked into from now on: {text}");
             return Some((verdict.reason, text));
         }

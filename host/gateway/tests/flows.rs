@@ -221,16 +221,20 @@ fn a_policy_that_changes_during_a_dial_holds_for_it() {
     let address = guest.resolve("a.example.com").unwrap();
     let network_denied = rules(&["a.example.com", "127.0.0.1:*"], &["127.0.0.0/8:*"]);
     let port_denied = rules(&["a.example.com:80", "127.0.0.1:*"], &[]);
-    for (policy, opens) in [(network_denied, false), (port_denied, false), (start.clone(), true)] {
-        let pending = guest.dial((IpAddr::from(address), 443));
-        guest.until("the proxy's turn", |_| asked.try_recv().ok());
+    // The ring and the control line are two ways: what is said on one may be heard after what is said later on the other.
+    let heard = |guest: &mut Guest, policy: PolicySet| {
         guest.say(&ToGateway::Policy { policy: Box::new(policy) }, &[]);
         guest.say(&ToGateway::Count, &[]);
         guest.word("that it was heard", |word| matches!(word, FromGateway::Counted { .. }));
+    };
+    for (policy, opens) in [(network_denied, false), (port_denied, false), (start.clone(), true)] {
+        let pending = guest.dial((IpAddr::from(address), 443));
+        guest.until("the proxy's turn", |_| asked.try_recv().ok());
+        heard(&mut guest, policy);
         answer.send(()).unwrap();
         assert_eq!(guest.opened(pending), opens);
         guest.tcp(pending).abort();
-        guest.say(&ToGateway::Policy { policy: Box::new(start.clone()) }, &[]);
+        heard(&mut guest, start.clone());
     }
     // By the time that the proxy answers the flow is gone already.
     for text in ["127.0.0.0/8", "example.com"] {
