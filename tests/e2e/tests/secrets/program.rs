@@ -260,7 +260,7 @@ fn kept(world: &World) -> Case {
                 "mine-{alnum:40}",
             ],
             TOKEN,
-            json!({"env": ["SHAPED"], "places": ["header"]}),
+            json!({"env": ["SHAPED"], "places": ["headers"]}),
         ),
     ];
     let mut rows = Vec::new();
