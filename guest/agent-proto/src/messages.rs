@@ -166,7 +166,8 @@ impl Trust {
 /// Variables of sessions, below what [`Exec::env`] says. They replace those that were sent before.
 #[derive(Clone, PartialEq, Message)]
 pub struct Environment {
-    /// `NAME=VALUE`, the name of letters, digits and `_`, not beginning with a digit.
+    /// `NAME=VALUE`, the name of printable ASCII without spaces, not beginning with a digit: programs have names that no shell has, such as npm's
+    /// `npm_config_//registry.example/:_authToken`.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub variables: Vec<Vec<u8>>,
 }
@@ -197,7 +198,7 @@ fn variable(one: &[u8]) -> Result<(&str, &[u8]), &'static str> {
     let (name, value) = one.split_at(at);
     let value = value.get(1..).unwrap_or_default();
     let name = std::str::from_utf8(name).map_err(|_| "a variable's name is none")?;
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let plain = name.bytes().all(|b| b.is_ascii_graphic());
     if name.is_empty() || !plain || name.starts_with(|c: char| c.is_ascii_digit()) {
         return Err("a variable's name is none");
     }

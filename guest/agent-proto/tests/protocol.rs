@@ -191,6 +191,8 @@ fn what_is_sent_for_the_network_has_bounds() {
     };
     let good = pairs(&[b"A=", b"_b2=x=y\xff"]).expect("variables");
     assert_eq!(good, [("A".into(), b"".to_vec()), ("_b2".into(), b"x=y\xff".to_vec())]);
+    let npm = pairs(&[b"npm_config_//registry.example/:_authToken=x"]).expect("a name that no shell has");
+    assert_eq!(npm[0].0, "npm_config_//registry.example/:_authToken");
     for bad in [&b""[..], b"A", b"=x", b"2A=x", b"A B=x", b"A\n=x", b"\xff=x", b"A=\0"] {
         assert!(pairs(&[bad]).is_err(), "{bad:?}");
     }
