@@ -287,9 +287,10 @@ fn jumps_to_next(cpu: &Cpu, insn: &Insn) -> bool {
         && alu::condition((instr.condition_code() as u8).wrapping_sub(1), cpu.rflags)
 }
 
-/// Status flags without a defined value after an instruction. What shifts by a register and the like leave undefined only
-/// for some counts is taken as undefined for all, and as defined by none: a count of 0 keeps every flag.
-fn undefined_after(instr: &Instruction, before: u64) -> u64 {
+/// Status flags, as RFLAGS has them, without a defined value after an instruction, when those of `before` had none before it.
+/// What shifts by a register and the like leave undefined only for some counts is taken as undefined for all, and as defined
+/// by none: a count of 0 keeps every flag.
+pub fn undefined_after(instr: &Instruction, before: u64) -> u64 {
     use Mnemonic as M;
     let last = instr.op_count().saturating_sub(1);
     let counted = instr.op_kind(last) == OpKind::Register && instr.op_register(last) == Register::CL;

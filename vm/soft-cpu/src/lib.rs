@@ -34,7 +34,7 @@ mod sys;
 pub use apic::{ApicPort, Poll, poll_interrupts};
 pub use cpu::{Cpu, Segment, TlbEvent};
 pub use decode::{decoder_options, is_immediate};
-pub use dry_run::{DryRun, End, status_flags};
+pub use dry_run::{DryRun, End, status_flags, undefined_after};
 pub use env::{CodeWatch, Env, NoWatch, RamMap, RamSpan};
 pub use exception::{Exception, deliver};
 pub use exec::{Executor, Exit, Interpreter, Step, step};

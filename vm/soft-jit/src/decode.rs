@@ -476,7 +476,7 @@ fn unusual_operands(instr: &Instruction) -> bool {
 }
 
 /// Status flags certainly overwritten. Shifts and rotates whose count may be zero keep all flags then.
-pub(crate) fn kills(instr: &Instruction) -> u32 {
+fn kills(instr: &Instruction) -> u32 {
     use Mnemonic as M;
     let modified = instr.rflags_modified() & STATUS;
     match instr.mnemonic() {

@@ -5,13 +5,13 @@
 use iced_x86::code_asm::{
     CodeAssembler, dword_ptr, eax, edx, ptr, qword_ptr, r12, r13, r14, r15, rax, rbp, rbx, rdi, rsp,
 };
-use iced_x86::{Code, Decoder, Encoder, Instruction, Mnemonic, OpKind, Register, RflagsBits};
-use soft_cpu::Exit;
+use iced_x86::{Code, Decoder, Encoder, Instruction, Mnemonic, OpKind, Register};
 use soft_cpu::cpu::flag;
+use soft_cpu::{Exit, status_flags, undefined_after};
 
 use crate::Tuning;
 use crate::bare_guest::Shared;
-use crate::decode::{Class, classify, kills};
+use crate::decode::{Class, classify};
 
 pub(crate) const BASE: u64 = 0x1000_0000;
 pub(crate) const SIZE: u64 = 0x10_0000;
@@ -23,23 +23,13 @@ const SAVE: u64 = BASE + 0x4000;
 pub(crate) const DATA: u64 = BASE + 0x4_0000;
 
 /// The status flags that a program leaves undefined and that processors leave differently (SF after IMUL: Intel's is the
-/// result's sign, AMD's is kept), as iced's bits; none if an instruction reads such a flag, so that what it does is undefined,
-/// too. All of them clear AF where it is undefined.
-fn undefined(code: &[Instruction]) -> Option<u32> {
-    let mut undefined = 0;
-    for instr in code {
-        if instr.rflags_read() & undefined != 0 {
-            return None;
-        }
-        undefined = (undefined & !kills(instr)) | instr.rflags_undefined() & !RflagsBits::AF;
-        // Where a rotate goes the whole way round, iced says that it changes nothing.
-        let rotate =
-            matches!(instr.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Rol | Mnemonic::Ror);
-        if rotate && !(instr.op1_kind() == OpKind::Immediate8 && instr.immediate8() == 1) {
-            undefined |= RflagsBits::OF;
-        }
-    }
-    Some(undefined)
+/// result's sign, AMD's is kept); none if an instruction reads such a flag, so that what it does is undefined, too. All of
+/// them clear AF where it is undefined.
+fn undefined(code: &[Instruction]) -> Option<u64> {
+    code.iter().try_fold(0, |undefined, instr| {
+        let read = status_flags(instr.rflags_read());
+        (read & undefined == 0).then(|| undefined_after(instr, undefined) & !flag::AF)
+    })
 }
 
 /// A small generator of numbers; the seed of a failing case is printed.
