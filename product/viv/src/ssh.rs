@@ -2,7 +2,6 @@
 //! process of ours; what comes to it is judged here, message by message ([`ssh_agent::Filter`]), and only what was granted gets
 //! to the agent.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -272,21 +271,23 @@ fn what(event: &Event) -> Option<What> {
 /// Hands records on, equal ones of half a second as one.
 fn tell(held: &Held, heard: &Receiver<What>) {
     while let Ok(first) = heard.recv() {
-        let mut folded: HashMap<What, Record> = HashMap::new();
+        let mut folded = Vec::new();
         let end = Instant::now() + FOLD;
         let mut next = Ok(first);
         while let Ok(what) = next {
             fold(&mut folded, what);
             next = heard.recv_timeout(end.saturating_duration_since(Instant::now()));
         }
-        if held.ssh_agent(folded.into_values().collect()).is_err() {
+        if held.ssh_agent(folded).is_err() {
             return;
         }
     }
 }
 
-fn fold(folded: &mut HashMap<What, Record>, mut what: What) {
-    if folded.len() >= MOST_WAITING && !folded.contains_key(&what) {
+/// In the order of their first: what came first is told first. They are few.
+fn fold(folded: &mut Vec<Record>, mut what: What) {
+    let at = |folded: &[Record], what: &What| folded.iter().position(|record| record.what == *what);
+    if folded.len() >= MOST_WAITING && at(folded, &what).is_none() {
         what = What {
             text: "requests of many kinds".into(),
             ..What::new(what.kind, what.decision, "SSH agent", 0)
@@ -294,16 +295,16 @@ fn fold(folded: &mut HashMap<What, Record>, mut what: What) {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let record = folded.entry(what.clone()).or_insert_with(|| Record {
-        time: now,
-        last: now,
-        count: 0,
-        bytes_up: 0,
-        bytes_down: 0,
-        what,
-    });
-    record.last = now;
-    record.count = record.count.saturating_add(1);
+    match at(folded, &what) {
+        Some(at) => {
+            let record = &mut folded[at];
+            record.last = now;
+            record.count = record.count.saturating_add(1);
+        }
+        None => {
+            folded.push(Record { time: now, last: now, count: 1, bytes_up: 0, bytes_down: 0, what });
+        }
+    }
 }
 
 #[cfg(test)]
@@ -368,13 +369,17 @@ mod tests {
 
     #[test]
     fn a_flood_of_requests_is_few_records_with_an_exact_count() {
-        let mut folded = HashMap::new();
+        let mut folded = Vec::new();
         for number in 0..1000 {
             let kind = number % 50;
             fold(&mut folded, what(&Event::Refused(ssh_agent::Refusal::Request(kind as u8))).unwrap());
         }
         assert_eq!(folded.len(), MOST_WAITING + 1);
-        assert_eq!(folded.values().map(|record| record.count).sum::<u64>(), 1000);
+        assert_eq!(folded.iter().map(|record| record.count).sum::<u64>(), 1000);
+        // The first one first.
+        let texts: Vec<_> = folded.iter().map(|record| record.what.text.as_str()).collect();
+        let first = ssh_agent::Refusal::Request(0).to_string();
+        assert_eq!((texts[0], texts[MOST_WAITING]), (first.as_str(), "requests of many kinds"));
         assert!(what(&Event::Listed).is_none());
     }
 }

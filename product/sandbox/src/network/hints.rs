@@ -43,14 +43,19 @@ impl Hints {
         while self.told.front().is_some_and(|(at, _)| *at + AGAIN <= now) || self.told.len() > REMEMBERED {
             self.told.pop_front();
         }
-        if self.told.iter().any(|(_, known)| *known == what) {
+        // An SSH agent is one, and is refused this and that: each is told.
+        let told = match record.kind {
+            Kind::SshAgent => record.text.clone(),
+            _ => what.clone(),
+        };
+        if self.told.iter().any(|(_, known)| *known == told) {
             return None;
         }
         if self.told.iter().filter(|(at, _)| *at + WINDOW > now).count() >= MOST {
             self.untold = self.untold.saturating_add(1);
             return None;
         }
-        self.told.push_back((now, what.clone()));
+        self.told.push_back((now, told));
         let why = match &record.layer {
             Some(layer) if !record.text.is_empty() => format!("{layer}: {}", record.text),
             _ => record.text.clone(),
@@ -155,6 +160,15 @@ mod tests {
         assert_eq!(more, MOST_SECRETS - 3);
         let later = hints.notice(&secret, now + WINDOW);
         assert!(matches!(later, Some(Notice::Exfiltration { why, .. }) if why.contains("995 more")));
+    }
+
+    #[test]
+    fn each_thing_that_the_ssh_agent_may_not_do_is_told() {
+        let (mut hints, now) = (Hints::default(), Instant::now());
+        let refused = |why: &str| one(What::new(Kind::SshAgent, Decision::Refused, "SSH agent", 0).text(why));
+        let told = ["a key added", "a signature", "a key added"]
+            .map(|why| hints.notice(&refused(why), now).is_some());
+        assert_eq!(told, [true, true, false]);
     }
 
     #[test]
