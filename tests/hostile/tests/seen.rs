@@ -164,6 +164,11 @@ fn threads(_: &World, processes: &Processes) -> Case {
             limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
         let core: Vec<&str> = core.split_ascii_whitespace().collect();
         ensure(core == ["0", "0", "bytes"], format!("core files: {core:?}"))?;
+        if is_alone {
+            let data = limits.lines().find_map(|line| line.strip_prefix("Max data size")).unwrap_or_default();
+            let data: Vec<&str> = data.split_ascii_whitespace().collect();
+            ensure(data == ["2147483648", "2147483648", "bytes"], format!("memory of its own: {data:?}"))?;
+        }
         // What cannot be dumped belongs to root in /proc, whoever runs it.
         let owner = fs::metadata(format!("/proc/{process}/mem"))?.uid();
         ensure(owner == 0, format!("the memory of process {process} belongs to user {owner}"))?;
