@@ -265,9 +265,18 @@ fn status_over(connection: &Connection) -> Result<Status> {
 
 /// How a running sandbox's network fares; `None` when it does not run or does not listen yet.
 pub fn network(sandbox: &Sandbox) -> Result<Option<NetworkStatus>> {
+    ask_network(sandbox, &Request::Network)
+}
+
+/// Takes back what a running sandbox was allowed until it stops by rules of these keys ([`policy::Rule::key`]).
+pub fn forget_once(sandbox: &Sandbox, keys: Vec<String>) -> Result<()> {
+    ask_network(sandbox, &Request::ForgetOnce { keys }).map(|_| ())
+}
+
+fn ask_network(sandbox: &Sandbox, request: &Request) -> Result<Option<NetworkStatus>> {
     let Some(connection) = sandbox.connect()? else { return Ok(None) };
     connection.set_patience(STATUS)?;
-    match connection.ask(&Request::Network)? {
+    match connection.ask(request)? {
         (Reply::Network(status), _) => Ok(Some(status)),
         (other, _) => Err(Error::Lost { why: format!("an answer did not fit: {other:?}") }),
     }

@@ -52,6 +52,11 @@ pub enum Request {
         /// Whether the connections that wait may go on.
         allow: bool,
     },
+    /// What was allowed until the sandbox stops by rules of these keys is not any more. Answered with [`Reply::Network`].
+    ForgetOnce {
+        /// As [`policy::Rule::key`] has them.
+        keys: Vec<String>,
+    },
     /// Pass on who comes to the socket that is sent along, which is bound and, if it is TCP, listens. Answered with [`Reply::Ports`].
     Publish {
         /// Its address, and where to.

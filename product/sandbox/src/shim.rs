@@ -568,6 +568,7 @@ impl Shim<'_> {
             }
             Request::TakeGrant => (self.next_grant(number), None),
             Request::Network
+            | Request::ForgetOnce { .. }
             | Request::Publish { .. }
             | Request::Unpublish { .. }
             | Request::Secrets { .. } => (self.answer_on_network(request, descriptors), None),

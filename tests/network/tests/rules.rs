@@ -99,8 +99,14 @@ fn asked(net: &Net) -> Case {
         "until curl -sS -m 20 -o /dev/null http://once.asked.example/; do sleep 0.3; done; echo third=$?\r",
     )?;
     terminal.wait_for("third=0")?;
-    connect(&mut terminal, "always", 4)?;
-    terminal.keys("\x1d4a")?;
+    // Taken back it is asked about again.
+    let removed = net.viv_ok(&["policy", "rm", "--sandbox", NAME, "--resource", "once.asked.example:80"])?;
+    ensure(removed == "once/allow:once.asked.example:80", removed)?;
+    connect(&mut terminal, "once", 4)?;
+    terminal.keys("\x1d4o")?;
+    terminal.wait_for("once=0")?;
+    connect(&mut terminal, "always", 5)?;
+    terminal.keys("\x1d5a")?;
     terminal.wait_for("always.asked.example:80 is allowed in all sandboxes")?;
     terminal.wait_for("always=0")?;
     terminal.keys("exit\r")?;

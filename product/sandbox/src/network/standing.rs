@@ -93,6 +93,11 @@ impl Standing {
         policy::upsert(&mut self.policy.once, rule);
     }
 
+    /// Allows that no longer.
+    pub(crate) fn forget_once(&mut self, keys: &[String]) {
+        self.policy.once.retain(|rule| !keys.contains(&rule.key()));
+    }
+
     /// When [`Standing::read`] is due.
     pub(crate) fn again(&self) -> Option<Instant> {
         self.again

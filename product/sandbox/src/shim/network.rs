@@ -133,8 +133,11 @@ impl Shim<'_> {
             };
         };
         let ports = match request {
-            Request::Network => {
+            Request::Network | Request::ForgetOnce { .. } => {
                 let mut told = Vec::new();
+                if let Request::ForgetOnce { keys } = request {
+                    network.forget_once(&keys);
+                }
                 let status = network.status(&mut told);
                 self.tell_of_network(told);
                 return Reply::Network(status);

@@ -70,6 +70,12 @@ impl Network {
         }
     }
 
+    /// What was allowed until the sandbox stops by rules of these keys is not any more.
+    pub(crate) fn forget_once(&mut self, keys: &[String]) {
+        self.policy.forget_once(keys);
+        self.pass_policy_on();
+    }
+
     pub(super) fn set_mode(&mut self) {
         let mode: Mode = self.policy.mode(self.wanted);
         if mode != self.configuration.mode {

@@ -1,6 +1,7 @@
 //! `viv policy init`, `allow`, `deny`, `rm` and `reset`.
 
 use policy::{Decision, Methods, PathPattern, Preset, Protocols, Resource, Rule, RuleError, Via};
+use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::Sandbox;
 use sandbox::network::policy_files;
@@ -175,27 +176,37 @@ pub(super) fn remove(places: &Places, options: &RuleRmOptions) -> Result<u8, Fai
     let http = http(options.method.as_deref(), options.path.as_deref())?;
     let sandbox = find(places, options.sandbox.as_ref())?;
     let scope = sandbox.as_ref().map_or("global", |_| "sandbox");
-    let ids: Vec<&str> = options.id.iter().map(|id| strip(id, scope)).collect();
-    let is_meant = |rule: &Rule| {
+    let ids = |scope| options.id.iter().map(|id| strip(id, scope)).collect::<Vec<&str>>();
+    let is_meant = |rule: &Rule, ids: &[&str]| {
         let by_http = http.as_ref().is_none_or(|(methods, path)| {
             rule.http().is_some_and(|own| own.methods == *methods && own.path == *path)
         });
         let key = rule.key();
         ids.contains(&key.as_str()) || (by_http && resources.contains(rule.resource()))
     };
+    let answers = sandbox.as_ref().map(super::once).unwrap_or_default();
+    let answers: Vec<String> =
+        answers.iter().filter(|rule| is_meant(rule, &ids("once"))).map(Rule::key).collect();
+    let ids = ids(scope);
     let removed = change(places, sandbox.as_ref(), |all| {
-        let (gone, stay) = std::mem::take(all).into_iter().partition(&is_meant);
+        let (gone, stay) = std::mem::take(all).into_iter().partition(|rule| is_meant(rule, &ids));
         *all = stay;
         let others: Vec<String> = all.iter().map(Rule::key).collect();
         let gone: Vec<Rule> = gone;
         Ok((gone.iter().map(Rule::key).collect::<Vec<_>>(), others))
     });
     let (gone, others) = removed?;
-    if gone.is_empty() {
+    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
+        client::forget_once(sandbox, answers.clone())?;
+    }
+    if gone.is_empty() && answers.is_empty() {
         return Err(no_such_rule(&ids, &resources, &others, sandbox.as_ref()));
     }
     for key in gone {
         say(&format!("{scope}/{key}\n"))?;
+    }
+    for key in answers {
+        say(&format!("once/{key}\n"))?;
     }
     Ok(0)
 }

@@ -6,7 +6,7 @@ mod kits;
 mod log;
 mod show;
 
-use policy::{PolicySet, SyntaxError};
+use policy::{PolicySet, Rule, SyntaxError};
 use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
@@ -47,9 +47,13 @@ fn find(places: &Places, name: Option<&String>) -> Result<Option<Sandbox>, Failu
 fn set(places: &Places, sandbox: Option<&Sandbox>) -> Result<PolicySet, Failure> {
     let Some(sandbox) = sandbox else { return Ok(policy_files::set_of_all(places)?) };
     let files = policy_files::set(places, sandbox, &sandbox::network::own_addresses())?;
-    // Only a sandbox that runs knows what was allowed until it stops; of one that does not answer the files alone are shown.
+    Ok(PolicySet { once: once(sandbox), ..files })
+}
+
+/// What a sandbox was allowed until it stops. Only one that runs knows; of one that does not answer the files alone are shown.
+fn once(sandbox: &Sandbox) -> Vec<Rule> {
     let running = if sandbox.state().is_over() { None } else { client::network(sandbox).ok().flatten() };
-    Ok(PolicySet { once: running.map(|network| network.once).unwrap_or_default(), ..files })
+    running.map(|network| network.once).unwrap_or_default()
 }
 
 /// The resources without sbx's word before them.
