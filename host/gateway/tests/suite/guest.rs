@@ -1,5 +1,4 @@
 //! A gateway in a thread, and a guest in this one: smoltcp behind the real frame ring, the shim's words by hand.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,12 +1,12 @@
 //! Replays what fuzzing has collected (`fuzz/corpus`) and what is near it; see `fuzz/README.md`.
 
-#[path = "../../../fuzz/bodies/gateway_control.rs"]
+#[path = "../../../../fuzz/bodies/gateway_control.rs"]
 mod gateway_control;
-#[path = "../../../fuzz/bodies/gateway_dns.rs"]
+#[path = "../../../../fuzz/bodies/gateway_dns.rs"]
 mod gateway_dns;
-#[path = "../../../fuzz/bodies/gateway_hello.rs"]
+#[path = "../../../../fuzz/bodies/gateway_hello.rs"]
 mod gateway_hello;
-#[path = "../../../fuzz/bodies/near.rs"]
+#[path = "../../../../fuzz/bodies/near.rs"]
 mod near;
 
 #[test]

@@ -1,16 +1,14 @@
 //! What a guest tries that wants out: each case says what became of it.
 
-mod guest;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::SystemTime;
 
+use crate::guest::{Guest, echo, hosts, question, rules};
 use gateway::control::{Configuration, FromGateway, Proxies, SecretText, ToGateway};
 use gateway::record::{Decision, Kind, Record};
-use guest::{Guest, echo, hosts, question, rules};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
 use rustls::pki_types::ServerName;

@@ -1,16 +1,14 @@
 //! Tokens of a login are renewed by the gateway itself: a real TLS server on this host, the gateway's own dialler and policy.
 
-mod guest;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
+use crate::guest::{Guest, hosts, rules};
 use gateway::control::{Configuration, FromGateway, SecretText, ToGateway};
 use gateway::record::{Decision, Kind};
-use guest::{Guest, hosts, rules};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use vault::credentials::{Body, Credential, Destination, Value};
 use vault::{Binding, Credentials};

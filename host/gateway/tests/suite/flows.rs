@@ -1,14 +1,12 @@
 //! Flows of a real guest stack over the real frame ring, to real servers on this host.
 
-mod guest;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::guest::{Guest, echo, hosts, rules};
 use gateway::control::{Configuration, FromGateway, Mode, Proxies, ToGateway};
 use gateway::record::{Decision, Kind, Record};
-use guest::{Guest, echo, hosts, rules};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use policy::PolicySet;
@@ -246,6 +244,40 @@ fn a_policy_that_changes_during_a_dial_holds_for_it() {
     // Behind a proxy any address of a name may be taken: none may be guarded.
     assert!(guest.connect_to("mixed.example.com", 443).is_none());
     assert!(asked.try_recv().is_err());
+    guest.end();
+}
+
+#[test]
+fn connections_that_are_being_made_have_a_bound() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (say, asked) = channel();
+    // A proxy that takes connections and never answers; what it took is the test's to end.
+    std::thread::spawn(move || listener.incoming().for_each(|stream| drop(say.send(stream.unwrap()))));
+    let mut guest = Guest::start(Configuration {
+        policy: rules(&["a.example.com", "127.0.0.1:*"], &[]),
+        hosts: hosts(&[("a.example.com", "127.0.0.1")]),
+        proxies: Proxies { all: Some(format!("http://127.0.0.1:{port}")), ..Proxies::default() },
+        ..Configuration::default()
+    });
+    let to = (IpAddr::from(guest.resolve("a.example.com").unwrap()), 443);
+    let mut taken = Vec::new();
+    for _ in 0..gateway::dial::MOST_DIALS {
+        guest.dial(to);
+        taken.push(guest.until("the proxy's turn", |_| asked.try_recv().ok()));
+    }
+    assert!(guest.connect(to).is_none());
+    guest.record("why", |record| record.what.kind == Kind::Limit && record.what.text.contains("256"));
+    assert!(asked.try_recv().is_err(), "the proxy was not asked");
+    // As soon as one is over there is room for another.
+    taken.pop();
+    let mut next = guest.dial(to);
+    guest.until("another one", |guest| {
+        if guest.tcp(next).state() == smoltcp::socket::tcp::State::Closed {
+            next = guest.dial(to);
+        }
+        asked.try_recv().ok()
+    });
     guest.end();
 }
 

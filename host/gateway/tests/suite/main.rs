@@ -1,0 +1,7 @@
+//! A gateway behind its ring, with a guest and a shim of the test's. One program, as most of it is the gateway and a network stack.
+
+mod adversary;
+mod corpus;
+mod flows;
+mod guest;
+mod renewal;
