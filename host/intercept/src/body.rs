@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
+use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
@@ -348,24 +349,27 @@ impl Body for Inbound {
     }
 }
 
-/// Takes out of trailers what may only stand in a head (RFC 9110 §6.5.1).
+/// Takes out of trailers what may only stand in a head (RFC 9110 §6.5.1), credentials above all: those of a head are judged, and servers may
+/// merge trailers into it.
 fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
-    for name in [
-        http::header::TRANSFER_ENCODING,
-        http::header::CONTENT_LENGTH,
-        http::header::HOST,
-        http::header::AUTHORIZATION,
-        http::header::PROXY_AUTHORIZATION,
-        http::header::CONTENT_ENCODING,
-        http::header::CONTENT_TYPE,
-        http::header::CONTENT_RANGE,
-        http::header::SET_COOKIE,
-        http::header::COOKIE,
-        http::header::CONNECTION,
-        http::header::UPGRADE,
-        http::header::TRAILER,
-        http::header::TE,
-    ] {
+    const OF_A_HEAD: [HeaderName; 13] = [
+        header::TRANSFER_ENCODING,
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::PROXY_AUTHORIZATION,
+        header::CONTENT_ENCODING,
+        header::CONTENT_TYPE,
+        header::CONTENT_RANGE,
+        header::SET_COOKIE,
+        header::COOKIE,
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TRAILER,
+        header::TE,
+    ];
+    let unfit = |name: &HeaderName| OF_A_HEAD.contains(name) || vault::may_hold_a_credential(name);
+    let names: Vec<HeaderName> = trailers.keys().filter(|name| unfit(name)).cloned().collect();
+    for name in names {
         trailers.remove(name);
     }
 }

@@ -124,7 +124,11 @@ impl Service {
             result = self.forward(head, body, guest, &asked, &exchange) => result,
         };
         let response = match result {
-            Ok(response) => response,
+            Ok(response) => {
+                exchange.note(|record| record.status = response.status().as_u16());
+                response
+            }
+            // Its status is noted: gRPC's refusals are a 200 on the wire.
             Err(Ended::Refused(response)) => *response,
             Err(Ended::HangUp) if version < Version::HTTP_2 => {
                 exchange.note(|record| record.decision = Decision::UpstreamFailed);
@@ -132,7 +136,6 @@ impl Service {
             }
             Err(Ended::HangUp) => self.upstream_failed(&UpstreamError::Stale, &asked, &exchange),
         };
-        exchange.note(|record| record.status = response.status().as_u16());
         Ok(response)
     }
 

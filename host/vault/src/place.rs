@@ -32,6 +32,11 @@ const CREDENTIAL_HEADERS: [&str; 8] = [
     "x-goog-api-key",
 ];
 
+/// Whether servers look for a credential in a header of this name. CGI and its like read `x_api_key` as `x-api-key` (RFC 3875 §4.1.18).
+pub fn may_hold_a_credential(name: &HeaderName) -> bool {
+    CREDENTIAL_HEADERS.contains(&name.as_str().replace('_', "-").as_str())
+}
+
 /// Query parameters in which servers look for one: RFC 6750 §2.3, and what GitLab and others call theirs.
 const CREDENTIAL_PARAMETERS: [&str; 5] = ["access_token", "api_key", "apikey", "job_token", "private_token"];
 

@@ -176,11 +176,12 @@ fn trailers_cross_http1() {
         );
         let (guest, _flow) = world.open(80, server);
         let sent = format!(
-            "POST / HTTP/1.1\r\nHost: {HOST}\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: X-In\r\nConnection: close, TE\r\n\r\n2\r\nab\r\n0\r\nX-In: 7\r\n\r\n"
+            "POST / HTTP/1.1\r\nHost: {HOST}\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: X-In\r\nConnection: close, TE\r\n\r\n2\r\nab\r\n0\r\nX-Api-Key: mine\r\nprivate_token: mine\r\nAuthorization: mine\r\nX-In: 7\r\n\r\n"
         );
         let answer = String::from_utf8(raw_exchange(guest, sent.as_bytes()).await).expect("text");
         assert!(answer.to_ascii_lowercase().ends_with("0\r\nx-sum: 5\r\n\r\n"), "{answer}");
         let seen = String::from_utf8(seen.borrow().clone()).expect("text");
+        // No credential that nobody judged.
         assert!(seen.to_ascii_lowercase().ends_with("0\r\nx-in: 7\r\n\r\n"), "{seen}");
     });
 }

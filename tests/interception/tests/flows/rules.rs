@@ -69,6 +69,7 @@ fn grpc_is_refused_in_its_own_words() {
         assert_eq!((head.status, body.len()), (StatusCode::OK, 0));
         assert_eq!(head.headers["grpc-status"], "7");
         assert!(head.headers["grpc-message"].to_str().expect("text").contains("viv policy allow"));
+        assert_eq!(world.records(1).await[0].status, 403, "the log says what it was");
     });
 }
 
