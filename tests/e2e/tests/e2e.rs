@@ -22,11 +22,11 @@ use std::process::ExitCode;
 pub(crate) use e2e::Named;
 
 fn main() -> ExitCode {
-    // The first case of all makes the base image, where there is none.
     e2e::run_in_lanes(
-        &[("sessions", sessions::CASES)],
+        &[("sessions", sessions::FIRST)],
         &[
             &[
+                ("sessions", sessions::CASES),
                 ("docker", docker::CASES),
                 ("many", many::CASES),
                 ("life", life::CASES),

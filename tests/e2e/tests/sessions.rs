@@ -4,8 +4,10 @@ use e2e::{Case, Terminal, Verdict, World, ensure, say};
 
 use crate::Named;
 
+/// It makes the base image, where there is none.
+pub(crate) const FIRST: &[Named] = &[("a_first_run_gives_a_shell_as_agent_in_the_folder", first_run)];
+
 pub(crate) const CASES: &[Named] = &[
-    ("a_first_run_gives_a_shell_as_agent_in_the_folder", first_run),
     ("a_second_run_needs_no_network", no_network),
     ("bytes_pass_through_unchanged", bytes),
     ("output_and_errors_stay_apart", streams),
