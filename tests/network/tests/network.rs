@@ -2,6 +2,7 @@
 //!
 //! A file a subject. What cannot be tried on this machine is skipped with its reason, and counted.
 
+mod changes;
 mod credentials;
 mod disguise;
 mod ethernet;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     network::run(&[
         ("http", http::CASES),
         ("resolving", resolving::CASES),
+        ("changes", changes::CASES),
         ("flows", flows::CASES),
         ("rules", rules::CASES),
         ("credentials", credentials::CASES),

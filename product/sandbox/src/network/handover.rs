@@ -2,9 +2,11 @@
 
 use std::io::{self, Read, Write};
 
-use gateway::control::{Proxies, SecretText};
+use gateway::control::SecretText;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
+
+use super::ClientProxies;
 
 /// Bytes of the longest one. A pipe takes 64 KiB at once; the shim reads before it does anything else.
 const LONGEST: u64 = 1 << 20;
@@ -32,9 +34,9 @@ pub struct Secrets {
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Handover {
-    /// The proxies of the client's environment; their addresses may hold passwords.
+    /// The proxies of the client; their addresses may hold passwords.
     #[serde(default)]
-    pub proxies: Proxies,
+    pub proxies: ClientProxies,
     /// The sandbox's secrets.
     #[serde(default)]
     pub secrets: Secrets,
@@ -57,6 +59,8 @@ impl Handover {
 
 #[cfg(test)]
 mod tests {
+    use gateway::control::Proxies;
+
     use super::*;
 
     #[test]
@@ -69,15 +73,13 @@ mod tests {
             unchanged: Vec::new(),
         };
         let proxies = Proxies { all: Some("socks5://u:hunter2@p:1".into()), ..Proxies::default() };
+        let proxies = ClientProxies { proxies, ..ClientProxies::default() };
         let given = Handover { proxies, secrets };
         let mut bytes = Vec::new();
         given.write(&mut bytes).unwrap();
         let taken = Handover::read(&*bytes).unwrap();
         assert_eq!(taken.secrets.text.as_ref().unwrap().expose(), "hunter2");
-        assert_eq!(
-            (taken.proxies.all.as_ref(), &taken.secrets.variables),
-            (given.proxies.all.as_ref(), &given.secrets.variables)
-        );
+        assert_eq!((&taken.proxies, &taken.secrets.variables), (&given.proxies, &given.secrets.variables));
         assert!(!format!("{taken:?}").contains("hunter2"));
         assert!(Handover::read(io::empty()).unwrap().secrets.text.is_none());
         assert!(Handover::read(&b"{"[..]).is_err());

@@ -25,7 +25,7 @@ mod surroundings;
 pub use gateway::control::SecretText;
 pub use handover::{Handover, Secrets};
 pub(crate) use supervise::{Network, Source};
-pub use surroundings::{own_addresses, proxies};
+pub use surroundings::{ClientProxies, own_addresses, proxies};
 
 /// The hidden role's name on the command line of `viv`.
 pub const GATEWAY_ROLE: &str = "gateway";

@@ -22,7 +22,8 @@ use super::log::NetworkLog;
 use super::ports::{self, Publish};
 use super::questions::Questions;
 use super::standing::Standing;
-use super::{Guest, Handover, authority, policy_files, surroundings};
+use super::surroundings::Roots;
+use super::{ClientProxies, Guest, Handover, authority, policy_files, surroundings};
 use crate::control::{Attention, NetworkStatus, Notice};
 use crate::error::{Error, Result};
 use crate::escape::{LONGEST, escaped};
@@ -84,6 +85,8 @@ pub(crate) struct Network {
     /// What a gateway is told first, as it is now.
     configuration: Configuration,
     own: Vec<IpAddr>,
+    proxies: ClientProxies,
+    roots: Roots,
     guest: Guest,
     watch: sys::Watch,
     log: NetworkLog,
@@ -146,7 +149,8 @@ impl Network {
             far_bell: descriptors.add(copy(&ring.network_bell)?),
         };
         let secrets_until = handover.secrets.until;
-        let (configuration, guest) = know(sandbox, places, handover)?;
+        let (proxies, roots) = (handover.proxies.clone(), Roots::read());
+        let (configuration, guest) = know(sandbox, places, handover, &roots)?;
         let errors = sandbox.log(logs::Source::Gateway);
         let errors =
             BoundedLog::open(&errors).map_err(|source| Error::file("cannot write", errors, source))?;
@@ -164,6 +168,8 @@ impl Network {
             left: None,
             configuration: Configuration { policy: policy.in_force().clone(), ..configuration },
             own,
+            proxies,
+            roots,
             guest,
             watch,
             log,
@@ -631,7 +637,12 @@ impl Keeper {
 }
 
 /// What a gateway is told of this host and this sandbox, and what the guest is told of the gateway.
-fn know(sandbox: &Sandbox, places: &Places, handover: Handover) -> Result<(Configuration, Guest)> {
+fn know(
+    sandbox: &Sandbox,
+    places: &Places,
+    handover: Handover,
+    roots: &Roots,
+) -> Result<(Configuration, Guest)> {
     let now = SystemTime::now();
     let root = authority::root(places, now)?;
     let ca = authority::issue_by(&root, places, sandbox, now)?;
@@ -640,8 +651,8 @@ fn know(sandbox: &Sandbox, places: &Places, handover: Handover) -> Result<(Confi
     let configuration = Configuration {
         resolver: surroundings::resolver().unwrap_or_default(),
         hosts: surroundings::hosts().unwrap_or_default(),
-        proxies: handover.proxies,
-        roots: surroundings::roots(),
+        proxies: handover.proxies.proxies,
+        roots: roots.all().to_vec(),
         ca: Some(ca),
         secrets: handover.secrets.text,
         ..Configuration::default()

@@ -1,6 +1,7 @@
 //! What the gateway must know of this host, read by the shim before it confines itself: name servers, `/etc/hosts`, proxies, root
 //! certificates and the host's own addresses. The gateway itself opens no file.
 
+use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use gateway::control::{HostsEntry, Proxies, ResolverSettings};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
 
 use super::settings;
 use crate::error::Result;
@@ -36,6 +38,16 @@ const ANCHORS: [&str; 4] = [
     "/etc/ca-certificates/trust-source/anchors",
     "/etc/pki/trust/anchors",
 ];
+
+/// Where the bundle of all roots is, on Debian and Arch, on Fedora, on SUSE.
+const BUNDLES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/var/lib/ca-certificates/ca-bundle.pem",
+];
+
+/// Folders that hold roots and nothing else.
+const OF_ROOTS: [&str; 3] = ["/etc/ssl/certs", "/etc/pki/ca-trust/extracted/pem", "/var/lib/ca-certificates"];
 
 /// Most such roots, as many as an agent takes beside ours, and the longest.
 const MOST_ANCHORS: usize = 60;
@@ -78,14 +90,39 @@ fn hosts_of(text: &str) -> Vec<HostsEntry> {
     text.lines().take(MOST_LINES).filter_map(entry).collect()
 }
 
-/// The proxies of a client: those that its environment names, else those of the user's file. In this form they may hold a password:
-/// they travel over sockets only.
-pub fn proxies(places: &Places) -> Result<Proxies> {
+/// The proxies of a client. In this form they may hold a password: they travel over sockets only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientProxies {
+    /// Those that its environment names, else those of the user's file.
+    pub proxies: Proxies,
+    /// Whether the servers are the file's.
+    pub(super) servers_of_file: bool,
+    /// Whether what needs none is the file's.
+    pub(super) direct_of_file: bool,
+}
+
+impl ClientProxies {
+    /// With what the file says now: the environment's stay.
+    pub(crate) fn with(&self, file: Proxies) -> Proxies {
+        let mut proxies = self.proxies.clone();
+        if self.servers_of_file {
+            (proxies.http, proxies.https, proxies.all) = (file.http, file.https, file.all);
+        }
+        if self.direct_of_file {
+            proxies.no_proxy = file.no_proxy;
+        }
+        proxies
+    }
+}
+
+/// The proxies of this process's environment, else those of the user's file.
+pub fn proxies(places: &Places) -> Result<ClientProxies> {
     Ok(proxies_of(|name| env::var_os(name), settings::proxies(places)?))
 }
 
 /// An environment that names proxies, if only by an empty variable, beats the file whole; so does one with `no_proxy`.
-fn proxies_of(lookup: impl Fn(&str) -> Option<OsString>, file: Proxies) -> Proxies {
+fn proxies_of(lookup: impl Fn(&str) -> Option<OsString>, file: Proxies) -> ClientProxies {
     // The small letters first, as curl has it; HTTP_PROXY in capitals can be set by who sends a request to a CGI script, and is not used.
     let text = |name: &str| lookup(name).and_then(|value| value.into_string().ok());
     let some = |name: &str| text(name).filter(|text| !text.is_empty());
@@ -93,25 +130,79 @@ fn proxies_of(lookup: impl Fn(&str) -> Option<OsString>, file: Proxies) -> Proxi
     let is_set = |name: &str| text(name).or_else(|| text(&capitals(name))).is_some();
     let either = |name: &str| some(name).or_else(|| some(&capitals(name)));
     let mut proxies = file;
-    if text("http_proxy").is_some() || is_set("https_proxy") || is_set("all_proxy") {
+    let servers = text("http_proxy").is_some() || is_set("https_proxy") || is_set("all_proxy");
+    let direct = is_set("no_proxy");
+    if servers {
         proxies.http = some("http_proxy");
         proxies.https = either("https_proxy");
         proxies.all = either("all_proxy");
     }
-    if is_set("no_proxy") {
+    if direct {
         let all = either("no_proxy").unwrap_or_default();
         proxies.no_proxy = all.split([',', ' ']).filter(|host| !host.is_empty()).map(str::to_owned).collect();
     }
-    proxies
+    ClientProxies { proxies, servers_of_file: !servers, direct_of_file: !direct }
 }
 
 /// The roots by which the gateway checks servers: this host's, in DER. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
-pub(crate) fn roots() -> Vec<Vec<u8>> {
-    let found = rustls_native_certs::load_native_certs();
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roots {
+    all: Vec<Vec<u8>>,
+    /// The file that most of them are in.
+    bundle: Option<PathBuf>,
+    /// Those that are elsewhere; they are read once.
+    beside: Vec<Vec<u8>>,
+}
+
+impl Roots {
+    pub(crate) fn read() -> Self {
+        Self::of(certificates_of(rustls_native_certs::load_native_certs()), bundle())
+    }
+
+    fn of(all: Vec<Vec<u8>>, bundle: Option<PathBuf>) -> Self {
+        let bundled: HashSet<Vec<u8>> = bundle.iter().flat_map(|file| in_bundle(file)).collect();
+        let beside = all.iter().filter(|root| !bundled.contains(*root)).cloned().collect();
+        Self { all, bundle, beside }
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Vec<u8>] {
+        &self.all
+    }
+
+    /// Reads the bundle again when it is among the files that have changed; true when the roots are others then. One that is empty is about
+    /// to be written.
+    pub(crate) fn read_again(&mut self, changed: &[OsString]) -> bool {
+        let name = self.bundle.as_deref().and_then(Path::file_name);
+        if !changed.iter().any(|changed| Some(changed.as_os_str()) == name) {
+            return false;
+        }
+        let mut all: Vec<Vec<u8>> = self.bundle.iter().flat_map(|file| in_bundle(file)).collect();
+        if all.is_empty() {
+            return false;
+        }
+        all.extend(self.beside.iter().cloned());
+        let is_other = all.iter().collect::<HashSet<_>>() != self.all.iter().collect();
+        self.all = all;
+        is_other
+    }
+}
+
+fn in_bundle(file: &Path) -> Vec<Vec<u8>> {
+    certificates_of(rustls_native_certs::load_certs_from_paths(Some(file), None))
+}
+
+fn certificates_of(found: rustls_native_certs::CertificateResult) -> Vec<Vec<u8>> {
     for error in &found.errors {
         tracing::warn!(%error, "Some of the host's root certificates cannot be read");
     }
     found.certs.into_iter().take(MOST_LINES).map(|root| root.to_vec()).collect()
+}
+
+/// The file with all roots that this host's programs trust.
+fn bundle() -> Option<PathBuf> {
+    let named = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    named.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|file| file.exists()))
 }
 
 /// The roots that this host has beside those that come with every system: a proxy that signs again needs them in the guest, too.
@@ -182,6 +273,12 @@ pub(crate) fn readable() -> Vec<PathBuf> {
             found.push(folder.to_owned());
         }
     }
+    if let Some(bundle) = bundle() {
+        found.extend(
+            bundle.parent().filter(|folder| OF_ROOTS.map(Path::new).contains(folder)).map(Path::to_owned),
+        );
+        found.push(bundle);
+    }
     found.retain(|path| path.exists());
     found.dedup();
     found
@@ -222,7 +319,7 @@ mod tests {
         let of = |all: &'static [(&str, &str)]| {
             let lookup =
                 |name: &str| all.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            proxies_of(lookup, Proxies::default())
+            proxies_of(lookup, Proxies::default()).proxies
         };
         let some =
             of(&[("https_proxy", "http://p:1"), ("HTTPS_PROXY", "http://q:2"), ("NO_PROXY", "a, .b,*")]);
@@ -248,7 +345,17 @@ mod tests {
         let of = |all: &'static [(&str, &str)]| {
             let lookup =
                 |name: &str| all.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            proxies_of(lookup, file.clone())
+            let found = proxies_of(lookup, file.clone());
+            // The file's change: what it says counts where the environment says nothing.
+            let later =
+                Proxies { all: text("http://later:1"), no_proxy: vec!["later".into()], ..Proxies::default() };
+            let later = found.with(later);
+            let is_servers = |name: &str| name.to_ascii_lowercase() != "no_proxy" && name != "HTTP_PROXY";
+            let servers = all.iter().any(|(name, _)| is_servers(name));
+            assert_eq!(later.all.as_deref() == Some("http://later:1"), !servers, "{all:?}");
+            let direct = all.iter().any(|(name, _)| *name == "no_proxy");
+            assert_eq!(later.no_proxy == ["later"], !direct, "{all:?}");
+            found.proxies
         };
         assert_eq!(of(&[]), file);
         let all = of(&[("ALL_PROXY", "socks5://e:1")]);
@@ -264,6 +371,36 @@ mod tests {
     fn a_guest_gets_no_more_roots_than_it_takes() {
         assert_eq!(within_bounds(vec![vec![0; 10]; 100]).len(), MOST_ANCHORS);
         assert_eq!(within_bounds(vec![vec![0; 16 << 10]; 100]).len(), 6);
+    }
+
+    #[test]
+    fn roots_are_read_again_when_their_bundle_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("bundle.crt");
+        let pem = |names: &[&str]| {
+            let made = names.iter().map(|name| {
+                let made = rcgen::generate_simple_self_signed(vec![(*name).to_owned()]).unwrap();
+                (made.cert.der().to_vec(), made.cert.pem())
+            });
+            let (der, pem): (Vec<_>, Vec<_>) = made.unzip();
+            fs::write(&bundle, pem.concat()).unwrap();
+            der
+        };
+        let first = pem(&["a", "b"]);
+        let elsewhere = vec![0x30, 0x00];
+        let mut roots = Roots::of([first.clone(), vec![elsewhere.clone()]].concat(), Some(bundle.clone()));
+        let changed = [OsString::from("bundle.crt")];
+        assert!(!roots.read_again(&[]) && !roots.read_again(&changed));
+        let second = pem(&["c"]);
+        assert!(!roots.read_again(&["other.crt".into()]), "only when it is the one");
+        assert!(roots.read_again(&changed));
+        assert_eq!(roots.all(), [second.clone(), vec![elsewhere.clone()]].concat());
+        // About to be written, or lost: what was known holds.
+        fs::write(&bundle, "").unwrap();
+        assert!(!roots.read_again(&changed));
+        fs::remove_file(&bundle).unwrap();
+        assert!(!roots.read_again(&changed));
+        assert_eq!(roots.all(), [second, vec![elsewhere]].concat());
     }
 
     #[test]

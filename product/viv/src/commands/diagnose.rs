@@ -196,7 +196,9 @@ fn network(places: &Places) -> String {
     };
     // Their addresses may hold passwords.
     let proxied = match proxies(places) {
-        Ok(proxies) => proxies.http.is_some() || proxies.https.is_some() || proxies.all.is_some(),
+        Ok(sandbox::network::ClientProxies { proxies, .. }) => {
+            proxies.http.is_some() || proxies.https.is_some() || proxies.all.is_some()
+        }
         Err(error) => return format!("no sandbox starts: {error}"),
     };
     let how =

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use gateway::control::{Mode, ToGateway};
 
-use super::super::{policy_files, surroundings};
-use super::Network;
+use super::super::{policy_files, settings, surroundings};
+use super::{Network, plain};
 use crate::control::Notice;
 
 impl Network {
@@ -27,6 +27,29 @@ impl Network {
                 self.configuration.hosts = hosts.clone();
                 self.say(&ToGateway::Resolver { resolver, hosts });
             }
+        }
+        if is(settings::FILE) {
+            self.read_settings();
+        }
+        if self.roots.read_again(&names) {
+            let roots = self.roots.all().to_vec();
+            self.configuration.roots = roots.clone();
+            self.say(&ToGateway::Roots { roots });
+        }
+    }
+
+    /// What a file with a mistake said before holds on; the next client that starts a sandbox says where the mistake is.
+    fn read_settings(&mut self) {
+        let proxies = match settings::proxies(&self.places) {
+            Ok(file) => self.proxies.with(file),
+            Err(error) => {
+                tracing::warn!(error = %plain(&error.to_string()), "The network's settings cannot be read");
+                return;
+            }
+        };
+        if proxies != self.configuration.proxies {
+            self.configuration.proxies = proxies.clone();
+            self.say(&ToGateway::Proxies { proxies });
         }
     }
 

@@ -1,0 +1,100 @@
+//! What changes on the host while a sandbox runs: it holds for the next connection.
+
+use std::fs;
+use std::path::PathBuf;
+
+use e2e::{Case, Verdict, ensure, eventually};
+use network::{Authority, How, Named, Net, Site, Speaks, echo};
+
+pub(crate) const CASES: &[Named] = &[
+    ("another_table_of_hosts_holds", hosts),
+    ("other_proxies_in_the_settings_hold", proxies),
+    ("other_roots_of_the_host_hold", roots),
+];
+
+/// A file with other contents, and its own again at the end. Written in place: the namespace has it bound where it is.
+struct Instead {
+    path: PathBuf,
+    before: Option<String>,
+}
+
+impl Instead {
+    fn of(path: PathBuf, contents: impl FnOnce(&str) -> String) -> Result<Self, Verdict> {
+        let before = fs::read_to_string(&path).ok();
+        fs::write(&path, contents(before.as_deref().unwrap_or_default()))?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Instead {
+    fn drop(&mut self) {
+        let _ = match &self.before {
+            Some(text) => fs::write(&self.path, text),
+            None => fs::remove_file(&self.path),
+        };
+    }
+}
+
+/// Has the shared sandbox ask until it is so.
+fn asks_until(net: &Net, what: &str, site: &Site, mut is_so: impl FnMut(&str) -> bool) -> Case {
+    let ask = format!("curl -sS -m 60 -o /dev/null -w '%{{http_code}}' https://{}/ 2>/dev/null", site.name);
+    let mut said = String::new();
+    eventually(what, || {
+        said = net.guest(&ask).map_or_else(|error| format!("{error:?}"), |said| said.text());
+        is_so(&said)
+    })
+    .map_err(|_| Verdict::Wrong(format!("{what}: at the end {said:?}")))
+}
+
+/// The name server knows neither.
+fn hosts(net: &Net) -> Case {
+    let name = "listed.changes.example";
+    let sites =
+        [net.address(false), net.address(false)].map(|at| net.site_at(name, at, How::default(), echo()));
+    let [first, second] = sites;
+    let (first, second) = (first?, second?);
+    net.allow(&["listed.changes.example:443"])?;
+    let line = |site: &Site| format!("{} {name}\n", site.address.ip());
+    let file = || PathBuf::from("/etc/hosts");
+    let _first = Instead::of(file(), |text| text.to_owned() + &line(&first))?;
+    asks_until(net, "the first address", &first, |code| code == "200" && first.connections() > 0)?;
+    ensure(second.connections() == 0, "the second address was known")?;
+    let _second = Instead::of(file(), |text| text.replace(&line(&first), &line(&second)))?;
+    asks_until(net, "the second address", &second, |code| code == "200" && second.connections() > 0)
+}
+
+fn proxies(net: &Net) -> Case {
+    let site = net.site("plain.changes.example", How::default(), echo())?;
+    let target = format!("{}:443", site.name);
+    let proxy = net.proxy(Speaks::Connect, [(target.clone(), site.address)].into())?;
+    net.allow(&[&target])?;
+    asks_until(net, "an answer without a proxy", &site, |code| code == "200")?;
+    ensure(proxy.asked().is_empty(), format!("{:?}", proxy.asked()))?;
+    let file = net.world.state().join("../../.config/vivarium/network.json");
+    let settings = format!(r#"{{"schema": 1, "proxies": {{"https": "{}"}}}}"#, proxy.url());
+    let instead = Instead::of(file, |_| settings)?;
+    asks_until(net, "an answer by the proxy", &site, |code| code == "200" && !proxy.asked().is_empty())?;
+    drop(instead);
+    asks_until(net, "an answer without the proxy again", &site, |code| {
+        let asked = proxy.asked().len();
+        let direct = code == "200" && net.guest_ok(&format!("curl -sS -m 60 https://{}/", site.name)).is_ok();
+        direct && proxy.asked().len() == asked
+    })
+}
+
+/// Where requests are looked into the gateway is who checks the host's certificate.
+fn roots(net: &Net) -> Case {
+    let name = "new.changes.example";
+    let authority = Authority::new("a root that comes later").map_err(|error| network::wrong(&error))?;
+    let certificate = authority.certify(&[name]).map_err(|error| network::wrong(&error))?;
+    let site = net.site_with(name, &certificate, echo())?;
+    net.allow(&["--method", "GET", "--path", "/**", "new.changes.example:443"])?;
+    asks_until(net, "a refusal", &site, |code| code == "502")?;
+    ensure(site.seen().is_empty(), "it was asked all the same")?;
+    let file = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let file = file.ok_or_else(|| Verdict::Wrong("SSL_CERT_FILE is missing".into()))?;
+    let instead = Instead::of(file, |text| text.to_owned() + authority.pem())?;
+    asks_until(net, "an answer by the new root", &site, |code| code == "200")?;
+    drop(instead);
+    asks_until(net, "a refusal again", &site, |code| code == "502")
+}
