@@ -1,7 +1,7 @@
 //! What a session does for its sandbox in passing, as the shim is confined and cannot: it keeps the tokens of logins where this user's
 //! secrets are, asks programs for values again, and issues the certificate authority again before it ends.
 
-use sandbox::client::{self, Held};
+use sandbox::client::Held;
 use sandbox::control::Unkept;
 use sandbox::folder::Sandbox;
 use sandbox::network::{SecretText, authority};
@@ -42,15 +42,10 @@ pub(crate) fn authority(held: &Held, sandbox: &Sandbox) -> Option<String> {
 
 /// Asks for the values of secrets again that programs gave. What the user should know of that comes back.
 pub(crate) fn secrets(sandbox: &Sandbox) -> Option<String> {
-    let why = match secret::asked_again(sandbox) {
+    let why = match secret::ask_again(sandbox) {
+        Ok(problems) if problems.is_empty() => return None,
+        Ok(problems) => problems.join("; "),
         Err(failure) => failure.message().to_owned(),
-        // Those of before hold on, and the next session tries again.
-        Ok((secrets, problems)) if secrets.until.is_none() && !problems.is_empty() => problems.join("; "),
-        Ok((secrets, problems)) => match client::set_secrets(sandbox, &secrets) {
-            Ok(_) if problems.is_empty() => return None,
-            Ok(_) => problems.join("; "),
-            Err(error) => error.to_string(),
-        },
     };
     Some(format!("values of secrets are not asked for again: {why}"))
 }

@@ -20,7 +20,7 @@ use crate::cli::secret::{
 use crate::commands::{may_interact, say};
 use crate::failure::{Failure, OURS};
 
-pub(crate) use self::running::{asked_again, for_shim, if_changed};
+pub(crate) use self::running::{ask_again, for_shim, if_changed};
 
 impl From<vault::store::Error> for Failure {
     fn from(error: vault::store::Error) -> Self {

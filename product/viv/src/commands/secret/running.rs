@@ -1,7 +1,9 @@
 //! What sandboxes get of the secrets: all of them when they start, and what changes while they run.
 
+use std::fs::File;
 use std::time::UNIX_EPOCH;
 
+use rustix::fs::{FlockOperation, flock};
 use sandbox::client;
 use sandbox::escape::escaped;
 use sandbox::folder::{Sandbox, Sandboxes};
@@ -36,18 +38,43 @@ pub(crate) fn if_changed(sandbox: &Sandbox, given: &Given, interactive: bool) ->
     if open()?.versions(&sandbox.spec.id) == given.versions {
         return Ok(());
     }
-    client::set_secrets(sandbox, &for_shim(sandbox, interactive)?.secrets)?;
-    Ok(())
+    give(sandbox, || for_shim(sandbox, interactive).map(Some))
 }
 
-/// For a running sandbox the values that programs give, asked for again, and what could not be had: that stays as it was.
-pub(crate) fn asked_again(sandbox: &Sandbox) -> Result<(Secrets, Vec<String>), Failure> {
-    let mut vault = open()?;
+/// Gives a running sandbox the values that programs give, asked for again. What could not be had comes back: that stays as it was.
+pub(crate) fn ask_again(sandbox: &Sandbox) -> Result<Vec<String>, Failure> {
     let id = &sandbox.spec.id;
-    // Nobody is asked for a passphrase in the middle of a session.
-    let mut resolved = vault.resolve_some(id, &|entry| entry.source.is_dynamic(), &mut nobody)?;
-    resolved.unchanged.append(&mut resolved.failed);
-    Ok((packed(&vault, id, &resolved)?, resolved.problems))
+    let mut problems = Vec::new();
+    give(sandbox, || {
+        let mut vault = open()?;
+        // Nobody is asked for a passphrase in the middle of a session.
+        let mut resolved = vault.resolve_some(id, &|entry| entry.source.is_dynamic(), &mut nobody)?;
+        resolved.unchanged.append(&mut resolved.failed);
+        let secrets = packed(&vault, id, &resolved)?;
+        problems = resolved.problems;
+        // Those of before hold on, and the next session tries again.
+        let is_vain = secrets.until.is_none() && !problems.is_empty();
+        Ok((!is_vain).then(|| Given { secrets, versions: vault.versions(id) }))
+    })?;
+    Ok(problems)
+}
+
+/// How often secrets are read again that are others by the time that a sandbox is to have them.
+const ATTEMPTS: usize = 8;
+
+/// Gives a running sandbox what `pack` makes of the secrets. Programs and people take their time, and others may set and remove secrets meanwhile:
+/// then it is made again, for what comes last in the sandbox must be what was written last. One process at a time looks and gives.
+fn give(sandbox: &Sandbox, mut pack: impl FnMut() -> Result<Option<Given>, Failure>) -> Result<(), Failure> {
+    for _ in 0..ATTEMPTS {
+        let Some(given) = pack()? else { return Ok(()) };
+        let folder = File::open(sandbox.folder()).map_err(|error| Failure::new(error.to_string()))?;
+        flock(&folder, FlockOperation::LockExclusive).map_err(|error| Failure::new(error.to_string()))?;
+        if open()?.versions(&sandbox.spec.id) == given.versions {
+            client::set_secrets(sandbox, &given.secrets)?;
+            return Ok(());
+        }
+    }
+    Err(Failure::new("its secrets are changed again and again"))
 }
 
 fn nobody(_: &str) -> Result<Secret, Error> {
@@ -106,15 +133,22 @@ fn tell_one(
     interactive: bool,
 ) -> Result<(), Failure> {
     let id = &sandbox.spec.id;
-    let is_changed = |entry: &vault::store::Entry| names.contains(&entry.name.as_str());
-    let resolved = vault.resolve_some(id, &is_changed, &mut |prompt| ask::passphrase(prompt, interactive))?;
-    say_problems(&resolved.problems);
-    let mut secrets = packed(vault, id, &resolved)?;
-    // A sandbox's own secret is another one than that of all: its login stays.
     let own = Scope::Sandbox(id.clone());
-    let is_own = |name: &str| vault.entries().iter().any(|entry| entry.name == name && entry.scope == own);
-    let anew = names.iter().filter(|name| *scope == own || !is_own(name));
-    secrets.forget = anew.map(|name| (*name).to_owned()).collect();
-    client::set_secrets(sandbox, &secrets)?;
-    Ok(())
+    let is_changed = |entry: &vault::store::Entry| names.contains(&entry.name.as_str());
+    let mut is_first = true;
+    give(sandbox, || {
+        if !std::mem::take(&mut is_first) {
+            *vault = open()?;
+        }
+        let resolved =
+            vault.resolve_some(id, &is_changed, &mut |prompt| ask::passphrase(prompt, interactive))?;
+        say_problems(&resolved.problems);
+        let mut secrets = packed(vault, id, &resolved)?;
+        // A sandbox's own secret is another one than that of all: its login stays.
+        let is_own =
+            |name: &str| vault.entries().iter().any(|entry| entry.name == name && entry.scope == own);
+        let anew = names.iter().filter(|name| *scope == own || !is_own(name));
+        secrets.forget = anew.map(|name| (*name).to_owned()).collect();
+        Ok(Some(Given { secrets, versions: vault.versions(id) }))
+    })
 }
