@@ -184,9 +184,13 @@ pub(super) fn remove(places: &Places, options: &RuleRmOptions) -> Result<u8, Fai
         let key = rule.key();
         ids.contains(&key.as_str()) || (by_http && resources.contains(rule.resource()))
     };
-    let answers = sandbox.as_ref().map(super::once).unwrap_or_default();
+    // Before anything is written: a sandbox that cannot be asked would go on allowing what was taken back.
+    let answers = sandbox.as_ref().map_or(Ok(Vec::new()), super::once)?;
     let answers: Vec<String> =
         answers.iter().filter(|rule| is_meant(rule, &ids("once"))).map(Rule::key).collect();
+    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
+        client::forget_once(sandbox, answers.clone())?;
+    }
     let ids = ids(scope);
     let removed = change(places, sandbox.as_ref(), |all| {
         let (gone, stay) = std::mem::take(all).into_iter().partition(|rule| is_meant(rule, &ids));
@@ -196,9 +200,6 @@ pub(super) fn remove(places: &Places, options: &RuleRmOptions) -> Result<u8, Fai
         Ok((gone.iter().map(Rule::key).collect::<Vec<_>>(), others))
     });
     let (gone, others) = removed?;
-    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
-        client::forget_once(sandbox, answers.clone())?;
-    }
     if gone.is_empty() && answers.is_empty() {
         return Err(no_such_rule(&ids, &resources, &others, sandbox.as_ref()));
     }
@@ -252,7 +253,8 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             "the preset, the rules for all sandboxes and the approvals of kits".to_owned(),
         ),
     };
-    if !path.exists() {
+    let answers = sandbox.as_ref().map_or(Ok(Vec::new()), super::once)?;
+    if !path.exists() && answers.is_empty() {
         say("There is nothing to reset.\n")?;
         return Ok(0);
     }
@@ -266,6 +268,9 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             eprintln!("Nothing was deleted.");
             return Ok(OURS);
         }
+    }
+    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
+        client::forget_once(sandbox, answers.iter().map(Rule::key).collect())?;
     }
     let aside = match &sandbox {
         Some(sandbox) => policy_files::reset_local(sandbox)?,

@@ -47,13 +47,14 @@ fn find(places: &Places, name: Option<&String>) -> Result<Option<Sandbox>, Failu
 fn set(places: &Places, sandbox: Option<&Sandbox>) -> Result<PolicySet, Failure> {
     let Some(sandbox) = sandbox else { return Ok(policy_files::set_of_all(places)?) };
     let files = policy_files::set(places, sandbox, &sandbox::network::own_addresses())?;
-    Ok(PolicySet { once: once(sandbox), ..files })
+    // Of one that does not answer the files alone are shown.
+    Ok(PolicySet { once: once(sandbox).unwrap_or_default(), ..files })
 }
 
-/// What a sandbox was allowed until it stops. Only one that runs knows; of one that does not answer the files alone are shown.
-fn once(sandbox: &Sandbox) -> Vec<Rule> {
-    let running = if sandbox.state().is_over() { None } else { client::network(sandbox).ok().flatten() };
-    running.map(|network| network.once).unwrap_or_default()
+/// What a sandbox was allowed until it stops. Only one that runs knows.
+fn once(sandbox: &Sandbox) -> Result<Vec<Rule>, Failure> {
+    let running = if sandbox.state().is_over() { None } else { client::network(sandbox)? };
+    Ok(running.map(|network| network.once).unwrap_or_default())
 }
 
 /// The resources without sbx's word before them.
