@@ -155,15 +155,16 @@ fn copied(world: &World) -> Case {
         command
     };
     // What another user's viv fetched is as good, being verified again. With the built image this takes seconds; a long run
-    // leaves it out, so that this user's viv builds it and boots it for the first time.
-    let shared = if e2e::long_cases() { "downloads" } else { "." };
+    // leaves it out, so that this user's viv builds it and boots it for the first time. What tests keep there is not copied.
+    let shared: &[&str] =
+        if e2e::long_cases() { &["downloads"] } else { &["downloads", "images", "initramfs"] };
     let given = path.join(".cache/vivarium");
     std::fs::create_dir_all(&given)?;
     std::fs::create_dir(path.join("p"))?;
     let copy = std::process::Command::new("cp")
         .arg("-a")
         .arg("--sparse=always")
-        .arg(world.cache().join(shared))
+        .args(shared.iter().map(|name| world.cache().join(name)))
         .arg(&given)
         .status()?;
     ensure(copy.success(), "cp failed")?;
