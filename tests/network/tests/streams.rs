@@ -213,7 +213,7 @@ fn grpc(net: &Net) -> Case {
     look_into(net, host)?;
     std::fs::write(net.shared().join("call.py"), GRPC_CLIENT)?;
     let said = net.guest_ok("PYTHONPATH=grpc timeout 200 python3 call.py")?;
-    // A refused call is HTTP 403, which gRPC has a status for.
+    // A refused call is answered in gRPC's own words: HTTP 200 with grpc-status 7.
     ensure(said == "262144\n[] 18 OK\nPERMISSION_DENIED", said)?;
     let paths: Vec<String> = site.seen().iter().map(|one| one.target.path().to_owned()).collect();
     ensure(paths == ["/open/Doubler"], format!("{paths:?}"))
