@@ -22,7 +22,7 @@ fn a_refused_request_is_answered_with_rule_and_remedy_and_the_connection_goes_on
     run(async {
         for alpn in [&["h2"][..], &["http/1.1"]] {
             let world = World::new();
-            world.rule(&[("allow", "GET,HEAD", "/docs/**")]);
+            world.rule(&[("allow", "GET,HEAD", "/docs/**"), ("deny", "GET", "/docs/closed")]);
             let mut client = world.client(alpn, server(&world, alpn)).await;
             let (head, body) = client.get("/docs/a").await;
             assert_eq!((head.status, body.as_ref()), (StatusCode::OK, &b"served"[..]));
@@ -38,17 +38,25 @@ fn a_refused_request_is_answered_with_rule_and_remedy_and_the_connection_goes_on
             );
             assert!(answer["remedy"].as_str().expect("a remedy").starts_with("viv policy allow"), "{answer}");
             assert!(!String::from_utf8_lossy(&body).contains("hush"));
+            assert!(answer.get("rule").is_none(), "no rule speaks of it: {answer}");
+            let (head, body) = client.get("/docs/closed").await;
+            assert_eq!(head.status, StatusCode::FORBIDDEN);
+            let answer: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+            let rule = format!("sandbox/deny:{HOST}:GET:/docs/closed");
+            assert_eq!((&answer["rule"], &answer["layer"]), (&rule.into(), &"sandbox".into()), "{answer}");
+            assert!(answer["reason"].as_str().expect("a reason").starts_with("denied by deny "), "{answer}");
             let (head, _) = client.get("/docs/b").await;
             assert_eq!(head.status, StatusCode::OK, "the connection goes on");
-            let records = world.records(3).await;
-            let refused: Vec<_> =
+            let records = world.records(4).await;
+            let mut refused: Vec<_> =
                 records.iter().filter(|record| record.decision == Decision::Refused).collect();
-            assert_eq!(refused.len(), 1);
-            assert_eq!(
-                (refused[0].status, refused[0].path.as_str(), refused[0].method.as_str()),
-                (403, "/docs/a", "POST")
-            );
-            assert!(refused[0].remedy.is_some() && refused[0].layer.is_some());
+            refused.sort_by_key(|record| &record.path);
+            assert_eq!(refused.len(), 2);
+            for (record, expected) in refused.iter().zip([("POST", "/docs/a"), ("GET", "/docs/closed")]) {
+                assert_eq!((record.method.as_str(), record.path.as_str()), expected);
+                assert_eq!(record.status, 403);
+                assert!(record.remedy.is_some() && record.layer.is_some());
+            }
             let allowed = records.iter().find(|record| record.decision == Decision::Allowed).expect("one");
             assert!(allowed.rule.as_deref().expect("its rule").contains(HOST));
         }
