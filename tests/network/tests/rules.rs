@@ -7,6 +7,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use e2e::{Case, Terminal, Verdict, ensure, eventually};
 use network::{How, NAME, Named, Net, Site, echo};
@@ -197,12 +199,17 @@ fn verbs(net: &Net) -> Case {
     let script = "curl -sS -m 100 -o /dev/null http://unheard.example/; echo unheard=$?";
     let mut unanswered = asking(net, &["--ask", "--", "-c", script])?;
     unanswered.wait_for("may the sandbox reach unheard.example:80?")?;
-    let done = tried(net);
+    let question = Instant::now();
+    let (done, refused) = thread::scope(|scope| {
+        let refused = scope.spawn(|| unanswered.wait_for("unheard=7").map(|()| question.elapsed()));
+        (tried(net), refused.join())
+    });
     // Nothing of the verbs is left for other cases, whatever became of them.
     let removed = net.viv_ok(&["rm", "-f", VERBS]).and(net.viv_ok(&["policy", "reset", "-f"]));
     done?;
     removed?;
-    unanswered.wait_for("unheard=7")?;
+    let minute = refused.map_err(|_| Verdict::Wrong("who waits for the refusal panicked".into()))??;
+    ensure((55..=120).contains(&minute.as_secs()), format!("it was refused after {minute:?}"))?;
     unanswered.end()?;
     ensure(unheard.connections() == 0, "nobody said yes")?;
     net.recorded("unheard.example", "that nobody answered", |record| {
@@ -297,6 +304,7 @@ fn logged(net: &Net, followed: &Mutex<Vec<Value>>) -> Case {
     };
     let (seen, all) = (in_order(seen()), in_order(all));
     ensure(seen == all, format!("{seen:?}\nis not\n{all:?}"))?;
+    all.iter().try_for_each(named_and_dated)?;
     let totals = lines(&net.viv_ok(&["policy", "log", "--totals", "--json", VERBS])?)?;
     ensure(sums(&all) == sums(&totals), format!("{:?}\nis not\n{:?}", sums(&all), sums(&totals)))?;
     let by = |decision: &str, host: &str, port: u64| {
@@ -306,6 +314,17 @@ fn logged(net: &Net, followed: &Mutex<Vec<Value>>) -> Case {
     let [count, up, down] = by("allowed", "kit.example", 80);
     ensure(count >= 8 && (up, down) == (0, 60), format!("{count} {up} {down}"))?;
     ensure(by("refused", "free.example", 0)[0] >= 4, format!("{:?}", sums(&all)))
+}
+
+/// A record says which sandbox it is of, and when it was, in UTC; all were made within the hour.
+fn named_and_dated(record: &Value) -> Case {
+    let time = |field: &str| {
+        let text = record[field].as_str().unwrap_or_default();
+        humantime::parse_rfc3339(text).map_err(|error| Verdict::Wrong(format!("{field}: {error}: {record}")))
+    };
+    let (first, last, now) = (time("time")?, time("last")?, SystemTime::now());
+    let is_recent = now.duration_since(first).is_ok_and(|ago| ago < Duration::from_secs(3600));
+    ensure(record["sandbox"] == VERBS && first <= last && last <= now && is_recent, record.to_string())
 }
 
 /// A request, and whether it passes.
