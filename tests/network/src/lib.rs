@@ -17,9 +17,10 @@ mod web;
 mod wire;
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc;
 
@@ -187,6 +188,36 @@ impl Net {
     /// [`Self::guest`] that must end with 0; gives its output.
     pub fn guest_ok(&self, script: &str) -> Result<String, Verdict> {
         self.world.shell_ok(&self.shared(), script)
+    }
+
+    /// Does this in the shared sandbox again and again, until its session is told that `what` is blocked; gives the line. Of many
+    /// refusals at once some are not told, and what a session was told in the last minutes is not told again: nobody may have
+    /// tried the same before.
+    pub fn told(&self, script: &str, what: &str) -> Result<String, Verdict> {
+        let folder = self.shared();
+        let enough = folder.join("told");
+        let _ = std::fs::remove_file(&enough);
+        let script = format!(
+            "end=$(($(date +%s) + 100)); until [ -e told ] || [ $(date +%s) -gt $end ]; do {script}; sleep 1; done >/dev/null 2>&1"
+        );
+        let mut arguments = self.world.interactive();
+        arguments.extend(["--", "-c", &script].map(str::to_owned));
+        let mut command = self.world.viv(&folder, arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut session = command.spawn()?;
+        let (mut found, mut all) = (None, String::new());
+        // To its end, which is the file's or the clock's.
+        let lines = session.stderr.take().into_iter().flat_map(|stderr| BufReader::new(stderr).lines());
+        for line in lines.map_while(Result::ok) {
+            if found.is_none() && line.starts_with(&format!("viv: blocked  {what}")) {
+                std::fs::write(&enough, "")?;
+                found = Some(line.clone());
+            }
+            all.push_str(&line);
+            all.push('\n');
+        }
+        session.wait()?;
+        found.ok_or_else(|| Verdict::Wrong(format!("nobody was told that {what:?} is blocked: {all}")))
     }
 
     /// A command of the program that must end with 0; gives its output.

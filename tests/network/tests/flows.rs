@@ -1,9 +1,11 @@
 //! Flows that are no HTTP: TCP both ways, UDP, and what a refusal looks like at once.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use e2e::{Case, Verdict, ensure};
-use network::{Named, Net, listen};
+use network::{NAME, Named, Net, listen};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub(crate) const CASES: &[Named] = &[
@@ -18,6 +20,10 @@ pub(crate) const CASES: &[Named] = &[
 fn afterwards(net: &Net, name: &str, port: u16) -> Result<SocketAddr, Verdict> {
     let address = SocketAddr::new(net.address(false), port);
     net.names.addresses(name, &[address.ip()]);
+    afterwards_at(net, address)
+}
+
+fn afterwards_at(net: &Net, address: SocketAddr) -> Result<SocketAddr, Verdict> {
     let listener = listen(address)?;
     listener.set_nonblocking(true)?;
     let _inside = net.runtime().enter();
@@ -118,40 +124,94 @@ fn udp(net: &Net) -> Case {
     net.allow(&["stream.example:9000"])?;
     std::fs::write(net.shared().join("datagrams.py"), DATAGRAMS)?;
     let said = net.guest_ok("python3 datagrams.py")?;
-    ensure(said == "0 1 1200 9000 \nConnectionRefusedError\nConnectionRefusedError", said)
+    ensure(said == "0 1 1200 9000 \nConnectionRefusedError\nConnectionRefusedError", said)?;
+    // A port that was not tried yet: the same is told once.
+    let hint = net.told("bash -c 'echo > /dev/udp/datagrams.example/9002'", "datagrams.example:9002/udp  (")?;
+    let remedy = format!("allow: viv policy allow --sandbox {NAME} datagrams.example:9002 --protocol udp");
+    ensure(hint.contains(&remedy), hint)
 }
 
 fn literal(net: &Net) -> Case {
-    let address = afterwards(net, "literal.example", 7)?;
-    let connect = format!("timeout 60 bash -c 'read -r word < /dev/tcp/{}/7; echo $word' 2>&1", address.ip());
-    // By its name it is allowed, by its address it is not.
+    let four = afterwards(net, "literal.example", 7)?.ip();
+    let six = afterwards_at(net, SocketAddr::new(net.address(true), 7))?.ip();
+    net.names.addresses("literal.example", &[four, six]);
+    // By its name it is allowed, by its addresses it is not.
     net.allow(&["literal.example:7"])?;
-    let said = net.guest(&connect)?;
-    ensure(said.text().contains("Connection refused"), format!("{said:?}"))?;
-    let network = format!("{}/32:7", address.ip());
-    net.allow(&[&network])?;
-    let said = net.guest(&connect)?;
-    net.forget(&network)?;
-    ensure(said.text() == "ready", format!("{said:?}"))
+    for (address, host, network) in [
+        (four, four.to_string(), format!("{four}/32:7")),
+        (six, format!("[{six}]"), format!("[{six}/128]:7")),
+    ] {
+        let connect = |port: u16| {
+            format!("timeout 60 bash -c 'read -r word < /dev/tcp/{address}/{port}; echo $word' 2>&1")
+        };
+        let said = net.guest(&connect(7))?;
+        ensure(said.text().contains("Connection refused"), format!("{said:?}"))?;
+        // Another port: the same is told once.
+        let hint = net.told(&connect(8), &format!("{host}:8  ("))?;
+        let remedy = format!("allow: viv policy allow --sandbox {NAME} ");
+        // Brackets are quoted for a shell.
+        let is_it = |rest: &str| rest.trim_start_matches('\'').starts_with(&format!("{host}:8"));
+        ensure(hint.split_once(&remedy).is_some_and(|(_, rest)| is_it(rest)), &hint)?;
+        net.allow(&[&network])?;
+        let said = net.guest(&connect(7))?;
+        net.forget(&network)?;
+        ensure(said.text() == "ready", format!("{said:?}"))?;
+    }
+    Ok(())
 }
 
-fn changed(net: &Net) -> Case {
-    afterwards(net, "changed.example", 7)?;
-    net.allow(&["changed.example:7"])?;
-    let held = "timeout 100 python3 -c \"import socket
+/// Holds a connection open until it is reset, and says so in a file at once.
+const HELD: &str = "timeout 200 python3 -c \"import socket
 s = socket.create_connection(('changed.example', 7))
 print(s.recv(6).decode(), end='', flush=True)
 open('held', 'w')
 try: print('said', s.recv(1))
-except ConnectionResetError: print('reset')\"";
+except ConnectionResetError:
+    open('reset', 'w')
+    print('reset')\"";
+
+/// A changed rule holds within a second; a machine has other things to do, too.
+const SOON: Duration = Duration::from_secs(5);
+
+fn changed(net: &Net) -> Case {
+    afterwards(net, "changed.example", 7)?;
+    resets(net, "viv policy rm", || net.forget("changed.example:7"))?;
+    resets(net, "the file edited by hand", || edited(net, "changed.example:7"))
+}
+
+/// What is open is reset soon after a change that takes its rule away.
+fn resets(net: &Net, what: &str, change: impl Fn() -> Case) -> Case {
+    net.allow(&["changed.example:7"])?;
     let folder = net.shared();
-    let _ = std::fs::remove_file(folder.join("held"));
-    let said = std::thread::scope(|scope| {
-        let session = scope.spawn(|| net.guest(held));
-        let waited = e2e::eventually("the connection is open", || folder.join("held").exists());
-        let removed = waited.and_then(|()| net.forget("changed.example:7"));
+    let [held, reset] = ["held", "reset"].map(|name| folder.join(name));
+    for file in [&held, &reset] {
+        let _ = std::fs::remove_file(file);
+    }
+    let (took, said) = std::thread::scope(|scope| -> Result<_, Verdict> {
+        let session = scope.spawn(|| net.guest(HELD));
+        let took = (|| {
+            e2e::eventually("the connection is open", || held.exists())?;
+            change()?;
+            let begun = Instant::now();
+            e2e::eventually("the reset", || reset.exists())?;
+            Ok::<_, Verdict>(begun.elapsed())
+        })();
         let said = session.join().map_err(|_| Verdict::Wrong("the session panicked".into()))?;
-        removed.and(said)
+        Ok((took?, said?))
     })?;
-    ensure(said.text() == "ready\nreset", format!("{said:?}"))
+    ensure(said.text() == "ready\nreset", format!("{what}: {said:?}"))?;
+    ensure(took < SOON, format!("{what}: the reset came after {took:?}"))
+}
+
+/// Takes the rules about a resource from the shared sandbox's file, as an editor does: the new file in the place of the old one.
+fn edited(net: &Net, resource: &str) -> Case {
+    let path = net.world.folder(NAME)?.join("policy.json");
+    let mut file: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    let rules = file["rules"].as_array_mut().ok_or_else(|| Verdict::Wrong("no rules".into()))?;
+    let before = rules.len();
+    rules.retain(|rule| rule["resource"] != resource);
+    ensure(rules.len() + 1 == before, format!("{resource} is not there once"))?;
+    let fresh = path.with_extension("json.fresh");
+    std::fs::write(&fresh, serde_json::to_string_pretty(&file)?)?;
+    Ok(std::fs::rename(&fresh, &path)?)
 }

@@ -2,7 +2,7 @@
 
 use e2e::{Case, Verdict, ensure};
 use http::{Method, Version};
-use network::{How, Named, Net, echo};
+use network::{How, NAME, Named, Net, echo};
 use serde_json::Value;
 
 pub(crate) const CASES: &[Named] = &[
@@ -64,8 +64,12 @@ fn by_method(net: &Net) -> Case {
     net.recorded(host, "a request let through", |record| {
         record["method"] == "GET" && record["status"] == 200
     })?;
-    net.recorded(host, "a request refused", |record| record["method"] == "POST" && record["status"] == 403)
-        .map(|_| ())
+    net.recorded(host, "a request refused", |record| record["method"] == "POST" && record["status"] == 403)?;
+    // A path that was not tried yet: the same is told once.
+    let post = format!("curl -sS -m 60 -d data https://{host}/told");
+    let hint = net.told(&post, "POST inspected.example/told  (")?;
+    let rule = "inspected.example:443 --method POST --path /told";
+    ensure(hint.contains(&format!("allow: viv policy allow --sandbox {NAME} {rule}")), hint)
 }
 
 fn by_path(net: &Net) -> Case {
