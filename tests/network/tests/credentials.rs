@@ -1,5 +1,6 @@
 //! Credentials that are put in on the wire, and where they are not.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use e2e::{Case, Verdict, ensure};
@@ -15,6 +16,7 @@ pub(crate) const CASES: &[Named] = &[
     ("a_placeholder_on_its_way_elsewhere_is_stopped", elsewhere),
     ("what_is_set_and_removed_is_so_in_all_that_run_and_nothing_else_is_touched", changes),
     ("a_host_that_cannot_prove_its_name_gets_nothing", unproved),
+    ("a_value_of_a_program_is_asked_for_again_while_a_session_goes_on", asked_again),
 ];
 
 /// Says in header and body what it was shown.
@@ -94,8 +96,14 @@ fn elsewhere(net: &Net) -> Case {
         "{code} -H \"X-Key: $STRAY\" https://{other}/; {code} https://{other}/?k=$STRAY; {code} -d \"data=$STRAY\" https://{other}/; \
          {code} -u user:$STRAY https://{other}/; {code} -H \"X-Key: $STRAY\" http://plain.elsewhere.example/; {code} https://{other}/"
     ))?;
+    let hint = net.told(
+        &format!("curl -sS -m 60 -H \"X-Key: $STRAY\" https://{other}/told"),
+        "GET elsewhere.example/told  A SECRET WAS ON ITS WAY",
+    );
     net.viv_ok(&["secret", "rm", "-f", "stray"])?;
     ensure(said == "403 403 403 403 403 200", &said)?;
+    let hint = hint?;
+    ensure(hint.contains("stray") && !hint.contains("value-that-strays"), hint)?;
     let seen = format!("{:?} {:?}", trap.seen(), plain.seen());
     ensure(!seen.contains("value-that-strays"), seen)?;
     // A body is streamed: its request may have begun.
@@ -171,6 +179,11 @@ fn changes(net: &Net) -> Case {
     };
     let all = ask("$ALPHA $BETA $GAMMA")?;
     ensure(all == ["value-of-alpha-1", "value-of-beta-2", "value-of-gamma-1"], format!("{all:?}"))?;
+    of_programs(&locked)?;
+    let all = ask("$EPSILON $ZETA")?;
+    ensure(all == ["value-of-epsilon-1", "value-of-zeta-1"], format!("{all:?}"))?;
+    // The next sandbox has no such program.
+    succeeds(locked.command(&["secret", "rm", "-f", "epsilon", "zeta"]), "")?;
     let name = start_late(net, &locked)?;
     // One sandbox that does not answer keeps no other one from being told.
     let inspected: Value = serde_json::from_str(&net.viv_ok(&["inspect", &name])?)?;
@@ -187,6 +200,27 @@ fn changes(net: &Net) -> Case {
     ensure(all.ends_with(&["value-of-beta-2", "value-of-gamma-1"].map(str::to_owned)), format!("{all:?}"))?;
     net.viv_ok(&["rm", "-f", &name])?;
     succeeds(locked.command(&["secret", "rm", "-f", "beta", "gamma"]), "")
+}
+
+/// What stands in for 1Password's program: it knows the words that its documentation has, and this one reference.
+const OP: &str = "#!/bin/sh\n[ \"$*\" = 'read --no-newline op://Work/Zeta/token' ] || exit 3\nprintf value-of-zeta-1\n";
+
+/// Secrets whose values programs of the host give: the host's shell, and a provider's own.
+fn of_programs(locked: &Locked<'_>) -> Case {
+    let programs = locked.0.scratch().join("programs");
+    std::fs::create_dir_all(&programs)?;
+    let op = programs.join("op");
+    std::fs::write(&op, OP)?;
+    std::fs::set_permissions(&op, std::fs::Permissions::from_mode(0o755))?;
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&rest)))?;
+    // Without a time at which other sessions would ask for them again.
+    let by_shell = ["--refresh", "on-demand", "--command", "printf value-of-; echo epsilon-1"];
+    succeeds(locked.command(&custom("epsilon", "EPSILON", &by_shell)), "")?;
+    let by_provider = ["--refresh", "on-demand", "--ref", "op://Work/Zeta/token"];
+    let mut by_provider = locked.command(&custom("zeta", "ZETA", &by_provider));
+    by_provider.env("PATH", path);
+    succeeds(by_provider, "")
 }
 
 /// Starts a sandbox and removes one of its secrets while the program still works that gives its value. The sandbox's name.
@@ -233,4 +267,43 @@ fn unproved(net: &Net) -> Case {
         ensure(site.connections() > 0 && site.seen().is_empty(), format!("{:?}", site.seen()))?;
     }
     net.viv_ok(&["secret", "rm", "-f", "proof"]).map(|_| ())
+}
+
+/// In a sandbox of its own, as what is asked for again is asked for by any session that there is. A minute is the shortest time.
+fn asked_again(net: &Net) -> Case {
+    if !e2e::long_cases() {
+        return Err(Verdict::Skipped(e2e::LONG.into()));
+    }
+    let host = "api.fresh.example";
+    let site = net.site(host, How::default(), mirror())?;
+    let (folder, name) = (net.world.project("fresh"), "shell-fresh");
+    net.world.shell_ok(&folder, "true")?;
+    net.viv_ok(&["policy", "allow", "--sandbox", name, "api.fresh.example:443"])?;
+    let calls = net.scratch().join("calls").display().to_string();
+    let program = format!("echo >> {calls}; echo value-of-call-$(wc -l < {calls})");
+    let binding = ["secret", "set-custom", "fresh", "--host", host, "--env", "FRESH", "--sandbox", name];
+    net.viv_ok(&[&binding[..], &["--refresh", "60s", "--command", &program]].concat())?;
+    let script = format!(
+        "end=$(($(date +%s) + 300)); until [ -e enough ] || [ $(date +%s) -gt $end ]; do \
+         curl -sS -m 60 -o /dev/null -H \"Authorization: $FRESH\" https://{host}/; sleep 2; done"
+    );
+    let values = || {
+        let mut all = shown(&site);
+        all.dedup();
+        all
+    };
+    let said = std::thread::scope(|scope| {
+        let session = scope.spawn(|| net.world.shell_ok(&folder, &script));
+        let seen = e2e::eventually("the first value", || !values().is_empty())
+            .and_then(|()| e2e::eventually("the second value", || values().len() > 1));
+        // Whatever went wrong, the session must end.
+        std::fs::write(folder.join("enough"), "")?;
+        let said = session.join().map_err(|_| Verdict::Wrong("the session panicked".into()))?;
+        seen.and(said)
+    });
+    net.viv_ok(&["secret", "rm", "-f", "--sandbox", name, "fresh"])?;
+    net.viv_ok(&["rm", "-f", name])?;
+    said?;
+    let all = values();
+    ensure(all.iter().all(|value| value.starts_with("value-of-call-")), format!("{all:?}"))
 }
