@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Named] = &[
     ("pip_and_npm_install_from_their_registries", pip_and_npm),
     ("cargo_builds_with_a_dependency", cargo),
     ("a_container_and_a_build_reach_the_registries", containers),
+    ("cargo_builds_in_a_container_and_in_a_build", cargo_in_containers),
     ("a_refused_name_is_not_there_and_the_way_to_allow_it_is_said", refused_name),
     ("an_address_without_a_rule_is_refused_at_once", refused_address),
     ("check_says_what_enforcement_does", check_agrees),
@@ -65,12 +66,15 @@ fn cargo(world: &World) -> Case {
     ensure(said == "7", said)
 }
 
-/// What is done in a container and in a build step. The image has no empty folders and no user of npm's.
-const WORK: &str = r#"mkdir -p /tmp /var/cache/apt/archives/partial /var/lib/apt/lists/partial /var/log/apt
+/// What is done first in a container and in a build step: the image has no empty folders.
+const PREPARE: &str = r"mkdir -p /tmp /var/cache/apt/archives/partial /var/cache/debconf /var/lib/apt/lists/partial /var/log/apt
 chmod 1777 /tmp
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
-apt-get install -y -q --no-install-recommends hello >/dev/null
+";
+
+/// What is done then, as root: the image has no user of npm's. Of what the guest has the image has files already.
+const WORK: &str = r#"apt-get install -y -q --no-install-recommends --reinstall hello >/dev/null
 hello
 pip install -q --disable-pip-version-check --root-user-action ignore --target /s six
 PYTHONPATH=/s python3 -c 'import six; print(six.__name__)'
@@ -79,19 +83,42 @@ npm install --silent --no-fund --no-audit is-number >/dev/null
 node -e 'console.log(require("is-number")(7))'
 "#;
 
-/// From an image made here, so that no registry of images is needed.
 fn containers(world: &World) -> Case {
+    in_both(world, WORK, "Hello, world!\nsix\ntrue")
+}
+
+/// The linker is the package's own: what a compiler's other names lead to may not be in the image.
+const CARGO_WORK: &str = r#"apt-get install -y -q --reinstall cargo >/dev/null
+export HOME=/built RUSTFLAGS=-Clinker=gcc
+mkdir /built
+cd /built
+cargo -q new --vcs none c
+cd c
+cargo -q add itoa
+echo 'fn main() { println!("{}", itoa::Buffer::new().format(7u32)); }' > src/main.rs
+cargo -q build
+target/debug/c
+"#;
+
+fn cargo_in_containers(world: &World) -> Case {
+    if !long_cases() {
+        return Err(Verdict::Skipped(LONG.into()));
+    }
+    in_both(world, CARGO_WORK, "7")
+}
+
+/// This work prints that in a container and in a build step. From an image made here, so that no registry of images is needed.
+fn in_both(world: &World, work: &str, expected: &str) -> Case {
     let folder = world.project(SHARED);
-    std::fs::write(folder.join("work.sh"), WORK)?;
+    std::fs::write(folder.join("work.sh"), format!("{PREPARE}{work}"))?;
     std::fs::write(folder.join("Dockerfile"), "FROM e2e-net\nCOPY work.sh /\nRUN sh -e /work.sh > /said\n")?;
     let script = r#"set -e
-(cd / && sudo tar c --one-file-system --exclude='*docker*' --exclude='*containerd*' --exclude=ctr bin sbin lib lib64 usr/bin usr/sbin usr/lib usr/lib64 usr/local usr/share/keyrings usr/share/dpkg etc/apt etc/ssl etc/passwd etc/group etc/nsswitch.conf var/lib/dpkg 2>/dev/null) | docker import - e2e-net >/dev/null
+(cd / && sudo tar c --one-file-system --exclude='*docker*' --exclude='*containerd*' --exclude=ctr bin sbin lib lib64 usr/bin usr/sbin usr/lib usr/lib64 usr/local usr/share/keyrings usr/share/dpkg usr/share/debconf usr/share/perl usr/share/perl5 etc/alternatives etc/debconf.conf etc/ld.so.conf etc/ld.so.conf.d etc/apt etc/ssl etc/passwd etc/group etc/nsswitch.conf var/lib/dpkg 2>/dev/null) | docker import - e2e-net >/dev/null
 docker run --rm -v "$PWD/work.sh:/work.sh:ro" e2e-net sh -e /work.sh
 docker build -q -t e2e-net-built . >/dev/null
 docker run --rm e2e-net-built cat /said"#;
     let said = world.shell_ok(&folder, script)?;
-    let one = "Hello, world!\nsix\ntrue";
-    ensure(said == format!("{one}\n{one}"), said)
+    ensure(said == format!("{expected}\n{expected}"), said)
 }
 
 /// Host names that no rule of a preset is about.
@@ -131,24 +158,19 @@ fn check_agrees(world: &World) -> Case {
         let said = world.run(&["policy", "check", "--sandbox", NAME, target])?;
         ensure(said.code == code, format!("{target}: {said:?}"))?;
     }
-    let said = world.run(&[
-        "policy",
-        "check",
-        "network",
-        "--json",
-        "--sandbox",
-        NAME,
-        "POST",
-        "https://pypi.org/simple/",
-    ])?;
-    let verdict: Value = serde_json::from_str(&said.text())?;
-    let script = "curl -sS -m 60 -o /dev/null -w '%{http_code}' -X POST https://pypi.org/simple/";
-    let happened = world.shell(&folder, script, b"")?.text();
-    ensure(
-        (verdict["allowed"] == false && happened == "403")
-            || (verdict["allowed"] == true && happened != "403"),
-        format!("{verdict}: {happened}"),
-    )
+    // The preset lets the index be read, and no more.
+    let url = "https://pypi.org/simple/six/";
+    for (method, allowed, status) in [("GET", true, "200"), ("POST", false, "403")] {
+        let said = world.run(&["policy", "check", "network", "--json", "--sandbox", NAME, method, url])?;
+        let verdict: Value = serde_json::from_str(&said.text())?;
+        let script = format!("curl -sS -m 60 -o /dev/null -w '%{{http_code}}' -X {method} {url}");
+        let happened = world.shell(&folder, &script, b"")?.text();
+        ensure(
+            verdict["allowed"] == allowed && happened == status,
+            format!("{method}: {verdict}: {happened}"),
+        )?;
+    }
+    Ok(())
 }
 
 /// A server of the host that answers each connection, or keeps it open when it says nothing.
@@ -375,6 +397,7 @@ fn ports(world: &World) -> Case {
         ensure(said == b"sdrawkcab", format!("{said:?}"))
     };
     answers()?;
+    fixed(world, name)?;
     let number = local.port();
     let taken = world.run(&["ports", name, "--publish", &format!("{number}:8001")])?;
     ensure(taken.code == 125 && taken.err.contains("in use"), format!("{taken:?}"))?;
@@ -393,7 +416,59 @@ fn ports(world: &World) -> Case {
         world.run(&["ports", name, "--unpublish", first, "--unpublish", second, "--unpublish", third])?;
     ensure(said.code == 0 && said.text().is_empty(), format!("{said:?}"))?;
     nobody("once it is unpublished")?;
-    world.run(&["rm", "-f", name]).map(|_| ())
+    world.run(&["rm", "-f", name])?;
+    made_with_a_port(world)
+}
+
+/// A port that nobody has just now. Somebody may take it until it is used: who uses it tries again.
+fn free_port() -> Result<u16, Verdict> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// How often a port is chosen that somebody else may take.
+const TRIES: usize = 5;
+
+/// A port of the user's choice is published and reached.
+fn fixed(world: &World, name: &str) -> Case {
+    let mut said = None;
+    for _ in 0..TRIES {
+        let port = free_port()?;
+        let ports = format!("{port}:8000");
+        let published = world.run(&["ports", name, "--publish", &ports])?;
+        if published.code == 0 {
+            let answer = get((Ipv4Addr::LOCALHOST, port).into())?;
+            ensure(answer.ends_with("from the guest"), format!("at {port}: {answer}"))?;
+            let taken_back = world.run(&["ports", name, "--unpublish", &ports])?;
+            return ensure(taken_back.code == 0, format!("{taken_back:?}"));
+        }
+        said = Some(published);
+    }
+    Err(Verdict::Wrong(format!("no port can be published: {said:?}")))
+}
+
+/// A sandbox that was made with a port has it when it starts.
+fn made_with_a_port(world: &World) -> Case {
+    let (folder, name) = (world.project("made"), "shell-made");
+    let flags = world.interactive().split_off(3);
+    let mut said = None;
+    for _ in 0..TRIES {
+        let port = free_port()?;
+        let ports = format!("{port}:8000");
+        let mut arguments = vec!["create", "shell", ".", "-p", &ports];
+        arguments.extend(flags.iter().map(String::as_str));
+        let created = e2e::say(world.viv(&folder, arguments), b"")?;
+        ensure(created.code == 0, format!("{created:?}"))?;
+        let started = world.shell(&folder, GUEST_SERVER, b"")?;
+        ensure(started.code == 0, format!("{started:?}"))?;
+        let is_taken = started.err.contains("in use");
+        let answer = if is_taken { String::new() } else { get((Ipv4Addr::LOCALHOST, port).into())? };
+        world.run(&["rm", "-f", name])?;
+        if !is_taken {
+            return ensure(answer.ends_with("from the guest"), format!("at {port}: {answer}"));
+        }
+        said = Some(started);
+    }
+    Err(Verdict::Wrong(format!("the port is never free: {said:?}")))
 }
 
 /// What comes back for a datagram. One may be lost; that nobody listens is heard at once.
