@@ -20,7 +20,7 @@ const CASES: &[&str] = &[
     "many::a_stopped_sandbox_keeps_its_disk",
 ];
 
-/// Installing from the registries (DESIGN §6), from bash, a container and a build; refusals; rules that change; ports.
+/// Installing from the registries, from bash, a container and a build; refusals, and what `check` says beforehand.
 const NETWORK: &[&str] = &[
     "network::apt_works_in_a_fresh_sandbox",
     "network::pip_and_npm_install_from_their_registries",
@@ -30,7 +30,8 @@ const NETWORK: &[&str] = &[
     "network::check_says_what_enforcement_does",
 ];
 
-/// Names, flows and credentials, with servers in a network namespace of the machine.
+/// Names, credentials and signing in, with servers in a network namespace of the machine. The cases of `git` are none of them: the
+/// machine has neither git nor its http-backend, and a case that is skipped has not passed.
 const SERVED: &[&str] = &[
     "resolving::a_name_that_resolves_to_a_guarded_address_is_refused",
     "resolving::a_name_that_is_bound_anew_is_judged_anew",
@@ -40,6 +41,8 @@ const SERVED: &[&str] = &[
     "credentials::a_value_is_put_in_masked_in_answers_and_replaced_at_once",
     "credentials::a_placeholder_on_its_way_elsewhere_is_stopped",
     "credentials::a_host_that_cannot_prove_its_name_gets_nothing",
+    "credentials::npm_and_pip_sign_in_with_placeholders",
+    "sign_in::tokens_of_a_login_stay_here_and_are_renewed_and_kept",
 ];
 
 /// The machine's home is on its disk: its root is in memory.
