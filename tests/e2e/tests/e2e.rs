@@ -32,6 +32,8 @@ fn main() -> ExitCode {
                 ("life", life::CASES),
                 ("crowd", crowd::CASES),
                 ("damaged", damaged::CASES),
+                ("disk", disk::CASES),
+                ("trust", trust::CASES),
             ],
             &[
                 ("workspace", workspace::CASES),
@@ -39,9 +41,7 @@ fn main() -> ExitCode {
                 ("secrets", secrets::CASES),
                 ("secrets", secrets::program::CASES),
                 ("secrets", secrets::keychain::CASES),
-                ("disk", disk::CASES),
                 ("places", places::CASES),
-                ("trust", trust::CASES),
             ],
         ],
     )
