@@ -59,8 +59,9 @@ mkdir -p /usr/local/share/ca-certificates; touch /etc/resolv.conf /etc/hosts
 export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 "#;
 
-/// The host's roots: the machine meets the same proxies.
+/// The host's roots: the machine meets the same proxies. Those beside the system's are the guest's, too.
 const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+const EXTRA_ROOTS: &str = "/usr/local/share/ca-certificates";
 
 /// Runs the cases. Without a base image on this host there is nothing to boot, and the case is skipped.
 pub(crate) fn works_on_true_kvm(nested: &Nested) -> Result<Completion, Failed> {
@@ -107,6 +108,11 @@ fn on_true_kvm(
     if network {
         files.push(("/usr/bin/unshare".into(), "/bin/unshare".into()));
         files.push((ROOTS.into(), ROOTS.into()));
+        for root in std::fs::read_dir(EXTRA_ROOTS).into_iter().flatten().flatten() {
+            if root.path().is_file() {
+                files.push((root.path(), root.path().display().to_string()));
+            }
+        }
     }
     let mut script = format!("{SCRIPT}{prepare}status=0\n");
     for (name, cases) in programs {

@@ -203,7 +203,8 @@ fn changes(net: &Net) -> Case {
 }
 
 /// What stands in for 1Password's program: it knows the words that its documentation has, and this one reference.
-const OP: &str = "#!/bin/sh\n[ \"$*\" = 'read --no-newline op://Work/Zeta/token' ] || exit 3\nprintf value-of-zeta-1\n";
+const OP: &str =
+    "#!/bin/sh\n[ \"$*\" = 'read --no-newline op://Work/Zeta/token' ] || exit 3\nprintf value-of-zeta-1\n";
 
 /// Secrets whose values programs of the host give: the host's shell, and a provider's own.
 fn of_programs(locked: &Locked<'_>) -> Case {

@@ -126,7 +126,8 @@ fn udp(net: &Net) -> Case {
     let said = net.guest_ok("python3 datagrams.py")?;
     ensure(said == "0 1 1200 9000 \nConnectionRefusedError\nConnectionRefusedError", said)?;
     // A port that was not tried yet: the same is told once.
-    let hint = net.told("bash -c 'echo > /dev/udp/datagrams.example/9002'", "datagrams.example:9002/udp  (")?;
+    let hint =
+        net.told("bash -c 'echo > /dev/udp/datagrams.example/9002'", "datagrams.example:9002/udp  (")?;
     let remedy = format!("allow: viv policy allow --sandbox {NAME} datagrams.example:9002 --protocol udp");
     ensure(hint.contains(&remedy), hint)
 }
