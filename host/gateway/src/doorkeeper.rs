@@ -1,9 +1,10 @@
 //! Who lets the guest's first bytes through on a flow to a name: TLS that asks for that name, HTTP in clear that is looked into, and
-//! what is neither.
+//! what is neither, as long as neither comes behind it.
 
 use crate::hello::line::{FirstLine, Line};
+use crate::hello::records::{Found, Records};
 use crate::hello::retry::{Next, Retry};
-use crate::hello::{Hello, Seen};
+use crate::hello::{ALERT, Hello, Seen};
 use crate::record::Kind;
 use crate::relay::{Doorkeeper, Gate};
 
@@ -12,15 +13,25 @@ pub(crate) struct ServerName {
     name: String,
     /// Whether HTTP in clear is looked into.
     looks: bool,
+    /// The server has said something.
+    spoken: bool,
     door: Door,
+}
+
+/// What may come of that which is no TLS so far.
+struct Clear {
+    /// The end of a first line, which may make it a request.
+    line: Option<FirstLine>,
+    /// A ClientHello behind what some servers overlook.
+    records: Option<Records>,
 }
 
 /// What is waited for.
 enum Door {
     /// The first bytes.
     First(Box<Hello>),
-    /// The end of a first line that goes on meanwhile.
-    Line(FirstLine),
+    /// What may come of that which goes on meanwhile, and is no TLS so far.
+    Clear(Box<Clear>),
     /// The server's first message, and a second ClientHello if that asks for one.
     Again(Box<Retry>),
     /// Nothing more.
@@ -30,7 +41,12 @@ enum Door {
 impl ServerName {
     /// For a flow to this name and port.
     pub(crate) fn new(name: &str, port: u16, looks: bool) -> Self {
-        Self { name: name.to_owned(), looks, door: Door::First(Box::new(Hello::on_port(port))) }
+        Self {
+            name: name.to_owned(),
+            looks,
+            spoken: false,
+            door: Door::First(Box::new(Hello::on_port(port))),
+        }
     }
 
     fn first(&mut self, mut hello: Box<Hello>, bytes: &[u8]) -> Gate {
@@ -46,15 +62,16 @@ impl ServerName {
             }
             Seen::Http if self.looks => Gate::Divert(hello.into_bytes()),
             Seen::Unclear if self.looks => Gate::Shut(Kind::Request, UNCLEAR.into()),
-            Seen::Other if self.looks => match hello.line() {
-                Some((line, rest)) => match self.line(line, rest) {
-                    Gate::Pass(_) => Gate::Pass(hello.into_bytes()),
-                    Gate::Open(_) => Gate::Open(hello.into_bytes()),
-                    shut => shut,
-                },
-                None => Gate::Open(hello.into_bytes()),
-            },
-            Seen::Http | Seen::Unclear | Seen::Other => Gate::Open(hello.into_bytes()),
+            Seen::Http | Seen::Unclear | Seen::Other => {
+                let (records, behind) = hello.records();
+                let (line, rest) = hello.line().filter(|_| self.looks).unzip();
+                // A server of TLS says nothing before it has a ClientHello.
+                let clear = Clear { line, records: Some(records).filter(|_| !self.spoken) };
+                match self.clear(Box::new(clear), rest.unwrap_or_default(), behind) {
+                    Ok(()) => self.passing(hello.into_bytes()),
+                    Err(shut) => shut,
+                }
+            }
             Seen::Hello { encrypted: true, name } if self.is_same(name.as_deref()) => {
                 Gate::Divert(hello.into_bytes())
             }
@@ -73,21 +90,40 @@ impl ServerName {
             Seen::Hello { name: None, .. } => {
                 Gate::Shut(Kind::Tls, "TLS without the server's name (SNI)".into())
             }
-            Seen::Broken(why) => Gate::Shut(Kind::Tls, format!("TLS that begins wrong: {why}")),
+            Seen::Broken(why) => broken(&why),
         }
     }
 
-    /// Looks on at a line whose bytes go on.
-    fn line(&mut self, mut line: FirstLine, bytes: &[u8]) -> Gate {
-        for byte in bytes {
-            match line.push(*byte) {
-                Line::Held | Line::Passing => {}
-                Line::Other => return Gate::Open(bytes.to_vec()),
-                Line::Request | Line::Unclear => return Gate::Shut(Kind::Request, UNCLEAR.into()),
+    /// Looks on at what goes on: the bytes that the line was not asked about yet, and those that the records were not followed
+    /// through.
+    fn clear(&mut self, mut clear: Box<Clear>, line: &[u8], records: &[u8]) -> Result<(), Gate> {
+        for byte in line {
+            match clear.line.as_mut().map(|line| line.push(*byte)) {
+                Some(Line::Held | Line::Passing) => {}
+                Some(Line::Other) => clear.line = None,
+                Some(Line::Request | Line::Unclear) => {
+                    return Err(Gate::Shut(Kind::Request, UNCLEAR.into()));
+                }
+                None => break,
             }
         }
-        self.door = Door::Line(line);
-        Gate::Pass(bytes.to_vec())
+        match clear.records.as_mut().map(|follow| follow.push(records)) {
+            Some(Found::Hello(why)) => return Err(broken(why)),
+            Some(Found::Over) => clear.records = None,
+            Some(Found::Begun | Found::Nothing) | None => {}
+        }
+        if clear.line.is_some() || clear.records.is_some() {
+            self.door = Door::Clear(clear);
+        }
+        Ok(())
+    }
+
+    /// Lets bytes go on that were looked at.
+    fn passing(&self, bytes: Vec<u8>) -> Gate {
+        match self.door {
+            Door::Open => Gate::Open(bytes),
+            _ => Gate::Pass(bytes),
+        }
     }
 
     /// Goes on behind a ClientHello, after these bytes.
@@ -126,11 +162,18 @@ impl ServerName {
 /// Why what may be HTTP goes nowhere.
 const UNCLEAR: &str = "a first line that some HTTP servers read as a request, and that cannot be looked into";
 
+fn broken(why: &str) -> Gate {
+    Gate::Shut(Kind::Tls, format!("TLS that begins wrong: {why}"))
+}
+
 impl Doorkeeper for ServerName {
     fn look(&mut self, bytes: &[u8]) -> Gate {
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::First(hello) => self.first(hello, bytes),
-            Door::Line(line) => self.line(line, bytes),
+            Door::Clear(clear) => match self.clear(clear, bytes, bytes) {
+                Ok(()) => self.passing(bytes.to_vec()),
+                Err(shut) => shut,
+            },
             Door::Again(mut retry) => {
                 let next = retry.push(bytes);
                 self.again(retry, next, Vec::new())
@@ -140,10 +183,21 @@ impl Doorkeeper for ServerName {
     }
 
     fn answered(&mut self, bytes: &[u8]) -> Gate {
+        // An alert need not be the last word.
+        self.spoken |= bytes.first().is_some_and(|first| *first != ALERT);
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::Again(mut retry) => {
                 let next = retry.answered(bytes);
                 self.again(retry, next, Vec::new())
+            }
+            Door::Clear(mut clear) if self.spoken => {
+                clear.records = None;
+                // Nothing waits here.
+                if clear.line.is_none() {
+                    return Gate::Open(Vec::new());
+                }
+                self.door = Door::Clear(clear);
+                Gate::Wait
             }
             door => {
                 self.door = door;
@@ -158,11 +212,13 @@ impl Doorkeeper for ServerName {
                 Seen::Other => Gate::Open(hello.into_bytes()),
                 seen => self.judge(seen, hello),
             },
-            Door::Line(line) if line.end() != Line::Other => Gate::Shut(Kind::Request, UNCLEAR.into()),
+            Door::Clear(clear) if clear.line.as_ref().is_some_and(|line| line.end() != Line::Other) => {
+                Gate::Shut(Kind::Request, UNCLEAR.into())
+            }
             Door::Again(retry) if retry.is_cut() => {
                 Gate::Shut(Kind::Tls, "TLS that goes on wrong: it ends in a record".into())
             }
-            Door::Line(_) | Door::Again(_) | Door::Open => Gate::Open(Vec::new()),
+            Door::Clear(_) | Door::Again(_) | Door::Open => Gate::Open(Vec::new()),
         }
     }
 }

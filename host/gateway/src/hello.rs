@@ -6,8 +6,10 @@
 use rustls::server::Acceptor;
 
 use self::line::{FirstLine, Line};
+use self::records::{Found, Records};
 
 pub mod line;
+pub mod records;
 pub mod retry;
 
 /// Bytes of a ClientHello with the headers of its records. rustls takes a message of up to 64 KiB.
@@ -15,9 +17,11 @@ const LONGEST: usize = 72 << 10;
 /// Content type of handshake records (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
 const CHANGE_CIPHER_SPEC: u8 = 20;
-const ALERT: u8 = 21;
+pub(crate) const ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
 const HEARTBEAT: u8 = 24;
+/// What the two versions of HAProxy's PROXY protocol begin with, as far as its readers look at it and nothing else is like it.
+const PROXIED: [&[u8]; 2] = [b"PROXY", b"\r\n\r\n\0"];
 /// The extension's number (RFC 9849 §5).
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 
@@ -26,7 +30,8 @@ const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 pub enum Seen {
     /// Too few to say.
     More,
-    /// Neither TLS nor, so far, HTTP: [`Hello::line`] says whether what follows may make it a request.
+    /// Neither TLS nor, so far, HTTP: [`Hello::line`] says whether what follows may make it a request, [`Hello::records`]
+    /// where a ClientHello may come.
     Other,
     /// An HTTP request in clear.
     Http,
@@ -39,7 +44,7 @@ pub enum Seen {
         /// Whether there is an inner ClientHello that only the server can read, or one that looks so (GREASE).
         encrypted: bool,
     },
-    /// TLS, but no ClientHello that a server would take.
+    /// TLS, but no ClientHello that a server would take or that can be judged; or what would hide one.
     Broken(String),
 }
 
@@ -53,6 +58,9 @@ pub struct Hello {
     asked: usize,
     /// The line is not decided, and goes on.
     passes: bool,
+    records: Records,
+    /// Bytes that the records were followed through.
+    followed: usize,
     /// Where the ClientHello's last record ends.
     end: usize,
 }
@@ -74,32 +82,23 @@ impl Hello {
     pub fn push(&mut self, bytes: &[u8]) -> Seen {
         self.seen.extend_from_slice(bytes);
         match self.seen.as_slice() {
-            [] => return Seen::More,
-            [HANDSHAKE] => return Seen::More,
-            [HANDSHAKE, 3, ..] => {}
-            // Go's servers take any version below 16 in the first record.
-            [HANDSHAKE, 0..=15, ..] => return Seen::Broken("a record of a version that TLS has not".into()),
-            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT] => return Seen::More,
+            [] | [HANDSHAKE] => Seen::More,
+            [HANDSHAKE, 3, ..] => self.hello(bytes.len()),
             // Servers overlook some of these, and take the ClientHello behind them.
-            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT, 0..=15, ..] => {
-                return Seen::Broken("a TLS record before the ClientHello".into());
+            [CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA | HEARTBEAT, 3, ..] => {
+                Seen::Broken("a TLS record before the ClientHello".into())
             }
-            // SSL 2.0's form of a ClientHello (RFC 5246 §E.2), which old servers take for TLS and which asks for no name.
-            [0x80..=0xff, _, 1, 3, ..] => {
-                return Seen::Broken("an SSL 2.0 ClientHello, which has no name".into());
-            }
-            [0x80..=0xff] | [0x80..=0xff, _] | [0x80..=0xff, _, 1] => return Seen::More,
-            _ => return self.clear(),
+            _ => self.clear(),
         }
+    }
+
+    /// What is TLS, with so many new bytes.
+    fn hello(&mut self, count: usize) -> Seen {
         if self.seen.len() > LONGEST {
             return Seen::Broken("a ClientHello of more than 64 KiB".into());
         }
         // The first byte was kept back until the second one came.
-        let new = bytes.len().max(if self.seen.len() == bytes.len().saturating_add(1) {
-            self.seen.len()
-        } else {
-            0
-        });
+        let new = count.max(if self.seen.len() == count.saturating_add(1) { self.seen.len() } else { 0 });
         let mut rest = self.seen.get(self.seen.len().saturating_sub(new)..).unwrap_or_default();
         while !rest.is_empty() {
             match self.acceptor.read_tls(&mut rest) {
@@ -123,21 +122,49 @@ impl Hello {
         Seen::More
     }
 
-    /// What is not TLS. Each byte is looked at once.
+    /// What does not begin as TLS does. Each byte is looked at once.
     fn clear(&mut self) -> Seen {
-        while let Some(byte) = self.seen.get(self.asked) {
+        while let Some(byte) = self.seen.get(self.followed) {
+            let found = self.records.push(std::slice::from_ref(byte));
+            self.followed = self.followed.saturating_add(1);
+            let seen = self.seen.get(..self.followed).unwrap_or_default();
+            match found {
+                Found::Hello(why) => return Seen::Broken(why.into()),
+                Found::Begun if self.followed > LONGEST => {
+                    return Seen::Broken("records without a ClientHello".into());
+                }
+                Found::Begun => continue,
+                Found::Nothing | Found::Over => {}
+            }
+            // Some servers take one from anybody, and overlook what is missing.
+            if PROXIED.contains(&seen) {
+                return Seen::Broken("a PROXY protocol header before it".into());
+            }
+            if PROXIED.iter().any(|begun| begun.starts_with(seen)) {
+                continue;
+            }
+            if let Some(seen) = self.first_line() {
+                return seen;
+            }
+        }
+        Seen::More
+    }
+
+    /// The first line of what is not TLS, as far as that is known.
+    fn first_line(&mut self) -> Option<Seen> {
+        while let Some(byte) = self.seen.get(self.asked..self.followed).and_then(|bytes| bytes.first()) {
             self.asked = self.asked.saturating_add(1);
             match self.line.push(*byte) {
                 Line::Held => {}
                 line @ (Line::Passing | Line::Other) => {
                     self.passes = line == Line::Passing;
-                    return Seen::Other;
+                    return Some(Seen::Other);
                 }
-                Line::Request => return Seen::Http,
-                Line::Unclear => return Seen::Unclear,
+                Line::Request => return Some(Seen::Http),
+                Line::Unclear => return Some(Seen::Unclear),
             }
         }
-        Seen::More
+        None
     }
 
     /// What it is if no more bytes come.
@@ -152,6 +179,12 @@ impl Hello {
     /// After [`Seen::Other`]: the first line and the bytes that it was not asked about yet, if it may still become a request.
     pub fn line(&self) -> Option<(FirstLine, &[u8])> {
         self.passes.then(|| (self.line.clone(), self.seen.get(self.asked..).unwrap_or_default()))
+    }
+
+    /// After [`Seen::Other`], [`Seen::Http`] or [`Seen::Unclear`]: the records that a server of TLS could read in it, and the bytes
+    /// that they were not followed through yet.
+    pub fn records(&self) -> (Records, &[u8]) {
+        (self.records.clone(), self.seen.get(self.followed..).unwrap_or_default())
     }
 
     /// After [`Seen::Hello`]: how many of the bytes are the ClientHello's records.

@@ -63,32 +63,37 @@ impl Retry {
     /// The client's next bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Next {
         self.waiting.extend_from_slice(bytes);
-        let mut out = Vec::new();
-        loop {
-            let count = self.passing.min(self.waiting.len());
-            out.extend(self.waiting.drain(..count));
-            self.passing = self.passing.saturating_sub(count);
-            let Some(&[kind, _, _, high, low]) = self.waiting.first_chunk::<5>() else { break };
-            let length = usize::from(u16::from_be_bytes([high, low]));
-            let begun = !self.second.seen.is_empty();
+        let (mut out, mut at) = (Vec::new(), 0usize);
+        // Taken away once, for there may be a record in every five bytes.
+        let next = loop {
+            let rest = self.waiting.get(at..).unwrap_or_default();
+            let (passing, rest) = rest.split_at(self.passing.min(rest.len()));
+            out.extend_from_slice(passing);
+            at = at.saturating_add(passing.len());
+            self.passing = self.passing.saturating_sub(passing.len());
+            let Some(&[kind, _, _, high, low]) = rest.first_chunk::<5>() else { break None };
+            let end = usize::from(u16::from_be_bytes([high, low])).saturating_add(5);
             match kind {
-                CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA if !begun => {
-                    self.passing = length.saturating_add(5);
+                CHANGE_CIPHER_SPEC | ALERT | APPLICATION_DATA if self.second.seen.is_empty() => {
+                    self.passing = end;
                 }
-                HANDSHAKE if self.answer.is_some() => break,
+                HANDSHAKE if self.answer.is_some() => break None,
                 HANDSHAKE => {
-                    let end = length.saturating_add(5);
-                    let Some(record) = self.waiting.get(..end) else { break };
+                    let Some(record) = rest.get(..end) else { break None };
                     let seen = self.second.push(record);
-                    self.waiting.drain(..end);
+                    at = at.saturating_add(end);
                     if seen != Seen::More {
-                        out.extend(std::mem::take(&mut self.second).into_bytes());
-                        out.append(&mut self.waiting);
-                        return Next::Again(seen, out);
+                        break Some(seen);
                     }
                 }
                 _ => return Next::Broken("a record between two ClientHellos that is of neither"),
             }
+        };
+        self.waiting.drain(..at.min(self.waiting.len()));
+        if let Some(seen) = next {
+            out.extend(std::mem::take(&mut self.second).into_bytes());
+            out.append(&mut self.waiting);
+            return Next::Again(seen, out);
         }
         if self.waiting.len() > LONGEST_WAIT {
             return Next::Broken("a second ClientHello before the server asked for one");

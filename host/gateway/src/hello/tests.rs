@@ -39,8 +39,11 @@ fn with_extension(hello: &[u8], kind: u16, body: &[u8]) -> Vec<u8> {
 
 /// A handshake message in records of at most so many bytes.
 fn records(message: &[u8], most: usize) -> Vec<u8> {
-    let record = |part: &[u8]| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
-    message.chunks(most).flat_map(record).collect()
+    message.chunks(most).flat_map(|part| record(22, 3, part)).collect()
+}
+
+fn record(kind: u8, version: u8, content: &[u8]) -> Vec<u8> {
+    [&[kind, version, 1][..], &(content.len() as u16).to_be_bytes(), content].concat()
 }
 
 fn named(name: &str) -> Seen {
@@ -118,7 +121,7 @@ fn a_long_hello_is_taken_and_an_endless_one_is_not() {
 #[test]
 fn what_is_not_tls_is_told_apart_at_once() {
     for bytes in
-        [&b"SSH-2.0-x"[..], b"QUIT\r\n", b"GET /\r\n", &[22, 16], &[0x80, 0, 0], &[0x80, 9, 1, 2], &[22, 22]]
+        [&b"SSH-2.0-x"[..], b"QUIT\r\n", b"GET /\r\n", &[0x80, 0, 0], &[0x80, 9, 1, 2], &[22, 22, 0, 0, 1, 2]]
     {
         assert_eq!(look(bytes, 1), Seen::Other, "{bytes:?}");
     }
@@ -224,14 +227,25 @@ fn a_line_that_goes_on_is_looked_at_to_its_end() {
     assert_eq!(ends(&[b'x'; 3 << 20]), Line::Other);
 }
 
-/// Go's servers take a first record of any version below 16; OpenSSL takes SSL 2.0's form of hello.
+/// Go's servers take a first record of any version below 16, wolfSSL's and s2n's of any; OpenSSL takes SSL 2.0's form of hello.
 #[test]
 fn a_hello_in_a_record_of_another_version_is_broken() {
     let mut bytes = hello("bad.example");
-    for version in [0, 1, 2, 4, 15] {
+    for version in [0, 1, 2, 4, 15, 16, 22, 0x7f, 0x80, 255] {
         bytes[1] = version;
         for piece in [1, 2, bytes.len()] {
             assert!(matches!(look(&bytes, piece), Seen::Broken(_)), "{version} {piece}");
+        }
+        // Not a byte goes on before it is known, however it is cut.
+        let message = handshake(&bytes);
+        for most in [1, 2, 3, 5] {
+            let cut: Vec<u8> = message.chunks(most).flat_map(|part| record(22, version, part)).collect();
+            let empty = [&record(22, version, &[])[..], &cut].concat();
+            let warned = [&cut[..5 + most], &record(21, version, &[1, 90]), &cut[5 + most..]].concat();
+            for bytes in [&cut, &empty, &warned] {
+                assert!(matches!(look(bytes, 1), Seen::Broken(_)), "{version} {most}");
+                assert!(matches!(look(bytes, 4000), Seen::Broken(_)), "{version} {most}");
+            }
         }
         for kind in [20, 21, 23, 24] {
             let before = [&[kind, version, 0, 0, 2, 1, 90][..], &bytes].concat();
@@ -241,6 +255,151 @@ fn a_hello_in_a_record_of_another_version_is_broken() {
     for piece in [1, 100] {
         assert!(matches!(look(&[0x80, 0x2e, 1, 3, 1, 0, 5], piece), Seen::Broken(_)));
     }
+    let endless = record(20, 9, &[]).repeat(20_000);
+    assert!(matches!(look(&endless, 1460), Seen::Broken(_)));
+}
+
+/// SSL 2.0's form of a ClientHello with two suites and a challenge.
+fn old_hello(high: u8, version: u8) -> Vec<u8> {
+    let mut bytes = vec![high, 31, 1, version, 3, 0, 6, 0, 0, 0, 16, 0, 0, 0x2f, 0, 0, 0x35];
+    bytes.resize(33, 7);
+    bytes
+}
+
+/// What is found when the bytes come in pieces, and how many had come.
+fn found(bytes: &[u8], piece: usize) -> (Found, usize) {
+    let (mut records, mut last) = (Records::default(), Found::Nothing);
+    for (at, piece) in bytes.chunks(piece).enumerate() {
+        last = records.push(piece);
+        if matches!(last, Found::Hello(_) | Found::Over) {
+            return (last, at * piece.len() + piece.len());
+        }
+    }
+    (last, bytes.len())
+}
+
+/// s2n overlooks types of records that it does not know.
+#[test]
+fn a_hello_behind_what_a_server_overlooks_is_found_before_it_is_whole() {
+    let hello = hello("bad.example");
+    let cut: Vec<u8> = hello[5..]
+        .chunks(1)
+        .flat_map(|part| [record(22, 3, part), record(99, 0, b"between")].concat())
+        .collect();
+    let behind = [
+        (record(0x41, 9, b"abc"), hello.clone()),
+        (record(0x7f, 0, &[22; 65_535]), hello.clone()),
+        ([record(0, 0, &[]), record(0x90, 1, &[9; 300]), record(23, 0x80, &[5; 77])].concat(), hello.clone()),
+        // Its fourth and fifth byte are a length.
+        ([b"GET / HTTP/1.1\r\n".to_vec(), vec![b'x'; 0x202f - 11]].concat(), hello.clone()),
+        (record(22, 9, &[]), hello.clone()),
+        (record(77, 0, b"x"), cut),
+        (record(77, 0, b"x"), old_hello(0x80, 3)),
+        (record(77, 0, b"x"), old_hello(0x80, 9)),
+        (Vec::new(), old_hello(0x80, 2)),
+        (Vec::new(), old_hello(0x80, 255)),
+        // wolfSSL's, without the highest bit.
+        (Vec::new(), old_hello(0, 3)),
+        (Vec::new(), old_hello(0, 0xfe)),
+    ];
+    for (before, hello) in behind {
+        let all = [&before[..], &hello].concat();
+        for piece in [1, 4, 7, 1000, all.len()] {
+            assert!(matches!(found(&all, piece).0, Found::Hello(_)), "{:?} {piece}", &all[..8]);
+        }
+        let (_, at) = found(&all, 1);
+        assert!((before.len()..before.len() + hello.len().min(90)).contains(&at), "{:?} {at}", &all[..8]);
+    }
+    // No server of TLS goes on behind another message.
+    let other = [&record(22, 3, &[2, 0, 0, 40])[..], &hello].concat();
+    assert_eq!((found(&other, 1).0, found(&other, 1000).0), (Found::Over, Found::Over));
+    assert_eq!(found(&[0; 100_000], 1460).0, Found::Nothing);
+}
+
+/// Protocols whose first bytes are a length of which the lowest byte comes first.
+#[test]
+fn what_only_begins_like_tls_passes() {
+    let mut others = Vec::new();
+    for length in (0x14u16..=0x18).flat_map(|low| [0, 1, 2, 4].map(|high| high << 8 | low)) {
+        // MongoDB: length, number, what it answers, OP_MSG or OP_QUERY.
+        for number in (0u32..600).chain([0x1_0101, 0x0100_0001, u32::MAX]) {
+            for operation in [2013u32, 2004] {
+                let head = [u32::from(length), number, 0, operation];
+                let mut bytes: Vec<u8> = head.iter().flat_map(|word| word.to_le_bytes()).collect();
+                bytes.extend(b"\0\0\0\0\0\x3e\0\0\0\x10hello\0\x01\0\0\0\x08helloOk\0\x01\x02$db\0");
+                bytes.resize(usize::from(length).max(90), 1);
+                others.push(bytes);
+            }
+        }
+        // MySQL: length, number, what the client can, the longest packet, the character set, the user.
+        for able in [0x81be_a285u32, 0x0002_820d, 0x0118_aa8d] {
+            let mut bytes =
+                [&length.to_le_bytes()[..], &[0, 1], &able.to_le_bytes(), &[0, 0, 0, 1, 45]].concat();
+            bytes.resize(36, 0);
+            bytes.extend(b"user\0");
+            bytes.resize(usize::from(length).max(90) + 4, 7);
+            others.push(bytes);
+        }
+    }
+    // SOCKS 4, of which some clients send no more; a remote procedure call of 259 bytes; telnet.
+    others.push(vec![4, 1, 1, 0xbb, 10, 0, 0, 1, 0]);
+    others.push([&[0x80, 0, 1, 3, 0, 0, 0, 9][..], &[0; 80]].concat());
+    others.push(b"\xff\xfd\x01\xff\xfb\x03".to_vec());
+    for bytes in others {
+        let (piece, first) = (bytes.len(), &bytes[..bytes.len().min(16)]);
+        assert_eq!((look(&bytes, 1), look(&bytes, piece)), (Seen::Other, Seen::Other), "{first:?}");
+        assert!(!matches!(found(&bytes, piece).0, Found::Hello(_)), "{first:?}");
+    }
+}
+
+/// Some servers take a PROXY protocol header from anybody, and read the hello or the request behind it.
+#[test]
+fn a_proxy_header_is_broken_on_every_port() {
+    let headers = [
+        &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n"[..],
+        b"PROXY TCP6 2001:db8::1 2001:db8::2 1 443\r\n",
+        b"PROXY UNKNOWN\r\n",
+        // go-proxyproto does not look at the rest of the first word.
+        b"PROXYING TCP4 192.0.2.1 192.0.2.2 1 443\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\0\x01\x01\xbb",
+    ];
+    for header in headers {
+        for behind in [&hello("evil.example")[..], b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"] {
+            let bytes = [header, behind].concat();
+            for seen in [look(&bytes, 1), look(&bytes, bytes.len()), on_the_web(&bytes)] {
+                assert!(matches!(&seen, Seen::Broken(why) if why.contains("PROXY")), "{seen:?}");
+            }
+        }
+        for length in 1..5 {
+            assert_eq!(look(&header[..length], 1), Seen::More);
+        }
+    }
+    for (other, seen) in [
+        (&b"PROPFIND / HTTP/1.1\r\n"[..], Seen::Http),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n", Seen::Http),
+        (b"PROX\r\n", Seen::Other),
+        (b"\r\n\r\n\x01", Seen::Other),
+    ] {
+        assert_eq!(look(other, 1), seen, "{other:?}");
+        assert_eq!(look(other, 99), seen, "{other:?}");
+    }
+}
+
+/// A client that sends nothing but empty records behind its hello: none of them is moved for each of the others.
+#[test]
+fn many_small_records_behind_a_hello_pass_at_once() {
+    let mut retry = retry::Retry::new();
+    let many = record(23, 3, &[]).repeat(400_000);
+    assert_eq!(retry.push(&many), retry::Next::Pass(many.clone()));
+    let mut bytes = Vec::new();
+    for piece in many[..70_000].chunks(4) {
+        match retry.push(piece) {
+            retry::Next::Pass(mut passed) => bytes.append(&mut passed),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(bytes, many[..70_000]);
+    assert!(!retry.is_cut());
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn with_extension(hello: &[u8], kind: u16) -> Vec<u8> {
     bytes
 }
 
-/// The hello in a record of another version: Go's servers take any below 16.
+/// The hello in a record of another version: Go's servers take any below 16, s2n any.
 fn of_version(hello: &[u8], version: u8) -> Vec<u8> {
     let mut bytes = hello.to_vec();
     bytes[1] = version;
@@ -91,6 +91,18 @@ fn tls_must_ask_for_the_name_of_its_flow() {
         ("an encrypted hello", with_extension(&good, 0xfe0d), "encrypted"),
         ("TLS that is none", [&[22, 3, 1, 0, 5][..], b"hello"].concat(), "begins wrong"),
         ("a record of version 2", of_version(&hello("evil.example"), 2), "version"),
+        ("a record of version 22", of_version(&hello("evil.example"), 22), "version"),
+        ("no name in a record of version 255", of_version(&hello("192.0.2.1"), 255), "version"),
+        (
+            "the first version of a proxy's header",
+            [&b"PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n"[..], &hello("evil.example")].concat(),
+            "PROXY",
+        ),
+        (
+            "the second version of a proxy's header",
+            [&b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..], &hello("evil.example")].concat(),
+            "PROXY",
+        ),
         (
             "an alert before the hello",
             [&[21, 4, 0, 0, 2, 1, 90][..], &good].concat(),
@@ -108,8 +120,57 @@ fn tls_must_ask_for_the_name_of_its_flow() {
             "{what}"
         );
     }
-    // What is not TLS is not looked into.
+    // What is not TLS is not looked into, also where its first byte is that of TLS: MongoDB's length is 278 bytes here.
     assert!(passes(&mut guest, port, b"SSH-2.0-OpenSSH_10.0\r\n"));
+    let mut mongo = [&[22, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xdd, 7][..], &[0; 264]].concat();
+    mongo[21..].fill(b'x');
+    assert!(passes(&mut guest, port, &mongo));
+    guest.end();
+}
+
+/// s2n overlooks types of records that it does not know before a ClientHello. A server of TLS that has said something has one already.
+#[test]
+fn what_a_server_overlooks_hides_no_hello() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().port();
+    let (say, got) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut bytes = Vec::new();
+            // An error: the gateway resets it. What came before is there.
+            let _ = stream.unwrap().read_to_end(&mut bytes);
+            say.send(bytes).unwrap();
+        }
+    });
+    let policy = rules(&["a.example.com:*", "127.0.0.1:*"], &[]);
+    let table = hosts(&[("a.example.com", "127.0.0.1")]);
+    let mut guest = Guest::start(Configuration { policy, hosts: table, ..Configuration::default() });
+    let evil = hello("evil.example");
+    let unknown = [0x41, 9, 9, 0, 3, b'a', b'b', b'c'];
+    let request = [&b"GET / HTTP/1.1\r\n\r\n"[..], &[b'x'; 0x202f - 13]].concat();
+    for (at, before) in [&unknown[..], &unknown.repeat(9), &request].into_iter().enumerate() {
+        let handle = guest.connect_to("a.example.com", silent).unwrap();
+        guest.send(handle, before);
+        for piece in evil.chunks(evil.len().div_ceil(3)) {
+            guest.turn();
+            guest.send(handle, piece);
+        }
+        let bytes = guest.until("what the server got", |_| got.try_recv().ok());
+        assert!(bytes.len() < before.len() + evil.len(), "{at}: a whole hello went through");
+        guest.until("a record of each", |guest| {
+            let refused =
+                |record: &&Record| record.what.kind == Kind::Tls && record.what.text.contains("before the");
+            let count: u64 = guest.records.iter().filter(refused).map(|record| record.count).sum();
+            (count > at as u64).then_some(())
+        });
+    }
+    // STARTTLS, of which servers speak before.
+    let port = echo("127.0.0.1");
+    let handle = guest.connect_to("a.example.com", port).unwrap();
+    for bytes in [&unknown[..], &evil] {
+        guest.send(handle, bytes);
+        assert_eq!(guest.receive(handle, bytes.len()), bytes);
+    }
     guest.end();
 }
 
