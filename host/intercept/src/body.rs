@@ -16,6 +16,9 @@ use hyper::body::Incoming;
 use policy::Verdict;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::Flow;
+use crate::flow::Shared;
+use crate::head::Overrides;
 use crate::judge::Judge;
 use crate::record::{Decision, RequestRecord, Sink};
 
@@ -234,7 +237,9 @@ impl Body for Outbound {
                     Err(frame) => match frame.into_trailers() {
                         Ok(mut trailers) => {
                             let result = self.trailers(&trailers);
-                            clean_trailers(&mut trailers);
+                            clean_trailers(&mut trailers, |name| {
+                                Overrides::of(name).is_some() || self.watch.is_place(name)
+                            });
                             Some(result.map(|()| Frame::trailers(trailers)))
                         }
                         Err(_) => continue,
@@ -253,30 +258,76 @@ impl Body for Outbound {
     }
 }
 
+/// Masks one answer with the credentials in force, whenever they came: a host may say here what it got by a later request.
+pub(crate) struct Mask {
+    shared: Rc<Shared>,
+    host: String,
+    port: u16,
+    /// Those of [`Shared::changes`] that are followed.
+    changes: u64,
+    /// Where a value may be echoed. Dropped without `finish` it shows nothing of what it holds: a body that breaks off
+    /// stays masked (CVE-2026-101998).
+    masker: Option<vault::Masker>,
+}
+
+impl Mask {
+    /// For an answer of this flow's host with a body.
+    pub(crate) fn new(shared: &Rc<Shared>, flow: &Flow, body: &Incoming) -> Self {
+        let mut mask = Self {
+            shared: Rc::clone(shared),
+            host: flow.host.to_string(),
+            port: flow.port,
+            changes: shared.changes(),
+            masker: None,
+        };
+        if !body.is_end_stream() {
+            mask.begin(&shared.credentials());
+        }
+        mask
+    }
+
+    /// Whatever the answer says of its coding: that may be the guest's choice, and no form of a value stands in compressed bytes by chance.
+    fn begin(&mut self, credentials: &vault::Credentials) {
+        self.masker = credentials.is_masked(&self.host, self.port).then(|| credentials.masker());
+    }
+
+    /// What may be shown once these came, too.
+    fn data(&mut self, data: Bytes) -> Bytes {
+        if self.changes != self.shared.changes() {
+            self.changes = self.shared.changes();
+            let now = self.shared.credentials();
+            match &mut self.masker {
+                Some(masker) => now.renew(masker),
+                None => self.begin(&now),
+            }
+        }
+        let Some(masker) = &mut self.masker else { return data };
+        let mut out = Vec::with_capacity(data.len());
+        masker.feed(&data, &mut out);
+        out.into()
+    }
+
+    /// What is still held, at the end.
+    fn rest(&mut self) -> Option<Bytes> {
+        let mut masker = self.masker.take()?;
+        let mut out = Vec::new();
+        masker.finish(&mut out);
+        (!out.is_empty()).then(|| out.into())
+    }
+}
+
 /// An answer's body from the host to the guest.
 pub(crate) struct Inbound {
     pub(crate) inner: Incoming,
     pub(crate) exchange: Rc<Exchange>,
-    /// Where a value may be echoed. Dropped without `finish` it shows nothing of what it holds: a body that breaks off
-    /// stays masked (CVE-2026-101998).
-    pub(crate) masker: Option<vault::Masker>,
-    /// For trailers, where gRPC puts its errors.
-    pub(crate) credentials: vault::Credentials,
-    /// Trailers that came while the masker held bytes.
+    pub(crate) mask: Mask,
+    /// Trailers that came while bytes were held.
     pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Inbound {
     fn count(&self, bytes: usize) {
         self.exchange.note(|record| record.received = record.received.saturating_add(bytes as u64));
-    }
-
-    /// What the masker still holds, at the end.
-    fn rest(&mut self) -> Option<Bytes> {
-        let mut masker = self.masker.take()?;
-        let mut out = Vec::new();
-        masker.finish(&mut out);
-        (!out.is_empty()).then(|| out.into())
     }
 }
 
@@ -289,7 +340,7 @@ impl Body for Inbound {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.exchange.poll_ended(Part::Down, cx).is_ready() {
-            self.masker = None;
+            self.mask.masker = None;
             return Poll::Ready(Some(Err(ended())));
         }
         loop {
@@ -298,12 +349,12 @@ impl Body for Inbound {
             }
             let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 None => {
-                    let Some(rest) = self.rest() else { return Poll::Ready(None) };
+                    let Some(rest) = self.mask.rest() else { return Poll::Ready(None) };
                     self.count(rest.len());
                     return Poll::Ready(Some(Ok(Frame::data(rest))));
                 }
                 Some(Err(error)) => {
-                    self.masker = None;
+                    self.mask.masker = None;
                     self.exchange.broken(&format_args!("the answer's body broke off: {error}"));
                     return Poll::Ready(Some(Err(error.into())));
                 }
@@ -311,14 +362,7 @@ impl Body for Inbound {
             };
             match frame.into_data() {
                 Ok(data) => {
-                    let data = match &mut self.masker {
-                        Some(masker) => {
-                            let mut out = Vec::with_capacity(data.len());
-                            masker.feed(&data, &mut out);
-                            out.into()
-                        }
-                        None => data,
-                    };
+                    let data = self.mask.data(data);
                     if data.has_remaining() {
                         self.count(data.len());
                         return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -326,9 +370,10 @@ impl Body for Inbound {
                 }
                 Err(frame) => {
                     let Ok(mut trailers) = frame.into_trailers() else { continue };
-                    clean_trailers(&mut trailers);
-                    self.credentials.mask_headers(&mut trailers);
-                    let Some(rest) = self.rest() else {
+                    clean_trailers(&mut trailers, |_| false);
+                    // gRPC puts its errors there.
+                    self.mask.shared.credentials().mask_headers(&mut trailers);
+                    let Some(rest) = self.mask.rest() else {
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                     };
                     self.trailers = Some(trailers);
@@ -340,18 +385,18 @@ impl Body for Inbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.masker.is_none() && self.trailers.is_none() && self.inner.is_end_stream()
+        self.mask.masker.is_none() && self.trailers.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         // The masker gives out as many bytes as it is given; some may still be with it.
-        if self.masker.is_some() { SizeHint::default() } else { self.inner.size_hint() }
+        if self.mask.masker.is_some() { SizeHint::default() } else { self.inner.size_hint() }
     }
 }
 
-/// Takes out of trailers what may only stand in a head (RFC 9110 §6.5.1), credentials above all: those of a head are judged, and servers may
-/// merge trailers into it.
-fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
+/// Takes out of trailers what may only stand in a head (RFC 9110 §6.5.1), credentials above all, and what is unfit for another reason: a head
+/// is judged, and servers may merge trailers into it.
+fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>, is_unfit: impl Fn(&HeaderName) -> bool) {
     const OF_A_HEAD: [HeaderName; 13] = [
         header::TRANSFER_ENCODING,
         header::CONTENT_LENGTH,
@@ -367,8 +412,11 @@ fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
         header::TRAILER,
         header::TE,
     ];
-    let unfit = |name: &HeaderName| OF_A_HEAD.contains(name) || vault::may_hold_a_credential(name);
-    let names: Vec<HeaderName> = trailers.keys().filter(|name| unfit(name)).cloned().collect();
+    let is_unfit = |name: &HeaderName| {
+        let is_of_a_head = OF_A_HEAD.iter().any(|known| vault::is_read_as(name, known.as_str()));
+        is_of_a_head || vault::may_hold_a_credential(name) || is_unfit(name)
+    };
+    let names: Vec<HeaderName> = trailers.keys().filter(|name| is_unfit(name)).cloned().collect();
     for name in names {
         trailers.remove(name);
     }

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     leaves: RefCell<Leaves>,
     upstream: RefCell<UpstreamTls>,
     credentials: RefCell<Credentials>,
+    /// Counts how often they changed, for those who follow them.
+    changes: Cell<u64>,
     pub(crate) under_way: RefCell<UnderWay>,
     /// Bytes of bodies that may still be held.
     pub(crate) room: Arc<Semaphore>,
@@ -132,6 +134,12 @@ impl Shared {
     fn replace(&self, credentials: &Credentials) {
         let with = credentials.remembering(&self.credentials.borrow());
         *self.credentials.borrow_mut() = with;
+        self.changes.set(self.changes.get().wrapping_add(1));
+    }
+
+    /// Another number whenever the credentials changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.get()
     }
 }
 
@@ -159,6 +167,7 @@ impl Intercept {
             leaves: leaves.into(),
             upstream: upstream.into(),
             credentials: RefCell::default(),
+            changes: Cell::default(),
             under_way: RefCell::default(),
             room: Arc::new(Semaphore::new(settings.limits.held_in_all)),
             flows: Cell::default(),
@@ -186,7 +195,7 @@ impl Intercept {
         Ok(())
     }
 
-    /// Places these credentials from the next request on, on established flows too.
+    /// Places these credentials from the next request on, on established flows too. Answers under way are masked with them as well.
     pub fn set_credentials(&self, credentials: Credentials) {
         self.0.replace(&credentials);
     }

@@ -185,24 +185,38 @@ pub(crate) fn host_field(flow: &Flow, secure: bool, head: &Parts) -> Option<Head
     }
 }
 
-/// Methods and paths that frameworks take from a field instead of the request line: they must be allowed as well. Servers that hand fields on as
-/// variables (CGI, WSGI) take `_` for `-`.
+/// What a field takes the place of in the request line, where frameworks believe it.
+pub(crate) enum Overrides {
+    Method,
+    Path,
+}
+
+impl Overrides {
+    pub(crate) fn of(name: &HeaderName) -> Option<Self> {
+        const METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+        const PATH: [&str; 2] = ["x-original-url", "x-rewrite-url"];
+        let is_one = |known: &[&str]| known.iter().any(|known| vault::is_read_as(name, known));
+        is_one(&METHOD).then_some(Self::Method).or_else(|| is_one(&PATH).then_some(Self::Path))
+    }
+}
+
+/// Methods and paths that stand in fields instead of the request line: they must be allowed as well.
 fn overrides(headers: &HeaderMap) -> Result<(Vec<String>, Vec<CanonicalPath>), HeadError> {
     let mut methods = Vec::new();
     let mut paths = Vec::new();
     for (name, value) in headers {
-        match name.as_str().replace('_', "-").as_str() {
-            "x-http-method-override" | "x-http-method" | "x-method-override" => {
+        match Overrides::of(name) {
+            Some(Overrides::Method) => {
                 let method = value.to_str().ok().map(|text| text.trim().to_ascii_uppercase());
                 let method = method.filter(|text| Method::from_bytes(text.as_bytes()).is_ok());
                 methods.push(method.ok_or(HeadError::Malformed("a method in a field that is none"))?);
             }
-            "x-original-url" | "x-rewrite-url" => {
+            Some(Overrides::Path) => {
                 let text =
                     value.to_str().map_err(|_| HeadError::Malformed("a path in a field that is none"))?;
                 paths.push(canonical(text)?);
             }
-            _ => {}
+            None => {}
         }
     }
     Ok((methods, paths))

@@ -15,7 +15,9 @@ use hyper::body::Incoming;
 use policy::{Host, Verdict};
 use tokio::sync::Notify;
 
-use crate::body::{Exchange, Held, Inbound, Outbound, Part, Payload, collect, describe, full, note_end};
+use crate::body::{
+    Exchange, Held, Inbound, Mask, Outbound, Part, Payload, collect, describe, full, note_end,
+};
 use crate::flow::Shared;
 use crate::head::{self, Examined};
 use crate::judge::Judge;
@@ -381,11 +383,8 @@ impl Service {
         if let Some(token) = token {
             return self.keep_tokens(head, body, plain, &token, asked, exchange).await;
         }
-        // Whatever it says of its coding: that may be the guest's choice, and no form of a value stands in compressed bytes by chance.
-        let bound = credentials.is_masked(&self.flow.host.to_string(), self.flow.port);
-        let masker = (bound && !body.is_end_stream()).then(|| credentials.masker());
-        let body =
-            Inbound { inner: body, exchange: Rc::clone(exchange), masker, credentials, trailers: None };
+        let mask = Mask::new(&self.shared, &self.flow, &body);
+        let body = Inbound { inner: body, exchange: Rc::clone(exchange), mask, trailers: None };
         Ok(Response::from_parts(head, Box::pin(body) as Payload))
     }
 

@@ -1,11 +1,12 @@
 //! All credentials of one sandbox, as its gateway has them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -217,8 +218,27 @@ struct Set {
     forms: Arc<Forms>,
 }
 
-/// Credentials of before whose values are masked; of more the oldest are forgotten.
+/// Credentials of before whose values are masked: of one name, and of all.
+const MOST_PAST_OF_ONE: usize = 64;
 const MOST_PAST: usize = 256;
+
+/// Forgets the oldest of the name that has most while there are too many. A guest makes new tokens of a login at will: they push out one another.
+fn forget(past: &mut Vec<Credential>) {
+    loop {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for old in past.iter() {
+            let count = counts.entry(&old.name).or_default();
+            *count = count.saturating_add(1);
+        }
+        let most = counts.values().copied().max().unwrap_or(0);
+        if most <= MOST_PAST_OF_ONE && past.len() <= MOST_PAST {
+            return;
+        }
+        let oldest = past.iter().position(|old| counts.get(old.name.as_str()) == Some(&most));
+        let Some(oldest) = oldest else { return };
+        past.remove(oldest);
+    }
+}
 
 impl Credentials {
     /// From single ones.
@@ -242,7 +262,7 @@ impl Credentials {
         let old = before.0.past.iter().chain(&before.0.list);
         let past = old.filter(|old| !old.values().is_empty() && !is_there(old)).map(Credential::duplicate);
         let mut past: Vec<Credential> = past.collect();
-        past.drain(..past.len().saturating_sub(MOST_PAST));
+        forget(&mut past);
         Self::with_past(self.0.list.iter().map(Credential::duplicate).collect(), past)
     }
 
@@ -341,6 +361,11 @@ impl Credentials {
     /// Masks values in a response body; see [`Masker`].
     pub fn masker(&self) -> Masker {
         Masker::new(Arc::clone(&self.0.forms))
+    }
+
+    /// Has a masker that is at work mask these values from now on.
+    pub fn renew(&self, masker: &mut Masker) {
+        masker.follow(Arc::clone(&self.0.forms));
     }
 
     /// Puts credentials into the head of a request to `to`. Every request that is looked into goes through here, also those to hosts that no
@@ -554,6 +579,13 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Whether a secret for that host is put into headers of this name, as CGI and its like read it.
+    pub fn is_place(&self, name: &HeaderName) -> bool {
+        let mine = self.set.list.iter().zip(&self.passes).filter(|(_, passes)| **passes);
+        mine.flat_map(|(credential, _)| &credential.binding.places)
+            .any(|place| matches!(place, Place::Header { name: known, .. } if place::is_read_as(name, known)))
+    }
+
     /// Takes the next bytes. They are not held back: a placeholder is worth nothing, and that somebody sent it is what counts.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let Self { set, passes, tail, .. } = self;

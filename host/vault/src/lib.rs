@@ -26,6 +26,6 @@ pub use binding::Binding;
 pub use credentials::{Body, Credential, Credentials, Destination, Placed, Value, Watch, WireError};
 pub use hosts::HostPattern;
 pub use mask::Masker;
-pub use place::may_hold_a_credential;
+pub use place::{is_read_as, may_hold_a_credential};
 pub use refusal::Refusal;
 pub use secret::Secret;

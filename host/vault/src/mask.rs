@@ -5,7 +5,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use memchr::memmem;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
@@ -17,13 +17,23 @@ pub const SHORTEST_MASKED: usize = 8;
 pub(crate) const UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// What is kept as it is where servers percent-encode: RFC 3986's unreserved, the same with the slash (Python's `quote`), JavaScript's
+/// `encodeURIComponent`, RFC 1738's as PHP has it, and forms (WHATWG URL, `application/x-www-form-urlencoded`).
+const KEPT: [&AsciiSet; 5] = [
+    UNRESERVED,
+    &UNRESERVED.remove(b'/'),
+    &UNRESERVED.remove(b'!').remove(b'\'').remove(b'(').remove(b')').remove(b'*'),
+    &UNRESERVED.add(b'~'),
+    &UNRESERVED.add(b'~').remove(b'*'),
+];
+
 /// One form of a value, and what to show instead.
 pub(crate) struct Form {
     needle: Secret,
     shown: String,
 }
 
-/// The forms of all values: as they are, percent-encoded, and base64 at each of its three offsets. The longest come first, so that a form
+/// The forms of all values: as they are, percent-encoded as is usual, and base64 at each of its three offsets. The longest come first, so that a form
 /// that contains another is taken as a whole.
 #[derive(Default)]
 pub(crate) struct Forms {
@@ -43,9 +53,7 @@ impl Forms {
                 }
             };
             add(value.duplicate());
-            if let Some(text) = value.expose_text() {
-                add(Secret::from(utf8_percent_encode(text, UNRESERVED).to_string()));
-            }
+            percent_encoded(value.expose()).into_iter().for_each(&mut add);
             for offset in 0..3 {
                 add(base64_inside(value.expose(), offset));
             }
@@ -89,6 +97,31 @@ impl Forms {
     }
 }
 
+/// A value percent-encoded, in each way that changes it: whatever is kept, with hex in either case, and a blank as `%20` or `+`. A value
+/// without odd characters has none.
+fn percent_encoded(value: &[u8]) -> Vec<Secret> {
+    let mut all: Vec<Secret> = Vec::new();
+    for (kept, plus) in KEPT.into_iter().flat_map(|kept| [(kept, false), (kept, true)]) {
+        for lower in [false, true] {
+            // Room for all, so that it leaves no copy behind.
+            let mut text = String::with_capacity(value.len().saturating_mul(3));
+            for piece in percent_encode(value, kept) {
+                // What is kept has no `%` in it.
+                match piece {
+                    "%20" if plus => text.push('+'),
+                    _ if lower && piece.starts_with('%') => text.push_str(&piece.to_ascii_lowercase()),
+                    _ => text.push_str(piece),
+                }
+            }
+            let text = Secret::from(text);
+            if text.expose() != value && all.iter().all(|known| known.expose() != text.expose()) {
+                all.push(text);
+            }
+        }
+    }
+    all
+}
+
 /// The part of a value's base64 that does not depend on what stands around it, where `offset` bytes of a group precede it.
 fn base64_inside(value: &[u8], offset: usize) -> Secret {
     let padded = Zeroizing::new([vec![0; offset], value.to_vec()].concat());
@@ -116,9 +149,17 @@ impl Masker {
         Self { forms, held }
     }
 
+    /// Masks these from the next piece on. What is held stays held: as the beginning of what comes it is looked at once more.
+    pub(crate) fn follow(&mut self, forms: Arc<Forms>) {
+        // As in `new`.
+        let mut held = Zeroizing::new(Vec::with_capacity(forms.longest.max(self.held.len())));
+        held.extend_from_slice(&self.held);
+        *self = Self { forms, held };
+    }
+
     /// Takes a piece and appends to `out` what may be shown.
     pub fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) {
-        if self.forms.forms.is_empty() {
+        if self.forms.forms.is_empty() && self.held.is_empty() {
             out.extend_from_slice(piece);
             return;
         }
@@ -196,6 +237,7 @@ impl std::fmt::Debug for Masker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use percent_encoding::utf8_percent_encode;
     use proptest::prelude::*;
 
     const VALUE: &str = "real/secret+value==0123";
@@ -226,6 +268,28 @@ mod tests {
         assert!(forms.replaced(b"nothing of it").is_none());
     }
 
+    /// One text, as servers write it: RFC 3986, .NET, PHP and Java, Python, JavaScript.
+    #[test]
+    fn each_percent_encoding_that_is_usual_is_replaced() {
+        let value = Secret::from("top secret/val*ue~(+)=".to_owned());
+        let forms = Forms::new([(&value, SHOWN)]);
+        for text in [
+            "top%20secret%2Fval%2Aue~%28%2B%29%3D",
+            "top%20secret%2fval%2aue~%28%2b%29%3d",
+            "top+secret%2Fval%2Aue~%28%2B%29%3D",
+            "top+secret%2fval*ue%7e%28%2b%29%3d",
+            "top+secret%2Fval*ue%7E%28%2B%29%3D",
+            "top+secret%2Fval%2Aue%7E%28%2B%29%3D",
+            "top%20secret/val%2Aue~%28%2B%29%3D",
+            "top+secret/val%2Aue~%28%2B%29%3D",
+            "top%20secret%2Fval*ue~(%2B)%3D",
+        ] {
+            let masked = forms.replaced(format!("q={text}&").as_bytes());
+            assert_eq!(masked.as_deref(), Some(format!("q={SHOWN}&").as_bytes()), "{text}");
+        }
+        assert!(percent_encoded(b"ghp_0123-456.789").is_empty(), "most values have no such form");
+    }
+
     #[test]
     fn a_short_value_is_not_masked() {
         let short = Secret::from("abc".to_owned());
@@ -249,6 +313,25 @@ mod tests {
         masker.feed(b"x another-valu", &mut out);
         masker.finish(&mut out);
         assert_eq!(out, b"real/secrx another-valu");
+    }
+
+    #[test]
+    fn another_set_of_values_is_followed_with_what_is_held() {
+        let (value, next) = (Secret::from(VALUE.to_owned()), Secret::from("the-next-value".to_owned()));
+        let both = Arc::new(Forms::new([(&next, "next"), (&value, SHOWN)]));
+        let mut masker = Masker::new(forms());
+        let mut out = Vec::new();
+        masker.feed(b"1 real/secret", &mut out);
+        assert_eq!(out, b"1 ");
+        masker.follow(Arc::clone(&both));
+        masker.feed(b"+value==0123 2 the-ne", &mut out);
+        masker.follow(both);
+        masker.feed(b"xt-value 3 real/", &mut out);
+        // One that masks nothing gives back what is held, in its place.
+        masker.follow(Arc::default());
+        masker.feed(b" 4", &mut out);
+        masker.finish(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out), "1 placeholder************ 2 next********** 3 real/ 4");
     }
 
     proptest! {

@@ -32,9 +32,15 @@ const CREDENTIAL_HEADERS: [&str; 8] = [
     "x-goog-api-key",
 ];
 
-/// Whether servers look for a credential in a header of this name. CGI and its like read `x_api_key` as `x-api-key` (RFC 3875 §4.1.18).
+/// Whether servers take a header of this name for the one that is `known`: CGI and its like read `x_api_key` as `x-api-key` (RFC 3875 §4.1.18).
+pub fn is_read_as(name: &HeaderName, known: &str) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.as_str().bytes().map(plain).eq(known.bytes().map(plain))
+}
+
+/// Whether servers look for a credential in a header of this name.
 pub fn may_hold_a_credential(name: &HeaderName) -> bool {
-    CREDENTIAL_HEADERS.contains(&name.as_str().replace('_', "-").as_str())
+    CREDENTIAL_HEADERS.iter().any(|known| is_read_as(name, known))
 }
 
 /// Query parameters in which servers look for one: RFC 6750 §2.3, and what GitLab and others call theirs.

@@ -392,6 +392,36 @@ fn values_that_come_back_are_masked() {
     assert!(!String::from_utf8(out).unwrap().contains("REAL"));
 }
 
+/// Whoever is in the guest has a login's tokens refreshed at will.
+#[test]
+fn new_values_of_one_name_push_out_no_other_names_old_ones() {
+    let secret = |name: &str, value: String| token(name, binding("github"), HOLDER, &value);
+    let still =
+        Credentials::new(vec![secret("still", "still-0123".into()), secret("login", "login-before".into())]);
+    let mut now = Credentials::new(vec![secret("login", "login-0000".into())]).remembering(&still);
+    for number in 1..300 {
+        now = Credentials::new(vec![secret("login", format!("login-{number:04}"))]).remembering(&now);
+    }
+    let masked = |now: &Credentials, value: &str| {
+        let mut out = Vec::new();
+        let mut masker = now.masker();
+        masker.feed(value.as_bytes(), &mut out);
+        masker.finish(&mut out);
+        out != value.as_bytes()
+    };
+    assert!(masked(&now, "still-0123"), "removed long ago");
+    for number in 0..300 {
+        assert_eq!(masked(&now, &format!("login-{number:04}")), number >= 235, "{number}");
+    }
+    // Of very many names the one with most gives way.
+    for number in 0..255 {
+        let other = secret(&format!("other-{number}"), format!("other-value-{number:04}"));
+        now = Credentials::new(vec![other]).remembering(&now);
+    }
+    assert!(masked(&now, "still-0123") && masked(&now, "other-value-0000") && masked(&now, "login-0299"));
+    assert!(!masked(&now, "login-0298"), "there is an end to it");
+}
+
 #[test]
 fn a_set_survives_the_way_to_the_gateway_and_shows_nothing() {
     let set = all();

@@ -545,6 +545,70 @@ fn trailers_and_the_words_beside_the_status_are_masked() {
     });
 }
 
+/// What a head is judged by is not in trailers, which servers may merge into it: other methods and paths, and a credential of the guest's own,
+/// also where one may pass.
+#[test]
+fn what_a_head_is_judged_by_does_not_cross_in_trailers() {
+    run(async {
+        let passes = ["x-sum", "x-method", "x_original"];
+        let stays = [
+            "x-http-method-override",
+            "x_http_method_override",
+            "x-http-method",
+            "x-method-override",
+            "x-original-url",
+            "x-original_url",
+            "x-rewrite-url",
+            "x-my-key",
+            "x_my_key",
+            "x-your-key",
+            "x_api_key",
+            "authorization",
+            "content_length",
+        ];
+        for allow_other in [false, true] {
+            let world = World::new();
+            let mut mine = binding(HOST, &["header:x-my-key", "header:x_your_key"]);
+            mine.allow_other = allow_other;
+            let elsewhere = binding("other.example.org", &["header:x-sum"]);
+            world.intercept.set_credentials(Credentials::new(vec![
+                token("mine", mine, HOLDER, REAL),
+                token("stranger", elsewhere, STRANGER, STRANGER_REAL),
+            ]));
+            let (got, server) = trailers_of(&world);
+            let mut client = world.client(&["h2"], server).await;
+            let (sender, body) = support::channel();
+            let mut trailers = HeaderMap::new();
+            for name in passes.into_iter().chain(stays) {
+                trailers.insert(name, "DELETE".parse().expect("a value"));
+            }
+            sender.send(http_body::Frame::data("body".into())).expect("open");
+            sender.send(http_body::Frame::trailers(trailers)).expect("open");
+            drop(sender);
+            let request = Request::post("/").body(body).expect("a request");
+            assert_eq!(whole(client.send(request).await.expect("an answer")).await.0.status, StatusCode::OK);
+            let mut names: Vec<String> = got.take().keys().map(ToString::to_string).collect();
+            names.sort();
+            assert_eq!(names, ["x-method", "x-sum", "x_original"]);
+        }
+    });
+}
+
+/// A host over HTTP/2, where nothing has to be declared, and the trailers that it got.
+fn trailers_of(world: &World) -> (Rc<RefCell<HeaderMap>>, Server) {
+    let got: Rc<RefCell<HeaderMap>> = Rc::default();
+    let all = Rc::clone(&got);
+    let server = Server::hyper(Some(world.authority.server(&[HOST], &["h2"])), move |request| {
+        let all = Rc::clone(&all);
+        Box::pin(async move {
+            let body = request.into_body().collect().await.expect("a body");
+            all.replace(body.trailers().cloned().unwrap_or_default());
+            ok("served")
+        })
+    });
+    (got, server)
+}
+
 /// CVE-2026-101998: what cannot be read to its end is not shown as it is. The host breaks off in the middle of the value.
 #[test]
 fn an_answer_that_breaks_off_shows_no_piece_of_a_value() {

@@ -12,6 +12,7 @@ mod messages;
 mod replayed;
 mod rules;
 mod signing;
+mod streamed;
 mod support;
 mod tls;
 mod websocket;
