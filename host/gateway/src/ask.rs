@@ -14,15 +14,16 @@ use crate::core::{Core, Course, Shared, Target};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A no holds for this long: programs try again at once.
 const NO_HOLDS: Duration = Duration::from_secs(10);
-/// Open questions. What else would be asked is refused.
+/// Open questions. What else would be asked is refused. [`A_MINUTE`] is hit first: it lets at most 60 be asked while the oldest of them waits.
+/// This one holds whatever the two others are.
 pub const MOST_QUESTIONS: usize = 64;
 /// Questions in a minute, after a burst of as many: each is a line on the user's terminal, and a guest that takes its questions back can ask
 /// for ever. What else would be asked is refused.
 pub const A_MINUTE: u32 = 30;
 /// Words that wait for the shim. While there are more nothing is asked.
 const MOST_WORDS: usize = 1024;
-/// Flows that are held for one question.
-const MOST_HELD: usize = 64;
+/// Flows that are held for one question. What else would wait for it is refused.
+pub const MOST_HELD: usize = 64;
 
 #[derive(Debug)]
 struct Question {
@@ -178,5 +179,15 @@ mod tests {
         assert_eq!(asked(start), 0);
         assert_eq!(asked(start + Duration::from_secs(10)), 5);
         assert_eq!(asked(start + Duration::from_secs(3600)), 30);
+    }
+
+    #[test]
+    fn the_pace_of_questions_is_hit_before_there_are_too_many() {
+        let start = Instant::now();
+        let mut pace = pace();
+        let tenths = 0..PATIENCE.as_secs() * 10;
+        let asked = tenths.filter(|tenth| pace.take(start + Duration::from_millis(tenth * 100))).count();
+        assert_eq!(asked, 59);
+        assert!(asked < MOST_QUESTIONS);
     }
 }

@@ -21,12 +21,15 @@ use crate::record::{Decision, Kind, What};
 /// The name under which inspected services of the host are known.
 const HOST_SERVICE: &str = "host.viv.internal";
 
+/// What is said of a flow that one of the times of [`Limits`] ended.
+const IDLE: &str = "closed: its handshake, its next request or any byte of it was too long in coming";
+
 /// Makes a gateway's interceptor.
 ///
 /// # Errors
 /// One sentence, when the authority, the roots or the secrets cannot be used.
-pub(crate) fn make(setup: Setup) -> Result<Rc<dyn Interceptor>, String> {
-    let settings = Settings { ca: authority(&setup.ca)?, roots: setup.roots, limits: Limits::default() };
+pub(crate) fn make(setup: Setup, limits: Limits) -> Result<Rc<dyn Interceptor>, String> {
+    let settings = Settings { ca: authority(&setup.ca)?, roots: setup.roots, limits };
     let intercept = Intercept::new(&settings).map_err(|error| error.to_string())?;
     let inspector = Inspector { intercept };
     if let Some(secrets) = &setup.secrets {
@@ -60,9 +63,13 @@ impl Interceptor for Inspector {
             let sink = Rc::new(Records(reporter.clone()));
             let end = intercept.flow(to, stream, Upstream(dialer), rules, sink).await;
             // What was done wrong was recorded with the request; the flow's own end tells of the rest.
-            if let FlowEnd::Refused(why) | FlowEnd::Broken(why) = end {
-                reporter.record(target.what(Kind::Ended, Decision::Refused).text(why), (0, 0));
-            }
+            let (decision, why) = match end {
+                FlowEnd::Refused(why) | FlowEnd::Broken(why) => (Decision::Refused, why),
+                // Nothing wrong: clients leave connections that they may need again, too.
+                FlowEnd::Idle => (Decision::Allowed, IDLE.to_owned()),
+                FlowEnd::Closed => return,
+            };
+            reporter.record(target.what(Kind::Ended, decision).text(why), (0, 0));
         })
     }
 

@@ -11,20 +11,22 @@
 //! descriptors.
 //!
 //! # Limits
-//! What a guest can ask for without end has a bound; each that is hit writes a record of [`Kind::Limit`](record::Kind).
+//! What a guest can ask for without end has a bound; `docs/network.md` has those of times and caches, too. Each that is hit leaves a
+//! record of the kind in the last column: a `Limit` is of the bound alone, the others are what the flow or the request has anyway.
 //!
-//! | what | at most | then |
-//! |---|---|---|
-//! | flows, half-open flows, buffers, frames | [`netstack::Limits`] | see there |
-//! | upstream connections being made | [`dial::MOST_DIALS`] | reset |
-//! | DNS questions in a second | 1000, 2000 at once | dropped |
-//! | DNS connections | 64 | reset |
-//! | bytes of a DNS message | [`dns::LONGEST`] | dropped |
-//! | names with addresses | [`names::MOST`] | SERVFAIL while all were asked for within a minute or have flows |
-//! | bytes of a ClientHello | 64 KiB | reset |
-//! | questions to the user | [`ask::MOST_QUESTIONS`], 64 flows each, one minute; [`ask::A_MINUTE`] | reset |
-//! | different records in a second, of each of three classes ([`record::Class`]) | 200 after 1024 | folded by host and port (20 after 256), by zone (5 after 64), by kind, with an exact count |
-//! | peers of a published UDP port | [`publish::MOST_PEERS`] | the quietest makes room |
+//! | what | at most | then | [`Kind`](record::Kind) |
+//! |---|---|---|---|
+//! | flows, half-open flows, buffers, frames | [`netstack::Limits`] | see there | `Limit`; `Ended` of a flow that its time or another one ended |
+//! | upstream connections being made | [`dial::MOST_DIALS`] | reset | `Limit`; `Request` of one that is looked into |
+//! | DNS questions in a second | 1000, 2000 at once | dropped | `Limit` |
+//! | DNS connections | 64 | reset | `Limit` |
+//! | bytes of a DNS message | [`dns::LONGEST`] | dropped | `Limit` |
+//! | names with addresses | [`names::MOST`] | SERVFAIL while the one asked for longest ago without flows was so within a minute | `Limit` |
+//! | bytes of a ClientHello | 64 KiB | reset | `Tls` |
+//! | questions to the user | [`ask::A_MINUTE`], [`ask::MOST_QUESTIONS`], [`ask::MOST_HELD`] flows each, [`ask::PATIENCE`] | reset | `Connect`, `Datagram` |
+//! | different records in a second, of each of three classes ([`record::Class`]) | 200 after 1024 | folded by host and port (20 after 256), by zone (5 after 64), by kind | those, with an exact count |
+//! | peers of a published UDP port | [`publish::MOST_PEERS`] | the quietest makes room | `Limit` |
+//! | what is looked into | `intercept::Limits` | see `docs/interception.md` | `Request`, `Ended` |
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -71,7 +73,12 @@ pub use serve::{GatewayError, main_loop};
 
 /// What makes the interceptor of a gateway.
 pub fn interceptor() -> intercept::MakeInterceptor {
-    Box::new(inspect::make)
+    interceptor_within(::intercept::Limits::default())
+}
+
+/// The same with other bounds of a flow: no test can wait until a gateway's own are hit.
+pub fn interceptor_within(limits: ::intercept::Limits) -> intercept::MakeInterceptor {
+    Box::new(move |setup| inspect::make(setup, limits))
 }
 
 /// The role of the process: serves the sandbox whose shim holds the other end of `control` until that closes.

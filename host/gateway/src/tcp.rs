@@ -105,9 +105,9 @@ pub(crate) async fn held(
                 Said::No => "the user said no".to_owned(),
                 Said::Nothing => "nobody answered within a minute".to_owned(),
                 Said::TooMany => format!(
-                    "more than {} questions to the user at once, or {} in a minute",
-                    ask::MOST_QUESTIONS,
-                    ask::A_MINUTE
+                    "more than {} questions to the user in a minute, or {} connections that wait for one answer",
+                    ask::A_MINUTE,
+                    ask::MOST_HELD
                 ),
             };
             core.rules.record(target.what(kind, Decision::Refused).because(&again.verdict.reason).text(text));

@@ -109,6 +109,27 @@ pub(crate) fn hosts(table: &[(&str, &str)]) -> Vec<HostsEntry> {
     table.iter().map(entry).collect()
 }
 
+/// A gateway in its thread, and what its guest and its shim have of it.
+struct Ends {
+    card: Card,
+    control: OwnedFd,
+    gateway: JoinHandle<Result<(), String>>,
+}
+
+fn launch(configuration: Configuration, make: impl FnOnce() -> MakeInterceptor + Send + 'static) -> Ends {
+    let pair = frame_ring::pair().unwrap();
+    let (control, far) = packet::pair().unwrap();
+    let gateway =
+        std::thread::spawn(move || gateway::main_loop(far, make()).map_err(|error| error.to_string()));
+    let word = ToGateway::Configure(Box::new(configuration));
+    let parts = [pair.memory.as_fd(), pair.network_bell.as_fd(), pair.guest_bell.as_fd()];
+    packet::send_large(&control, &word, &parts).unwrap();
+    let memory = pair.memory.try_clone().unwrap();
+    let (mine, theirs) = (Doorbell::from(pair.guest_bell), Doorbell::from(pair.network_bell));
+    let link = Link::from_parts(memory, Side::Guest, mine, theirs).unwrap();
+    Ends { card: Card { link }, control, gateway }
+}
+
 impl Guest {
     pub(crate) fn start(configuration: Configuration) -> Self {
         Self::start_with(configuration, || Box::new(|_| Err("none here".into())))
@@ -118,17 +139,7 @@ impl Guest {
         configuration: Configuration,
         make: impl FnOnce() -> MakeInterceptor + Send + 'static,
     ) -> Self {
-        let pair = frame_ring::pair().unwrap();
-        let (near, far) = packet::pair().unwrap();
-        let gateway =
-            std::thread::spawn(move || gateway::main_loop(far, make()).map_err(|error| error.to_string()));
-        let word = ToGateway::Configure(Box::new(configuration));
-        let parts = [pair.memory.as_fd(), pair.network_bell.as_fd(), pair.guest_bell.as_fd()];
-        packet::send_large(&near, &word, &parts).unwrap();
-        let memory = pair.memory.try_clone().unwrap();
-        let (mine, theirs) = (Doorbell::from(pair.guest_bell), Doorbell::from(pair.network_bell));
-        let link = Link::from_parts(memory, Side::Guest, mine, theirs).unwrap();
-        let mut card = Card { link };
+        let Ends { mut card, control, gateway } = launch(configuration, make);
         let start = Instant::now();
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC)));
         config.random_seed = 7;
@@ -145,7 +156,7 @@ impl Guest {
             sockets: SocketSet::new(Vec::new()),
             start,
             port: 40_000,
-            control: Some(near),
+            control: Some(control),
             gateway: Some(gateway),
             records: Vec::new(),
             words: Vec::new(),
@@ -154,10 +165,29 @@ impl Guest {
         guest
     }
 
+    /// Another gateway for the same guest, whose stack notices nothing but a link that was still for a moment. What the gateway before
+    /// said is forgotten.
+    pub(crate) fn restart(&mut self, configuration: Configuration) {
+        self.stop();
+        self.records.clear();
+        self.words.clear();
+        let Ends { card, control, gateway } = launch(configuration, || Box::new(|_| Err("none here".into())));
+        (self.card, self.control, self.gateway) = (card, Some(control), Some(gateway));
+        self.word("Ready", |word| matches!(word, FromGateway::Ready));
+    }
+
     /// Says a word to the gateway.
     pub(crate) fn say(&self, word: &ToGateway, descriptors: &[&OwnedFd]) {
         let descriptors: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
         packet::send_large(self.control.as_ref().unwrap(), word, &descriptors).unwrap();
+    }
+
+    /// Says a word and waits until it was heard: the ring and the control line are two ways, and what is said on one may be heard after
+    /// what is said later on the other.
+    pub(crate) fn tell(&mut self, word: &ToGateway) {
+        self.say(word, &[]);
+        self.say(&ToGateway::Count, &[]);
+        self.word("that it was heard", |word| matches!(word, FromGateway::Counted { .. }));
     }
 
     fn hear(&mut self) {
@@ -320,6 +350,18 @@ impl Guest {
         self.sockets.add(socket)
     }
 
+    /// A socket for datagrams.
+    pub(crate) fn bind(&mut self, port: u16) -> SocketHandle {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 8192]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    pub(crate) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
+        self.sockets.get_mut::<udp::Socket<'static>>(handle)
+    }
+
     pub(crate) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut::<tcp::Socket<'static>>(handle)
     }
@@ -396,10 +438,14 @@ impl Guest {
 
     /// Ends the gateway as its shim does; it must end well.
     pub(crate) fn end(mut self) -> Vec<Record> {
+        self.stop();
+        std::mem::take(&mut self.records)
+    }
+
+    fn stop(&mut self) {
         self.hear();
         drop(self.control.take());
         self.gateway.take().unwrap().join().unwrap().unwrap();
-        std::mem::take(&mut self.records)
     }
 }
 

@@ -4,4 +4,7 @@ mod adversary;
 mod corpus;
 mod flows;
 mod guest;
+mod limits;
 mod renewal;
+mod settings;
+mod tls;

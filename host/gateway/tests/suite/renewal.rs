@@ -7,17 +7,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use crate::guest::{Guest, hosts, rules};
+use crate::tls::certified;
 use gateway::control::{Configuration, FromGateway, SecretText, ToGateway};
 use gateway::record::{Decision, Kind};
-use rcgen::{CertificateParams, Issuer, KeyPair};
 use vault::credentials::{Body, Credential, Destination, Value};
 use vault::{Binding, Credentials};
 
 const NAME: &str = "auth.example.com";
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
 
 /// A token endpoint. What it is sent comes out of the channel; it answers with new tokens, the first time with a status of the test's.
 struct Server {
@@ -32,25 +28,10 @@ fn server(first: &'static str) -> Server {
 
 /// The same; it answers when it is told to, if it waits for that.
 fn slow_server(first: &'static str, told: Option<Receiver<()>>) -> Server {
-    let (key, root_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let mut root = CertificateParams::default();
-    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let der = root.self_signed(&root_key).unwrap().der().to_vec();
-    let leaf = CertificateParams::new(vec![NAME.into()]).unwrap();
-    let leaf = leaf.signed_by(&key, &Issuer::new(root, &root_key)).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        )
-        .unwrap();
+    let (config, root) = certified(NAME);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (say, asked) = channel();
-    let config = Arc::new(config);
     std::thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
             let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
@@ -58,7 +39,7 @@ fn slow_server(first: &'static str, told: Option<Receiver<()>>) -> Server {
             answer(rustls::StreamOwned::new(tls, stream.unwrap()), number, status, &say, told.as_ref());
         }
     });
-    Server { port, root: der, asked }
+    Server { port, root, asked }
 }
 
 fn answer(
