@@ -58,6 +58,15 @@ impl Records {
                 }
                 continue;
             }
+            // Most of them, at once: a stream of zeros is one of empty records.
+            if let Some((&[kind @ 0..=0x7f, _, _, high, low], rest)) = bytes.split_first_chunk::<HEADER>()
+                && self.behind
+                && self.head.is_empty()
+            {
+                bytes = rest;
+                self.begin(kind, u16::from_be_bytes([high, low]));
+                continue;
+            }
             bytes = rest;
             self.head.push(*first);
             match is_old_hello(&self.head, self.behind) {
@@ -85,7 +94,7 @@ impl Records {
         self.left = usize::from(length);
         self.handshake = kind == HANDSHAKE;
         self.behind |= !self.handshake;
-        self.strange |= !self.handshake && !(is_other(kind) && length <= SHORT);
+        self.strange |= !(self.handshake || is_other(kind) && length <= SHORT);
     }
 
     /// The next bytes of a record's content; what is wrong with the ClientHello that they are of.

@@ -389,7 +389,7 @@ fn a_proxy_header_is_broken_on_every_port() {
 #[test]
 fn many_small_records_behind_a_hello_pass_at_once() {
     let mut retry = retry::Retry::new();
-    let many = record(23, 3, &[]).repeat(400_000);
+    let many = record(23, 3, &[]).repeat(2_000_000);
     assert_eq!(retry.push(&many), retry::Next::Pass(many.clone()));
     let mut bytes = Vec::new();
     for piece in many[..70_000].chunks(4) {
