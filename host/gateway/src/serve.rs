@@ -123,9 +123,18 @@ async fn run(control: &Rc<AsyncFd<OwnedFd>>, make: MakeInterceptor) -> Result<()
     let pump = Pump::new(Rc::clone(&world), link)?;
     tokio::select! {
         error = pump.run() => Err(error.into()),
-        done = heed_words(&world, control) => done.map_err(GatewayError::Control),
-        done = speak(&world, control) => done.map_err(GatewayError::Control),
+        done = heed_words(&world, control) => closed(done),
+        done = speak(&world, control) => closed(done),
         never = renew::run(&world) => match never {},
+    }
+}
+
+/// How the talk with the shim ended. It may close its end while it is spoken to, or before it has heard all.
+fn closed(done: io::Result<()>) -> Result<(), GatewayError> {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    match done {
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => Ok(()),
+        done => done.map_err(GatewayError::Control),
     }
 }
 

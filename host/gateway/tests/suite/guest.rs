@@ -282,9 +282,8 @@ impl Guest {
         socket.bind(self.next_port()).unwrap();
         socket.send_slice(payload, (smoltcp::wire::IpAddress::from(to.ip()), to.port())).unwrap();
         let handle = self.sockets.add(socket);
-        for _ in 0..3 {
-            self.turn();
-        }
+        // The first one waits until the gateway has said where it is.
+        self.until("its way out", |guest| (guest.udp(handle).send_queue() == 0).then_some(()));
         self.sockets.remove(handle);
     }
 
@@ -442,8 +441,22 @@ impl Guest {
         std::mem::take(&mut self.records)
     }
 
+    /// The same by a shim that does not listen any more: its gateway has more to say than there is room for.
+    pub(crate) fn end_unheard(mut self) {
+        for _ in 0..1000 {
+            self.say(&ToGateway::Count, &[]);
+        }
+        // Until it waits for room: what it does when it is told of the end only then is of interest.
+        std::thread::sleep(Duration::from_millis(100));
+        self.close();
+    }
+
     fn stop(&mut self) {
         self.hear();
+        self.close();
+    }
+
+    fn close(&mut self) {
         drop(self.control.take());
         self.gateway.take().unwrap().join().unwrap().unwrap();
     }

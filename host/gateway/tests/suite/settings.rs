@@ -135,6 +135,13 @@ fn a_server_is_checked_against_the_roots_that_there_are_now() {
 }
 
 #[test]
+fn a_shim_may_go_before_it_has_heard_all() {
+    for _ in 0..10 {
+        Guest::start(Configuration::default()).end_unheard();
+    }
+}
+
+#[test]
 fn names_keep_their_addresses_over_a_restart() {
     let policy = rules(&["**.example.com"], &[]);
     let mut guest = Guest::start(Configuration { policy: policy.clone(), ..Configuration::default() });

@@ -350,7 +350,7 @@ mod tests {
             let later =
                 Proxies { all: text("http://later:1"), no_proxy: vec!["later".into()], ..Proxies::default() };
             let later = found.with(later);
-            let is_servers = |name: &str| name.to_ascii_lowercase() != "no_proxy" && name != "HTTP_PROXY";
+            let is_servers = |name: &str| !name.eq_ignore_ascii_case("no_proxy") && name != "HTTP_PROXY";
             let servers = all.iter().any(|(name, _)| is_servers(name));
             assert_eq!(later.all.as_deref() == Some("http://later:1"), !servers, "{all:?}");
             let direct = all.iter().any(|(name, _)| *name == "no_proxy");
