@@ -1,13 +1,12 @@
 //! `viv policy init`, `allow`, `deny`, `rm` and `reset`.
 
 use policy::{Decision, Methods, PathPattern, Preset, Protocols, Resource, Rule, RuleError, Via};
-use sandbox::client;
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::Sandbox;
 use sandbox::network::policy_files;
 use sandbox::places::Places;
 
-use super::{find, mistake, nearest, without_word};
+use super::{find, forget_once, mistake, nearest, once, without_word};
 use crate::cli::{AllowOptions, DenyOptions, InitOptions, ResetOptions, RuleOptions, RuleRmOptions};
 use crate::commands::lifecycle::ask;
 use crate::commands::{may_interact, say};
@@ -185,12 +184,9 @@ pub(super) fn remove(places: &Places, options: &RuleRmOptions) -> Result<u8, Fai
         ids.contains(&key.as_str()) || (by_http && resources.contains(rule.resource()))
     };
     // Before anything is written: a sandbox that cannot be asked would go on allowing what was taken back.
-    let answers = sandbox.as_ref().map_or(Ok(Vec::new()), super::once)?;
     let answers: Vec<String> =
-        answers.iter().filter(|rule| is_meant(rule, &ids("once"))).map(Rule::key).collect();
-    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
-        client::forget_once(sandbox, answers.clone())?;
-    }
+        once(sandbox.as_ref())?.iter().filter(|rule| is_meant(rule, &ids("once"))).map(Rule::key).collect();
+    forget_once(sandbox.as_ref(), answers.clone())?;
     let ids = ids(scope);
     let removed = change(places, sandbox.as_ref(), |all| {
         let (gone, stay) = std::mem::take(all).into_iter().partition(|rule| is_meant(rule, &ids));
@@ -253,7 +249,7 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             "the preset, the rules for all sandboxes and the approvals of kits".to_owned(),
         ),
     };
-    let answers = sandbox.as_ref().map_or(Ok(Vec::new()), super::once)?;
+    let answers = once(sandbox.as_ref())?;
     if !path.exists() && answers.is_empty() {
         say("There is nothing to reset.\n")?;
         return Ok(0);
@@ -269,9 +265,7 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             return Ok(OURS);
         }
     }
-    if let Some(sandbox) = sandbox.as_ref().filter(|_| !answers.is_empty()) {
-        client::forget_once(sandbox, answers.iter().map(Rule::key).collect())?;
-    }
+    forget_once(sandbox.as_ref(), answers.iter().map(Rule::key).collect())?;
     let aside = match &sandbox {
         Some(sandbox) => policy_files::reset_local(sandbox)?,
         None => policy_files::reset_global(places)?,

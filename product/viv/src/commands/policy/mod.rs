@@ -48,13 +48,21 @@ fn set(places: &Places, sandbox: Option<&Sandbox>) -> Result<PolicySet, Failure>
     let Some(sandbox) = sandbox else { return Ok(policy_files::set_of_all(places)?) };
     let files = policy_files::set(places, sandbox, &sandbox::network::own_addresses())?;
     // Of one that does not answer the files alone are shown.
-    Ok(PolicySet { once: once(sandbox).unwrap_or_default(), ..files })
+    Ok(PolicySet { once: once(Some(sandbox)).unwrap_or_default(), ..files })
 }
 
 /// What a sandbox was allowed until it stops. Only one that runs knows.
-fn once(sandbox: &Sandbox) -> Result<Vec<Rule>, Failure> {
-    let running = if sandbox.state().is_over() { None } else { client::network(sandbox)? };
-    Ok(running.map(|network| network.once).unwrap_or_default())
+fn once(sandbox: Option<&Sandbox>) -> Result<Vec<Rule>, Failure> {
+    let Some(sandbox) = sandbox.filter(|sandbox| !sandbox.state().is_over()) else { return Ok(Vec::new()) };
+    Ok(client::network(sandbox)?.map(|network| network.once).unwrap_or_default())
+}
+
+/// Takes back what of that goes by these keys.
+fn forget_once(sandbox: Option<&Sandbox>, keys: Vec<String>) -> Result<(), Failure> {
+    match sandbox {
+        Some(sandbox) if !keys.is_empty() => Ok(client::forget_once(sandbox, keys)?),
+        _ => Ok(()),
+    }
 }
 
 /// The resources without sbx's word before them.
