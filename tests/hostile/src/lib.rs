@@ -9,26 +9,30 @@ mod far;
 pub mod recorder;
 pub mod workload;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use confine::{Attempt, End, Role};
 
-/// A debug build in `folder`, made in a third of the time: nobody looks at it with a debugger, it computes nothing that takes
-/// long, and no guest gets as far as the agent.
-fn cargo(command: &str, package: &str, folder: &Path) -> io::Result<Command> {
-    std::fs::create_dir_all(folder)?;
-    let agent = folder.join("no-agent");
-    std::fs::write(&agent, [])?;
+/// A debug build in `folder`, made in a third of the time: nobody looks at it with a debugger, and it computes nothing that takes
+/// long. The guest's agent is that of the `viv` that was made in the folder around.
+fn cargo(command: &str, package: &str, folder: &Path) -> Command {
     let mut cargo = e2e::cargo();
     cargo
         .args([command, "--package", package, "--features", "hostile-hook", "--target-dir"])
         .arg(folder)
         .args(["--config", "profile.dev.package.\"*\".opt-level=0", "--config", "profile.dev.debug=0"])
-        .env("VIV_AGENT", agent)
+        .envs(agent(folder).map(|agent| ("VIV_AGENT", agent)))
         .current_dir(env!("CARGO_MANIFEST_DIR"));
-    Ok(cargo)
+    cargo
+}
+
+/// The newest agent beside, if there is one.
+fn agent(folder: &Path) -> Option<PathBuf> {
+    let made = std::fs::read_dir(folder.parent()?.join("release/build")).ok()?.flatten();
+    let agents = made.map(|entry| entry.path().join("out/agent"));
+    let dated = agents.filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)));
+    dated.max().map(|(_, path)| path)
 }
 
 /// Runs `confine`'s own test of the same attempts: that they succeed in a free process, that what is granted works, and
@@ -38,7 +42,8 @@ fn cargo(command: &str, package: &str, folder: &Path) -> io::Result<Command> {
 /// What the test printed, if it failed.
 pub fn confined(folder: &Path) -> Result<(), String> {
     let output = cargo("test", "confine", folder)
-        .and_then(|mut cargo| cargo.args(["--test", "confined"]).output())
+        .args(["--test", "confined"])
+        .output()
         .map_err(|error| format!("cargo: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
@@ -69,9 +74,7 @@ impl Hostile {
             return Err(format!("there is no image in {} (the test e2e makes one)", images.display()));
         }
         let folder = target.join("hostile");
-        let status = cargo("build", "viv", &folder)
-            .and_then(|mut cargo| cargo.status())
-            .map_err(|error| format!("cargo: {error}"))?;
+        let status = cargo("build", "viv", &folder).status().map_err(|error| format!("cargo: {error}"))?;
         let viv = folder.join("debug/viv");
         if status.success() && viv.is_file() {
             Ok(Self { viv, cache })
