@@ -115,6 +115,13 @@ impl Net {
         Ipv4Addr::new(a, b, c, host).into()
     }
 
+    /// Another name server, at an address of its own; it knows nothing.
+    pub fn name_server(&self) -> Result<(NameServer, IpAddr), Verdict> {
+        let (names, address) = (NameServer::default(), self.address(false));
+        self.runtime.block_on(names.clone().serve(SocketAddr::new(address, 53)))?;
+        Ok((names, address))
+    }
+
     /// A web server of this name, at an address of its own, which the name server knows from then on.
     pub fn site(&self, name: &str, how: How<'_>, serve: Handler) -> Result<Site, Verdict> {
         let address = self.address(how.six);

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use e2e::{Case, Verdict, ensure, eventually};
 use network::{Authority, How, Named, Net, Site, Speaks, echo};
 
 pub(crate) const CASES: &[Named] = &[
     ("another_table_of_hosts_holds", hosts),
+    ("another_name_server_holds", resolver),
     ("other_proxies_in_the_settings_hold", proxies),
     ("other_roots_of_the_host_hold", roots),
 ];
@@ -46,13 +49,15 @@ fn asks_until(net: &Net, what: &str, site: &Site, mut is_so: impl FnMut(&str) ->
     .map_err(|_| Verdict::Wrong(format!("{what}: at the end {said:?}")))
 }
 
-/// The name server knows neither.
+/// Two servers of this name, of which no name server knows.
+fn two(net: &Net, name: &str) -> Result<(Site, Site), Verdict> {
+    let site = || net.site_at(name, net.address(false), How::default(), echo());
+    Ok((site()?, site()?))
+}
+
 fn hosts(net: &Net) -> Case {
     let name = "listed.changes.example";
-    let sites =
-        [net.address(false), net.address(false)].map(|at| net.site_at(name, at, How::default(), echo()));
-    let [first, second] = sites;
-    let (first, second) = (first?, second?);
+    let (first, second) = two(net, name)?;
     net.allow(&["listed.changes.example:443"])?;
     let line = |site: &Site| format!("{} {name}\n", site.address.ip());
     let file = || PathBuf::from("/etc/hosts");
@@ -60,6 +65,20 @@ fn hosts(net: &Net) -> Case {
     asks_until(net, "the first address", &first, |code| code == "200" && first.connections() > 0)?;
     ensure(second.connections() == 0, "the second address was known")?;
     let _second = Instead::of(file(), |text| text.replace(&line(&first), &line(&second)))?;
+    asks_until(net, "the second address", &second, |code| code == "200" && second.connections() > 0)
+}
+
+fn resolver(net: &Net) -> Case {
+    let name = "moved.changes.example";
+    let (first, second) = two(net, name)?;
+    net.names.addresses(name, &[first.address.ip()]);
+    let (names, server) = net.name_server()?;
+    names.addresses(name, &[second.address.ip()]);
+    net.allow(&["moved.changes.example:443"])?;
+    asks_until(net, "the first address", &first, |code| code == "200" && first.connections() > 0)?;
+    ensure(names.asked(name) == 0 && second.connections() == 0, "the second server was asked")?;
+    let file = PathBuf::from("/etc/resolv.conf");
+    let _instead = Instead::of(file, |_| format!("nameserver {server}\noptions timeout:1 attempts:1\n"))?;
     asks_until(net, "the second address", &second, |code| code == "200" && second.connections() > 0)
 }
 
@@ -72,8 +91,26 @@ fn proxies(net: &Net) -> Case {
     ensure(proxy.asked().is_empty(), format!("{:?}", proxy.asked()))?;
     let file = net.world.state().join("../../.config/vivarium/network.json");
     let settings = format!(r#"{{"schema": 1, "proxies": {{"https": "{}"}}}}"#, proxy.url());
-    let instead = Instead::of(file, |_| settings)?;
+    let instead = Instead::of(file.clone(), |_| settings)?;
     asks_until(net, "an answer by the proxy", &site, |code| code == "200" && !proxy.asked().is_empty())?;
+    // Away for a moment, as an editor has it, it is not gone.
+    let seen = || (site.connections(), proxy.asked().len());
+    let before = seen();
+    let ask =
+        format!("for _ in $(seq 20); do curl -sS -m 60 -o /dev/null https://{}/ || exit 1; done", site.name);
+    thread::scope(|scope| {
+        let asks = scope.spawn(|| net.guest_ok(&ask));
+        let aside = file.with_file_name("aside");
+        while !asks.is_finished() {
+            fs::rename(&file, &aside)?;
+            thread::sleep(Duration::from_millis(100));
+            fs::rename(&aside, &file)?;
+            thread::sleep(Duration::from_millis(100));
+        }
+        asks.join().map_err(|_| Verdict::Wrong("who asks panicked".into()))?
+    })?;
+    let (all, proxied) = seen();
+    ensure(all - before.0 == 20 && proxied - before.1 == 20, format!("{before:?} {all} {proxied}"))?;
     drop(instead);
     let mut before = proxy.asked().len();
     asks_until(net, "an answer without the proxy again", &site, |code| {

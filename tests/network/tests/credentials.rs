@@ -1,6 +1,7 @@
 //! Credentials that are put in on the wire, and where they are not.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use e2e::{Case, Verdict, ensure};
@@ -185,14 +186,20 @@ fn changes(net: &Net) -> Case {
     // The next sandbox has no such program.
     succeeds(locked.command(&["secret", "rm", "-f", "epsilon", "zeta"]), "")?;
     let name = start_late(net, &locked)?;
+    change_late(net, &locked, &name, &site)?;
     // One sandbox that does not answer keeps no other one from being told.
     let inspected: Value = serde_json::from_str(&net.viv_ok(&["inspect", &name])?)?;
     let shim = inspected["processes"]["shim"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
     let shim = shim.ok_or_else(|| Verdict::Wrong(format!("{inspected}")))?;
     kill_process(shim, Signal::STOP)?;
     let said = e2e::say(locked.command(&["secret", "rm", "-f", "alpha"]), b"");
+    // Nor is a rule taken away of which it may have more in memory.
+    let rule = ["policy", "rm", "--sandbox", &name, "--resource", "api.many.example:443"];
+    let kept = net.world.run(&rule);
     kill_process(shim, Signal::CONT)?;
-    let said = said?;
+    let (said, kept) = (said?, kept?);
+    ensure(kept.code == 125 && kept.text().is_empty(), format!("{kept:?}"))?;
+    net.viv_ok(&rule)?;
     let is_told = said.err.contains(&format!("{name}: ")) && said.err.contains(&format!("viv stop {name}"));
     ensure(said.code == 125 && is_told && said.text() == "alpha", format!("{said:?}"))?;
     let all = ask("$(head -n 1 /tmp/alpha) $BETA $GAMMA")?;
@@ -224,32 +231,79 @@ fn of_programs(locked: &Locked<'_>) -> Case {
     succeeds(by_provider, "")
 }
 
+/// A program that gives a value once it is told to, and takes its time till then.
+struct Slow {
+    asked: PathBuf,
+    go: PathBuf,
+}
+
+impl Slow {
+    fn new(folder: &Path, name: &str) -> Self {
+        let [asked, go] = ["asked", "go"].map(|end| folder.join(format!("{name}-{end}")));
+        Self { asked, go }
+    }
+
+    fn giving(&self, value: &str) -> String {
+        let (asked, go) = (self.asked.display(), self.go.display());
+        format!("touch {asked}; until [ -e {go} ]; do sleep 0.1; done; echo {value}")
+    }
+
+    /// Does that while a command waits for the program.
+    fn meanwhile(&self, command: Command, what: impl FnOnce() -> Case) -> Case {
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| succeeds(command, ""));
+            let done = e2e::eventually("the program is run", || self.asked.exists()).and_then(|()| what());
+            // Whatever went wrong, the program must end.
+            std::fs::write(&self.go, "")?;
+            let waited = waiting.join().map_err(|_| Verdict::Wrong("who waits panicked".into()))?;
+            done.and(waited)
+        })
+    }
+}
+
 /// Starts a sandbox and removes one of its secrets while the program still works that gives its value. The sandbox's name.
 fn start_late(net: &Net, locked: &Locked<'_>) -> Result<String, Verdict> {
     let folder = net.world.project("late");
     let name = "shell-late";
     succeeds(net.world.viv(&folder, ["create", "shell", "."]), "")?;
-    let [asked, go] = ["asked", "go"].map(|name| folder.join(name));
-    let program = format!(
-        "touch {}; until [ -e {} ]; do sleep 0.1; done; echo value-of-delta-1",
-        asked.display(),
-        go.display()
-    );
+    let slow = Slow::new(&folder, "delta");
+    let program = slow.giving("value-of-delta-1");
     let more = ["--sandbox", name, "--no-verify", "--command", &program];
     succeeds(locked.command(&custom("delta", "DELTA", &more)), "")?;
-    let start = locked.open(&["start", "-d", name])?;
-    std::thread::scope(|scope| {
-        let started = scope.spawn(|| succeeds(start, ""));
-        let removed = e2e::eventually("the program is run", || asked.exists())
-            .and_then(|()| succeeds(locked.command(&["secret", "rm", "-f", "--sandbox", name, "delta"]), ""));
-        // Whatever went wrong, the program must end.
-        std::fs::write(&go, "")?;
-        let started = started.join().map_err(|_| Verdict::Wrong("the start panicked".into()))?;
-        removed.and(started)
+    slow.meanwhile(locked.open(&["start", "-d", name])?, || {
+        succeeds(locked.command(&["secret", "rm", "-f", "--sandbox", name, "delta"]), "")
     })?;
     let said = net.viv_ok(&["exec", name, "sh", "-c", "echo ${DELTA-none} ${ALPHA+alpha}"])?;
     ensure(said == "none alpha", &said)?;
     Ok(name.to_owned())
+}
+
+/// In a sandbox that runs, a program still works that gives one secret's value while another is set and a third one removed: nothing of
+/// it is lost, and nothing comes back.
+fn change_late(net: &Net, locked: &Locked<'_>, name: &str, site: &network::Site) -> Case {
+    let own = ["--sandbox", name];
+    let set = |name: &str, variable: &str, value: &str| {
+        succeeds(locked.command(&custom(name, variable, &own)), value)
+    };
+    let remove =
+        |name: &str| succeeds(locked.command(&[&["secret", "rm", "-f"], &own[..], &[name]].concat()), "");
+    net.viv_ok(&["policy", "allow", "--sandbox", name, "api.many.example:443"])?;
+    set("iota", "IOTA", "value-of-iota-1")?;
+    let slow = Slow::new(net.scratch(), "eta");
+    let program = slow.giving("value-of-eta-1");
+    let more = [&own[..], &["--refresh", "on-demand", "--no-verify", "--command", &program]].concat();
+    let iota = net.viv_ok(&["exec", name, "sh", "-c", "echo $IOTA"])?;
+    slow.meanwhile(locked.command(&custom("eta", "ETA", &more)), || {
+        set("theta", "THETA", "value-of-theta-1").and_then(|()| remove("iota"))
+    })?;
+    let each = format!("curl -sS -m 60 -o /dev/null -H \"Authorization: $word\" https://{MANY}/");
+    let before = shown(site).len();
+    let script = format!("for word in $ETA $THETA {iota}; do {each}; done");
+    net.viv_ok(&["exec", name, "sh", "-c", &script])?;
+    let all = shown(site).split_off(before);
+    let are_in_force = all.starts_with(&["value-of-eta-1", "value-of-theta-1"].map(str::to_owned));
+    ensure(are_in_force && !all.iter().any(|value| value == "value-of-iota-1"), format!("{all:?}"))?;
+    remove("eta").and_then(|()| remove("theta"))
 }
 
 fn unproved(net: &Net) -> Case {

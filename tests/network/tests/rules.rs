@@ -128,7 +128,20 @@ fn asked(net: &Net) -> Case {
     let said = net.guest(
         "for name in stay once; do curl -sS -m 60 -o /dev/null http://$name.asked.example/; echo $?; done",
     )?;
-    ensure(said.text() == "0\n6", format!("{said:?}"))
+    ensure(said.text() == "0\n6", format!("{said:?}"))?;
+    // Nor does it outlast the rules of the file.
+    let mut terminal = asking(net, &["--ask"])?;
+    terminal.wait_for("$ ")?;
+    for label in 1..=2 {
+        connect(&mut terminal, "once", label)?;
+        terminal.keys(&format!("\x1d{label}o"))?;
+        terminal.wait_for("once=0")?;
+        net.viv_ok(&["policy", "reset", "-f", "--sandbox", NAME])?;
+    }
+    let listed = net.viv_ok(&["policy", "ls", NAME])?;
+    ensure(!listed.contains("asked.example"), listed)?;
+    terminal.keys("exit\r")?;
+    terminal.end().map(|_| ())
 }
 
 /// The project of the sandbox that the verbs are tried with, and its name.

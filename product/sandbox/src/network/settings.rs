@@ -4,7 +4,7 @@
 //! { "schema": 1,
 //!   "proxies": { "https": "http://proxy.example:3128", "no_proxy": ["intranet.example", "10.0.0.0/8"] } }
 //! ```
-//! Written by hand, read by the client that starts a sandbox.
+//! Written by hand; read by the client that starts a sandbox, and by the shim whenever it changes.
 
 use std::path::PathBuf;
 

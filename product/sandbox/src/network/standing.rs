@@ -26,7 +26,7 @@ use crate::folder::Sandbox;
 use crate::places::Places;
 
 /// How long a file may be away, or half written.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct Standing {

@@ -115,6 +115,8 @@ pub(crate) struct Network {
     save: Option<Instant>,
     /// Why there is no network.
     down: Option<String>,
+    /// When the user's settings are looked at again, which are away.
+    settings: Option<Instant>,
     policy: Standing,
     /// Why the record cannot be written, and when it is tried again.
     unwritten: Option<(String, Instant)>,
@@ -149,8 +151,9 @@ impl Network {
             far_bell: descriptors.add(copy(&ring.network_bell)?),
         };
         let secrets_until = handover.secrets.until;
-        let (proxies, roots) = (handover.proxies.clone(), Roots::read());
-        let (configuration, guest) = know(sandbox, places, handover, &roots)?;
+        let proxies = handover.proxies.clone();
+        let (roots, all) = Roots::read();
+        let (configuration, guest) = know(sandbox, places, handover, all)?;
         let errors = sandbox.log(logs::Source::Gateway);
         let errors =
             BoundedLog::open(&errors).map_err(|source| Error::file("cannot write", errors, source))?;
@@ -191,6 +194,7 @@ impl Network {
             retry: None,
             save: None,
             down: None,
+            settings: None,
             policy,
             unwritten: None,
             wanted: Mode::Enforce,
@@ -244,8 +248,10 @@ impl Network {
     /// When to look at the clock again.
     pub(crate) fn next(&self) -> Option<Instant> {
         let unwritten = self.unwritten.as_ref().map(|(_, again)| *again);
-        let due = [self.retry, self.save, self.authority, self.secrets_until, self.policy.again(), unwritten];
-        due.into_iter().flatten().min()
+        let files = [self.policy.again(), self.settings];
+        let due =
+            [self.retry, self.save, self.authority, self.secrets_until, unwritten].into_iter().chain(files);
+        due.flatten().min()
     }
 
     /// Does what is due. Gives what sessions are to be told.
@@ -265,6 +271,9 @@ impl Network {
         let mut told = Vec::new();
         if self.policy.again().is_some_and(|at| at <= now) {
             self.read_policy(now, &mut told);
+        }
+        if self.settings.is_some_and(|at| at <= now) {
+            self.read_settings(now);
         }
         if self.unwritten.as_ref().is_some_and(|(_, again)| *again <= now) {
             told.extend(self.write_down(Vec::new()));
@@ -641,7 +650,7 @@ fn know(
     sandbox: &Sandbox,
     places: &Places,
     handover: Handover,
-    roots: &Roots,
+    roots: Vec<Vec<u8>>,
 ) -> Result<(Configuration, Guest)> {
     let now = SystemTime::now();
     let root = authority::root(places, now)?;
@@ -652,7 +661,7 @@ fn know(
         resolver: surroundings::resolver().unwrap_or_default(),
         hosts: surroundings::hosts().unwrap_or_default(),
         proxies: handover.proxies.proxies,
-        roots: roots.all().to_vec(),
+        roots,
         ca: Some(ca),
         secrets: handover.secrets.text,
         ..Configuration::default()

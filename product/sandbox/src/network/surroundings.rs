@@ -1,5 +1,5 @@
-//! What the gateway must know of this host, read by the shim before it confines itself: name servers, `/etc/hosts`, proxies, root
-//! certificates and the host's own addresses. The gateway itself opens no file.
+//! What the gateway must know of this host: name servers, `/etc/hosts`, proxies, root certificates and the host's own addresses. The shim reads it
+//! before it confines itself, and what changes again later. The gateway itself opens no file.
 
 use std::collections::HashSet;
 use std::env;
@@ -47,7 +47,12 @@ const BUNDLES: [&str; 3] = [
 ];
 
 /// Folders that hold roots and nothing else.
-const OF_ROOTS: [&str; 3] = ["/etc/ssl/certs", "/etc/pki/ca-trust/extracted/pem", "/var/lib/ca-certificates"];
+const OF_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs",
+    "/etc/pki/ca-trust/extracted/pem",
+    "/etc/ca-certificates/extracted",
+    "/var/lib/ca-certificates",
+];
 
 /// Most such roots, as many as an agent takes beside ours, and the longest.
 const MOST_ANCHORS: usize = 60;
@@ -144,10 +149,9 @@ fn proxies_of(lookup: impl Fn(&str) -> Option<OsString>, file: Proxies) -> Clien
     ClientProxies { proxies, servers_of_file: !servers, direct_of_file: !direct }
 }
 
-/// The roots by which the gateway checks servers: this host's, in DER. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+/// Where the roots are by which the gateway checks servers. `SSL_CERT_FILE` and `SSL_CERT_DIR` name others than the system's.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Roots {
-    all: Vec<Vec<u8>>,
     /// The file that most of them are in.
     bundle: Option<PathBuf>,
     /// Those that are elsewhere; they are read once.
@@ -155,36 +159,32 @@ pub(crate) struct Roots {
 }
 
 impl Roots {
-    pub(crate) fn read() -> Self {
-        Self::of(certificates_of(rustls_native_certs::load_native_certs()), bundle())
+    /// With all of them, in DER.
+    pub(crate) fn read() -> (Self, Vec<Vec<u8>>) {
+        let all = certificates_of(rustls_native_certs::load_native_certs());
+        (Self::of(&all, bundle()), all)
     }
 
-    fn of(all: Vec<Vec<u8>>, bundle: Option<PathBuf>) -> Self {
+    fn of(all: &[Vec<u8>], bundle: Option<PathBuf>) -> Self {
         let bundled: HashSet<Vec<u8>> = bundle.iter().flat_map(|file| in_bundle(file)).collect();
-        let beside = all.iter().filter(|root| !bundled.contains(*root)).cloned().collect();
-        Self { all, bundle, beside }
+        let (within, beside): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|root| bundled.contains(root));
+        // One of which nothing was in force would bring trust that nobody asked for.
+        Self { bundle: bundle.filter(|_| !within.is_empty()), beside }
     }
 
-    /// All of them.
-    pub(crate) fn all(&self) -> &[Vec<u8>] {
-        &self.all
-    }
-
-    /// Reads the bundle again when it is among the files that have changed; true when the roots are others then. One that is empty is about
-    /// to be written.
-    pub(crate) fn read_again(&mut self, changed: &[OsString]) -> bool {
-        let name = self.bundle.as_deref().and_then(Path::file_name);
-        if !changed.iter().any(|changed| Some(changed.as_os_str()) == name) {
-            return false;
+    /// Reads the bundle again when it is among the files that have changed; all roots, when they are others than those known. One that is
+    /// empty is about to be written.
+    pub(crate) fn read_again(&self, changed: &[OsString], known: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+        let bundle = self.bundle.as_deref()?;
+        if !changed.iter().any(|changed| Some(changed.as_os_str()) == bundle.file_name()) {
+            return None;
         }
-        let mut all: Vec<Vec<u8>> = self.bundle.iter().flat_map(|file| in_bundle(file)).collect();
+        let mut all = in_bundle(bundle);
         if all.is_empty() {
-            return false;
+            return None;
         }
         all.extend(self.beside.iter().cloned());
-        let is_other = all.iter().collect::<HashSet<_>>() != self.all.iter().collect();
-        self.all = all;
-        is_other
+        (all.iter().collect::<HashSet<_>>() != known.iter().collect()).then_some(all)
     }
 }
 
@@ -199,10 +199,15 @@ fn certificates_of(found: rustls_native_certs::CertificateResult) -> Vec<Vec<u8>
     found.certs.into_iter().take(MOST_LINES).map(|root| root.to_vec()).collect()
 }
 
-/// The file with all roots that this host's programs trust.
+/// The file with all roots that this host's programs trust; where it really lies, as changes are heard there. Who names folders alone has none.
 fn bundle() -> Option<PathBuf> {
-    let named = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    named.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|file| file.exists()))
+    let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let file = match (named("SSL_CERT_FILE"), named("SSL_CERT_DIR")) {
+        (Some(file), _) => PathBuf::from(file),
+        (None, Some(_)) => return None,
+        (None, None) => BUNDLES.iter().map(PathBuf::from).find(|file| file.exists())?,
+    };
+    Some(fs::canonicalize(&file).unwrap_or(file))
 }
 
 /// The roots that this host has beside those that come with every system: a proxy that signs again needs them in the guest, too.
@@ -388,19 +393,22 @@ mod tests {
         };
         let first = pem(&["a", "b"]);
         let elsewhere = vec![0x30, 0x00];
-        let mut roots = Roots::of([first.clone(), vec![elsewhere.clone()]].concat(), Some(bundle.clone()));
+        let known = [first.clone(), vec![elsewhere.clone()]].concat();
+        let roots = Roots::of(&known, Some(bundle.clone()));
         let changed = [OsString::from("bundle.crt")];
-        assert!(!roots.read_again(&[]) && !roots.read_again(&changed));
+        assert_eq!((roots.read_again(&[], &known), roots.read_again(&changed, &known)), (None, None));
         let second = pem(&["c"]);
-        assert!(!roots.read_again(&["other.crt".into()]), "only when it is the one");
-        assert!(roots.read_again(&changed));
-        assert_eq!(roots.all(), [second.clone(), vec![elsewhere.clone()]].concat());
+        assert_eq!(roots.read_again(&["other.crt".into()], &known), None, "only when it is the one");
+        assert_eq!(roots.read_again(&changed, &known), Some([second, vec![elsewhere]].concat()));
+        // None of which anything was in force at the start.
+        let strange = Roots::of(&[vec![0x30, 0x00]], Some(bundle.clone()));
+        pem(&["d"]);
+        assert_eq!(strange.read_again(&changed, &known), None);
         // About to be written, or lost: what was known holds.
         fs::write(&bundle, "").unwrap();
-        assert!(!roots.read_again(&changed));
+        assert_eq!(roots.read_again(&changed, &known), None);
         fs::remove_file(&bundle).unwrap();
-        assert!(!roots.read_again(&changed));
-        assert_eq!(roots.all(), [second, vec![elsewhere]].concat());
+        assert_eq!(roots.read_again(&changed, &known), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use gateway::control::{Mode, ToGateway};
 
+use super::super::standing::GRACE;
 use super::super::{policy_files, settings, surroundings};
 use super::{Network, plain};
 use crate::control::Notice;
@@ -29,17 +30,22 @@ impl Network {
             }
         }
         if is(settings::FILE) {
-            self.read_settings();
+            self.read_settings(Instant::now());
         }
-        if self.roots.read_again(&names) {
-            let roots = self.roots.all().to_vec();
+        if let Some(roots) = self.roots.read_again(&names, &self.configuration.roots) {
             self.configuration.roots = roots.clone();
             self.say(&ToGateway::Roots { roots });
         }
     }
 
-    /// What a file with a mistake said before holds on; the next client that starts a sandbox says where the mistake is.
-    fn read_settings(&mut self) {
+    /// What a file with a mistake said before holds on; the next client that starts a sandbox says where the mistake is. One that is
+    /// away for a moment is about to be written: nothing goes past the proxies then.
+    pub(super) fn read_settings(&mut self, now: Instant) {
+        if !settings::path(&self.places).exists() && self.settings.is_none_or(|again| now < again) {
+            self.settings = self.settings.or_else(|| now.checked_add(GRACE));
+            return;
+        }
+        self.settings = None;
         let proxies = match settings::proxies(&self.places) {
             Ok(file) => self.proxies.with(file),
             Err(error) => {

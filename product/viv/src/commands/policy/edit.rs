@@ -249,8 +249,7 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             "the preset, the rules for all sandboxes and the approvals of kits".to_owned(),
         ),
     };
-    let answers = once(sandbox.as_ref())?;
-    if !path.exists() && answers.is_empty() {
+    if !path.exists() && once(sandbox.as_ref())?.is_empty() {
         say("There is nothing to reset.\n")?;
         return Ok(0);
     }
@@ -265,7 +264,8 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
             return Ok(OURS);
         }
     }
-    forget_once(sandbox.as_ref(), answers.iter().map(Rule::key).collect())?;
+    // What was said yes to while this one was asked is gone, too.
+    forget_once(sandbox.as_ref(), once(sandbox.as_ref())?.iter().map(Rule::key).collect())?;
     let aside = match &sandbox {
         Some(sandbox) => policy_files::reset_local(sandbox)?,
         None => policy_files::reset_global(places)?,
