@@ -36,7 +36,8 @@ pub struct Config {
     pub seed: u64,
 }
 
-/// How much one guest may ask of its gateway. Hitting a limit gives [`Event::Limit`](crate::Event::Limit).
+/// How much one guest may ask of its gateway. What meets one of [`LimitKind`](crate::LimitKind) is told by
+/// [`Event::Limit`](crate::Event::Limit); a flow that one of the times ends, or that is reclaimed, by its own end.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// TCP flows, pending ones included. At the limit the flow that has been idle longest is reset if it has been idle for
