@@ -1,10 +1,11 @@
 //! Who lets the guest's first bytes through on a flow to a name: TLS that asks for that name, HTTP in clear that is looked into, and
-//! what is neither, as long as neither comes behind it.
+//! what is neither, as long as neither comes behind it. TLS that PostgreSQL's server was asked for is followed.
 
 use crate::hello::line::{FirstLine, Line};
+use crate::hello::postgres::{Asks, Request};
 use crate::hello::records::{Found, Records};
 use crate::hello::retry::{Next, Retry};
-use crate::hello::{ALERT, Hello, Seen};
+use crate::hello::{ALERT, Hello, LONGEST, Seen};
 use crate::record::Kind;
 use crate::relay::{Doorkeeper, Gate};
 
@@ -15,6 +16,8 @@ pub(crate) struct ServerName {
     looks: bool,
     /// The server has said something.
     spoken: bool,
+    /// It said yes to PostgreSQL's request: TLS follows, whose clients need not ask for a name (libpq before 14 asks for none).
+    agreed: bool,
     door: Door,
 }
 
@@ -24,6 +27,8 @@ struct Clear {
     line: Option<FirstLine>,
     /// A ClientHello behind what some servers overlook.
     records: Option<Records>,
+    /// A request to begin TLS.
+    request: Option<Request>,
 }
 
 /// What is waited for.
@@ -32,6 +37,8 @@ enum Door {
     First(Box<Hello>),
     /// What may come of that which goes on meanwhile, and is no TLS so far.
     Clear(Box<Clear>),
+    /// The server's answer to PostgreSQL's request. These of the guest's bytes wait for it.
+    Asked(Vec<u8>),
     /// The server's first message, and a second ClientHello if that asks for one.
     Again(Box<Retry>),
     /// Nothing more.
@@ -45,6 +52,7 @@ impl ServerName {
             name: name.to_owned(),
             looks,
             spoken: false,
+            agreed: false,
             door: Door::First(Box::new(Hello::on_port(port))),
         }
     }
@@ -60,22 +68,35 @@ impl ServerName {
                 self.door = Door::First(hello);
                 Gate::Wait
             }
+            Seen::Http | Seen::Unclear | Seen::Other if self.agreed => Gate::Shut(
+                Kind::Tls,
+                "what is no TLS, behind the server's yes to PostgreSQL's request for it".into(),
+            ),
             Seen::Http if self.looks => Gate::Divert(hello.into_bytes()),
             Seen::Unclear if self.looks => Gate::Shut(Kind::Request, UNCLEAR.into()),
             Seen::Http | Seen::Unclear | Seen::Other => {
                 let (records, behind) = hello.records();
                 let (line, rest) = hello.line().filter(|_| self.looks).unzip();
-                // A server of TLS says nothing before it has a ClientHello.
-                let clear = Clear { line, records: Some(records).filter(|_| !self.spoken) };
-                match self.clear(Box::new(clear), rest.unwrap_or_default(), behind) {
+                // A server of TLS says nothing before it has a ClientHello, and PostgreSQL's nothing before it has a request.
+                let (records, request) = match self.spoken {
+                    true => (None, None),
+                    false => (Some(records), Some(Request::default())),
+                };
+                let clear = Box::new(Clear { line, records, request });
+                match self.clear(clear, hello.bytes(), rest.unwrap_or_default(), behind) {
                     Ok(()) => self.passing(hello.into_bytes()),
                     Err(shut) => shut,
                 }
             }
+            // Who looks into such a one must be there from the connection's beginning.
+            Seen::Hello { encrypted: true, .. } if self.agreed => Gate::Shut(
+                Kind::Tls,
+                "an encrypted ClientHello behind PostgreSQL's request, which cannot be looked into".into(),
+            ),
             Seen::Hello { encrypted: true, name } if self.is_same(name.as_deref()) => {
                 Gate::Divert(hello.into_bytes())
             }
-            Seen::Hello { name, .. } if self.is_same(name.as_deref()) => {
+            Seen::Hello { name, .. } if self.may_ask(name.as_deref()) => {
                 let end = hello.end();
                 let mut first = hello.into_bytes();
                 let behind = first.split_off(end.min(first.len()));
@@ -94,9 +115,18 @@ impl ServerName {
         }
     }
 
-    /// Looks on at what goes on: the bytes that the line was not asked about yet, and those that the records were not followed
-    /// through.
-    fn clear(&mut self, mut clear: Box<Clear>, line: &[u8], records: &[u8]) -> Result<(), Gate> {
+    /// Looks on at what goes on: all new bytes, those that the line was not asked about yet, and those that the records were not
+    /// followed through.
+    fn clear(&mut self, mut clear: Box<Clear>, new: &[u8], line: &[u8], records: &[u8]) -> Result<(), Gate> {
+        match clear.request.as_mut().map(|request| request.push(new)) {
+            Some(Asks::Whole(end)) => return self.asked(new.get(end..).unwrap_or_default().to_vec()),
+            Some(Asks::Long) => {
+                let why = "PostgreSQL's request for TLS with another length than its own";
+                return Err(Gate::Shut(Kind::Tls, why.into()));
+            }
+            Some(Asks::Nothing) => clear.request = None,
+            Some(Asks::Begun) | None => {}
+        }
         for byte in line {
             match clear.line.as_mut().map(|line| line.push(*byte)) {
                 Some(Line::Held | Line::Passing) => {}
@@ -112,17 +142,48 @@ impl ServerName {
             Some(Found::Over) => clear.records = None,
             Some(Found::Begun | Found::Nothing) | None => {}
         }
-        if clear.line.is_some() || clear.records.is_some() {
+        if clear.line.is_some() || clear.records.is_some() || clear.request.is_some() {
             self.door = Door::Clear(clear);
         }
         Ok(())
     }
 
-    /// Lets bytes go on that were looked at.
-    fn passing(&self, bytes: Vec<u8>) -> Gate {
-        match self.door {
-            Door::Open => Gate::Open(bytes),
-            _ => Gate::Pass(bytes),
+    /// Lets bytes go on that were looked at, but for those that wait.
+    fn passing(&self, mut bytes: Vec<u8>) -> Gate {
+        match &self.door {
+            Door::Open => return Gate::Open(bytes),
+            Door::Asked(waiting) => bytes.truncate(bytes.len().saturating_sub(waiting.len())),
+            _ => {}
+        }
+        if bytes.is_empty() { Gate::Wait } else { Gate::Pass(bytes) }
+    }
+
+    /// Keeps what comes behind PostgreSQL's request.
+    fn asked(&mut self, waiting: Vec<u8>) -> Result<(), Gate> {
+        if waiting.len() > LONGEST {
+            let why = "too much before the server's answer to PostgreSQL's request for TLS";
+            return Err(Gate::Shut(Kind::Tls, why.into()));
+        }
+        self.door = Door::Asked(waiting);
+        Ok(())
+    }
+
+    /// The server has answered PostgreSQL's request.
+    fn told(&mut self, answer: &[u8], waiting: Vec<u8>) -> Gate {
+        match *answer {
+            [b'S', ..] => {
+                self.agreed = true;
+                self.first(Box::default(), &waiting)
+            }
+            // The other request may follow.
+            [b'N'] => {
+                let clear = Clear { line: None, records: None, request: Some(Request::default()) };
+                match self.clear(Box::new(clear), &waiting, &[], &[]) {
+                    Ok(()) => self.passing(waiting),
+                    Err(shut) => shut,
+                }
+            }
+            _ => Gate::Open(waiting),
         }
     }
 
@@ -139,7 +200,7 @@ impl ServerName {
                 Gate::Open(before)
             }
             Next::Again(Seen::Hello { name, encrypted: false }, mut bytes)
-                if self.is_same(name.as_deref()) =>
+                if self.may_ask(name.as_deref()) =>
             {
                 before.append(&mut bytes);
                 Gate::Open(before)
@@ -150,6 +211,11 @@ impl ServerName {
             Next::Again(..) => Gate::Shut(Kind::Tls, "TLS whose second ClientHello cannot be judged".into()),
             Next::Broken(why) => Gate::Shut(Kind::Tls, format!("TLS that goes on wrong: {why}")),
         }
+    }
+
+    /// Whether TLS for this name may pass.
+    fn may_ask(&self, asked: Option<&str>) -> bool {
+        self.is_same(asked) || self.agreed && asked.is_none()
     }
 
     /// Whether the client asks for the flow's name.
@@ -170,10 +236,14 @@ impl Doorkeeper for ServerName {
     fn look(&mut self, bytes: &[u8]) -> Gate {
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::First(hello) => self.first(hello, bytes),
-            Door::Clear(clear) => match self.clear(clear, bytes, bytes) {
+            Door::Clear(clear) => match self.clear(clear, bytes, bytes, bytes) {
                 Ok(()) => self.passing(bytes.to_vec()),
                 Err(shut) => shut,
             },
+            Door::Asked(mut waiting) => {
+                waiting.extend_from_slice(bytes);
+                self.asked(waiting).err().unwrap_or(Gate::Wait)
+            }
             Door::Again(mut retry) => {
                 let next = retry.push(bytes);
                 self.again(retry, next, Vec::new())
@@ -184,14 +254,16 @@ impl Doorkeeper for ServerName {
 
     fn answered(&mut self, bytes: &[u8]) -> Gate {
         // An alert need not be the last word.
-        self.spoken |= bytes.first().is_some_and(|first| *first != ALERT);
+        let speaks = bytes.first().is_some_and(|first| *first != ALERT);
+        self.spoken |= speaks;
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::Again(mut retry) => {
                 let next = retry.answered(bytes);
                 self.again(retry, next, Vec::new())
             }
+            Door::Asked(waiting) if speaks => self.told(bytes, waiting),
             Door::Clear(mut clear) if self.spoken => {
-                clear.records = None;
+                (clear.records, clear.request) = (None, None);
                 // Nothing waits here.
                 if clear.line.is_none() {
                     return Gate::Open(Vec::new());
@@ -218,7 +290,11 @@ impl Doorkeeper for ServerName {
             Door::Again(retry) if retry.is_cut() => {
                 Gate::Shut(Kind::Tls, "TLS that goes on wrong: it ends in a record".into())
             }
-            Door::Clear(_) | Door::Again(_) | Door::Open => Gate::Open(Vec::new()),
+            Door::Asked(waiting) if !waiting.is_empty() => Gate::Shut(
+                Kind::Tls,
+                "what ends before the server's answer to PostgreSQL's request for TLS".into(),
+            ),
+            Door::Clear(_) | Door::Asked(_) | Door::Again(_) | Door::Open => Gate::Open(Vec::new()),
         }
     }
 }

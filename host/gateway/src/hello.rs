@@ -9,11 +9,12 @@ use self::line::{FirstLine, Line};
 use self::records::{Found, Records};
 
 pub mod line;
+pub mod postgres;
 pub mod records;
 pub mod retry;
 
 /// Bytes of a ClientHello with the headers of its records. rustls takes a message of up to 64 KiB.
-const LONGEST: usize = 72 << 10;
+pub(crate) const LONGEST: usize = 72 << 10;
 /// Content type of handshake records (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -24,6 +25,8 @@ const HEARTBEAT: u8 = 24;
 const PROXIED: [&[u8]; 2] = [b"PROXY", b"\r\n\r\n\0"];
 /// The extension's number (RFC 9849 §5).
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+/// Another one's (RFC 6066 §3).
+const SERVER_NAME: u16 = 0;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ pub enum Seen {
     Unclear,
     /// A whole ClientHello.
     Hello {
-        /// The server's name; `None` without one, or when it is an address.
+        /// The server's name, if there is one.
         name: Option<String>,
         /// Whether there is an inner ClientHello that only the server can read, or one that looks so (GREASE).
         encrypted: bool,
@@ -110,11 +113,15 @@ impl Hello {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let name = accepted.client_hello().server_name().map(str::to_owned);
+                    // rustls overlooks an address there; others choose by it.
+                    if name.is_none() && may_have(&self.seen, SERVER_NAME) {
+                        return Seen::Broken("an address for the server's name (SNI)".into());
+                    }
                     let Some(end) = end_of_message(&self.seen) else {
                         return Seen::Broken("more than a ClientHello in its record".into());
                     };
                     self.end = end;
-                    return Seen::Hello { name, encrypted: is_encrypted(&self.seen) };
+                    return Seen::Hello { name, encrypted: may_have(&self.seen, ENCRYPTED_CLIENT_HELLO) };
                 }
                 Err((error, _)) => return Seen::Broken(error.to_string()),
             }
@@ -193,15 +200,20 @@ impl Hello {
     }
 
     /// All bytes that were looked at.
+    pub fn bytes(&self) -> &[u8] {
+        &self.seen
+    }
+
+    /// The same, without a copy.
     pub fn into_bytes(self) -> Vec<u8> {
         self.seen
     }
 }
 
 /// Whether a well-formed ClientHello has the extension. One that this cannot walk through counts as if it had.
-fn is_encrypted(records: &[u8]) -> bool {
+fn may_have(records: &[u8], kind: u16) -> bool {
     let message = handshake(records);
-    extensions(&message).is_none_or(|kinds| kinds.contains(&ENCRYPTED_CLIENT_HELLO))
+    extensions(&message).is_none_or(|kinds| kinds.contains(&kind))
 }
 
 /// Where the records of the first handshake message end; `None` when it is not whole, or another one begins in its last record.

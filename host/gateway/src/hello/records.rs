@@ -126,7 +126,10 @@ impl Records {
                 [] => true,
                 [kind, ..] if kind == HANDSHAKE || is_other(kind) => true,
                 // Telnet's negotiation can look like a version that nobody but s2n takes.
-                [0x80..=0xff, ..] => self.head.len() < 4 && is_old_hello(&self.head, self.behind).is_none(),
+                [0x80..=0xff, ..] => {
+                    self.head.get(3).is_none_or(|major| *major == 3)
+                        && is_old_hello(&self.head, self.behind).is_none()
+                }
                 _ => false,
             }
     }
@@ -152,7 +155,11 @@ fn is_old_hello(head: &[u8], behind: bool) -> Option<bool> {
     let Some(room) = (at(0)? & 0x7fff).checked_sub(OLD.saturating_sub(2)).filter(|room| *room > 0) else {
         return Some(false);
     };
-    if let [0x80..=0xff, _, _, 3, ..] = *head {
+    // As a connection's beginning these say enough. Behind other records the bytes of an upload come here, and each start is another
+    // chance for four of them to match.
+    if let [0x80..=0xff, _, _, 3, ..] = *head
+        && !behind
+    {
         return Some(true);
     }
     let suites = at(5)?;

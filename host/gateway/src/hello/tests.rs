@@ -3,6 +3,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use super::postgres::{Asks, Request};
 use super::*;
 
 /// A real client's ClientHello to a name or an address.
@@ -90,7 +91,43 @@ fn what_follows_the_hello_is_kept() {
 
 #[test]
 fn an_address_is_no_name() {
-    assert_eq!(look(&hello("192.0.2.7"), 99_999), Seen::Hello { name: None, encrypted: false });
+    let nameless = hello("192.0.2.7");
+    assert_eq!(look(&nameless, 99_999), Seen::Hello { name: None, encrypted: false });
+    // Nor may one be asked for where a hello without any passes.
+    let asked = with_extension(&nameless, SERVER_NAME, b"\0\x0c\0\0\x09192.0.2.7");
+    assert!(matches!(look(&asked, 1), Seen::Broken(why) if why.contains("an address")));
+}
+
+#[test]
+fn a_request_for_tls_is_found_however_the_bytes_come() {
+    let asks = |bytes: &[u8], piece: usize| {
+        let mut request = Request::default();
+        let mut looked = 0;
+        for piece in bytes.chunks(piece) {
+            match request.push(piece) {
+                Asks::Begun => looked += piece.len(),
+                Asks::Whole(end) => return Asks::Whole(looked + end),
+                other => return other,
+            }
+        }
+        Asks::Begun
+    };
+    for piece in [1, 3, 4, 5, 8, 100] {
+        for code in [47, 48] {
+            let bytes = [0, 0, 0, 8, 4, 210, 22, code, 22, 3, 1];
+            assert_eq!(asks(&bytes, piece), Asks::Whole(8));
+            assert_eq!(asks(&bytes[..7], piece), Asks::Begun);
+            for long in [[0, 0, 0, 9], [0, 0, 1, 8], [0xff; 4]] {
+                assert_eq!(asks(&[&long[..], &bytes[4..]].concat(), piece), Asks::Long);
+            }
+        }
+        // A startup message, a request to cancel, and others' first words.
+        for other in
+            [&b"\0\0\0\x08\0\x03\0\0"[..], b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\0", b"SSH-2.0-x", b"EHLO box"]
+        {
+            assert_eq!(asks(other, piece), Asks::Nothing, "{other:?}");
+        }
+    }
 }
 
 #[test]
@@ -309,6 +346,11 @@ fn a_hello_behind_what_a_server_overlooks_is_found_before_it_is_whole() {
         }
         let (_, at) = found(&all, 1);
         assert!((before.len()..before.len() + hello.len().min(90)).contains(&at), "{:?} {at}", &all[..8]);
+    }
+    // Any bytes of an upload come where a record may begin: four that match are not enough there.
+    let upload = [&record(77, 0, b"x")[..], &[0xff, 0x20, 1, 3, 0, 0x9c, 0x41, 0, 0, 0, 0]].concat();
+    for piece in [1, 4, 1000] {
+        assert!(!matches!(found(&upload, piece).0, Found::Hello(_)), "{piece}");
     }
     // No server of TLS goes on behind another message.
     let other = [&record(22, 3, &[2, 0, 0, 40])[..], &hello].concat();

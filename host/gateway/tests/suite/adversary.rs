@@ -252,6 +252,154 @@ fn a_second_hello_asks_for_the_same_name() {
     guest.end();
 }
 
+/// A server that answers each eight bytes with the next one of these; all that it got comes out when the connection ends.
+fn postgres(answers: &'static [u8]) -> (u16, Receiver<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (say, got) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut bytes) = (stream.unwrap(), Vec::new());
+            for answer in answers {
+                // Errors: the gateway resets it. What came before is there.
+                if let Ok(8) = (&stream).take(8).read_to_end(&mut bytes) {
+                    let _ = stream.write_all(&[*answer]);
+                }
+            }
+            let _ = stream.read_to_end(&mut bytes);
+            say.send(bytes).unwrap();
+        }
+    });
+    (port, got)
+}
+
+/// SSLRequest and GSSENCRequest.
+const TLS: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+const GSS: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
+
+/// What a server of PostgreSQL gets of this request and of what comes behind it, at once or behind the server's answers.
+fn postgres_gets(
+    guest: &mut Guest,
+    (port, got): &(u16, Receiver<Vec<u8>>),
+    words: &[&[u8]],
+    (piece, waits): (usize, bool),
+) -> Vec<u8> {
+    let handle = guest.connect_to("a.example.com", *port).unwrap();
+    for (at, word) in words.iter().enumerate() {
+        for piece in word.chunks(piece) {
+            guest.send(handle, piece);
+            guest.turn();
+        }
+        if waits && at + 1 < words.len() {
+            guest.receive(handle, 1);
+        }
+    }
+    if !waits {
+        guest.receive(handle, words.len() - 1);
+    }
+    guest.finish(handle);
+    guest.until("what the server got", |_| got.try_recv().ok())
+}
+
+/// How many of such refusals there are in the records.
+fn refused_tls(guest: &Guest, text: &str) -> u64 {
+    let of_it = |record: &&Record| {
+        (record.what.kind, record.what.decision, record.what.host.as_str())
+            == (Kind::Tls, Decision::Refused, "a.example.com")
+            && record.what.text.contains(text)
+    };
+    guest.records.iter().filter(of_it).map(|record| record.count).sum()
+}
+
+/// Whole and byte by byte, behind the answer and before it.
+const WAYS: [(usize, bool); 4] = [(usize::MAX, true), (usize::MAX, false), (1, true), (1, false)];
+
+/// Traefik chooses by the name among all that is behind it, behind PostgreSQL's request as well.
+#[test]
+fn tls_that_postgresql_is_asked_for_must_ask_for_the_name_of_its_flow() {
+    let (yes, later) = (postgres(b"S"), postgres(b"NS"));
+    let policy = rules(&["a.example.com:*", "127.0.0.1:*"], &[]);
+    let table = hosts(&[("a.example.com", "127.0.0.1")]);
+    let mut guest = Guest::start(Configuration { policy, hosts: table, ..Configuration::default() });
+    let (good, evil) = (hello("a.example.com"), hello("evil.example"));
+    let startup = b"\0\0\0\x10\0\x03\0\0user\0me\0".to_vec();
+    // libpq before 14 asks for no name.
+    for hello in [&good, &hello("192.0.2.1")] {
+        for way in WAYS {
+            let all = [&TLS[..], hello].concat();
+            assert_eq!(postgres_gets(&mut guest, &yes, &[&TLS, hello], way), all, "{way:?}");
+            let all = [&GSS[..], &TLS, hello].concat();
+            assert_eq!(postgres_gets(&mut guest, &later, &[&GSS, &TLS, hello], way), all, "{way:?}");
+        }
+    }
+    let encrypted = with_extension(&good, 0xfe0d);
+    let nobody = with_extension(&hello("192.0.2.1"), 0xfe0d);
+    for (text, word) in [
+        ("evil.example", &evil),
+        ("encrypted", &encrypted),
+        ("encrypted", &nobody),
+        ("no TLS", &startup),
+        ("begins wrong", &of_version(&evil, 2)),
+        ("no TLS", &[&[0x41, 9, 9, 0, 3, b'a', b'b', b'c'][..], &evil].concat()),
+    ] {
+        for way in WAYS {
+            let before = refused_tls(&guest, text);
+            assert_eq!(postgres_gets(&mut guest, &yes, &[&TLS, word], way), TLS, "{text} {way:?}");
+            let got = postgres_gets(&mut guest, &later, &[&GSS, &TLS, word], way);
+            assert_eq!(got, [GSS, TLS].concat(), "{text} {way:?}");
+            guest.until("a record of each", |guest| (refused_tls(guest, text) == before + 2).then_some(()));
+        }
+    }
+    // PostgreSQL itself takes such a one of any length.
+    for way in WAYS {
+        let got = postgres_gets(&mut guest, &yes, &[&[0, 0, 0, 9, 4, 210, 22, 47, 0], &evil], way);
+        assert!(got.len() < TLS.len(), "{way:?}: {got:?}");
+    }
+    guest.until("a record of each", |guest| (refused_tls(guest, "another length") == 4).then_some(()));
+    guest.end();
+}
+
+#[test]
+fn what_postgresql_does_not_say_yes_to_passes() {
+    let policy = rules(&["a.example.com:*", "127.0.0.1:*"], &[]);
+    let table = hosts(&[("a.example.com", "127.0.0.1")]);
+    let mut guest = Guest::start(Configuration { policy, hosts: table, ..Configuration::default() });
+    let startup = b"\0\0\0\x10\0\x03\0\0user\0me\0";
+    let (no, error, twice) = (postgres(b"N"), postgres(b"E"), postgres(b"NN"));
+    let tokens = postgres(b"G");
+    for way in WAYS {
+        for (server, words) in [
+            (&no, &[&TLS[..], startup][..]),
+            (&no, &[&GSS, startup]),
+            (&error, &[&TLS, startup]),
+            (&tokens, &[&GSS, b"\0\0\0\x05token"]),
+            (&twice, &[&GSS, &TLS, startup]),
+            (&twice, &[&TLS, &GSS, startup]),
+        ] {
+            assert_eq!(postgres_gets(&mut guest, server, words, way), words.concat(), "{way:?}");
+        }
+    }
+    // Others that begin so, and a client that says no more than its request.
+    let port = echo("127.0.0.1");
+    for word in [&TLS[..7], &TLS, startup, b"\0\0\0\x08\0\0\0\x01"] {
+        assert!(passes(&mut guest, port, word), "{word:?}");
+    }
+    // Nothing comes behind the request before it is answered, not even with a goodbye.
+    let handle = guest.connect_to("a.example.com", no.0).unwrap();
+    guest.send(handle, &TLS[..4]);
+    guest.turn();
+    guest.send(handle, &TLS[4..]);
+    assert_eq!(guest.receive(handle, 1), b"N");
+    guest.tcp(handle).abort();
+    let silent = postgres(b"");
+    let handle = guest.connect_to("a.example.com", silent.0).unwrap();
+    guest.send(handle, &[&TLS[..], &hello("a.example.com")].concat());
+    guest.finish(handle);
+    assert_eq!(guest.until("what the server got", |_| silent.1.try_recv().ok()), TLS);
+    guest.until("its record", |guest| (refused_tls(guest, "before the server's answer") == 1).then_some(()));
+    guest.end();
+}
+
 /// An HTTP proxy that gives everybody an echo; its port. The way to port 80, which a test cannot listen on.
 fn echoing_proxy() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

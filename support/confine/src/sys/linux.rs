@@ -66,8 +66,9 @@ pub(crate) fn confine(role: Role, grants: &Grants<'_>) -> Result<Report, Confine
     Ok(Report { layers, landlock, system_calls })
 }
 
-/// The memory that a gateway can make its own, in bytes: twice what its own limits come to (`docs/network.md`). Whatever a guest finds beside
-/// them costs it its network for a moment, and not the host its memory.
+/// The memory that a gateway can make its own, in bytes: twice what the HTTP/2 windows of its inspected connections come to at the very most,
+/// and five times what a flood of others does (`docs/network.md`). What a guest finds beside them costs it its network for a moment, and not
+/// the host its memory.
 const GATEWAY_MEMORY: u64 = 2 << 30;
 
 /// See [`crate::become_keeper`].
