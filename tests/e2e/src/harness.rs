@@ -5,9 +5,10 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -54,9 +55,10 @@ pub fn run_in<W: Send + Sync + 'static>(
         let world = world.clone();
         cases.iter().map(move |(name, case)| {
             let (world, case) = (world.clone(), *case);
-            Trial::ignorable_test(format!("{group}::{name}"), move || {
+            let name = format!("{group}::{name}");
+            Trial::ignorable_test(name.clone(), move || {
                 reported(match world.as_ref() {
-                    Ok(world) => case(world),
+                    Ok(world) => timed(name, || case(world)),
                     Err(why) => Err(Verdict::Skipped(why.clone())),
                 })
             })
@@ -66,6 +68,7 @@ pub fn run_in<W: Send + Sync + 'static>(
     if let Ok(world) = world.as_ref() {
         tidy_up(world);
     }
+    say_longest();
     conclusion.exit_code()
 }
 
@@ -98,7 +101,7 @@ pub fn run_in_lanes(first: &Groups<'_, World>, lanes: &[&Groups<'_, World>]) -> 
                     told.recv().unwrap_or_else(|_| Err("its lane has ended".into()))
                 });
                 if !arguments.list && !arguments.is_filtered_out(&trial) {
-                    lane.push((*case, tell));
+                    lane.push((format!("{group}::{name}"), *case, tell));
                 }
                 trials.push(trial);
             }
@@ -129,11 +132,34 @@ pub fn run_in_lanes(first: &Groups<'_, World>, lanes: &[&Groups<'_, World>]) -> 
     let conclusion = libtest_mimic::run(&arguments, trials);
     let _ = foreman.join();
     worlds.iter().for_each(|world| world.clean_up());
+    say_longest();
     conclusion.exit_code()
 }
 
-/// Cases, and who waits for what each comes to.
-type Lane = Vec<(fn(&World) -> Case, Sender<Reported>)>;
+/// How long each case took.
+static TOOK: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+/// How many of them are named at the end.
+const LONGEST: usize = 20;
+
+fn timed<T>(name: String, case: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let outcome = case();
+    TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), name));
+    outcome
+}
+
+/// Who makes the suite shorter begins with these.
+fn say_longest() {
+    let mut took = std::mem::take(&mut *TOOK.lock().unwrap_or_else(PoisonError::into_inner));
+    took.sort_by(|one, other| other.cmp(one));
+    let named = took.iter().take(LONGEST).map(|(time, name)| format!("{} s {name}", time.as_secs()));
+    if !took.is_empty() {
+        println!("longest: {}", named.collect::<Vec<_>>().join(", "));
+    }
+}
+
+/// Cases by name, and who waits for what each comes to.
+type Lane = Vec<(String, fn(&World) -> Case, Sender<Reported>)>;
 
 fn worlds(count: usize) -> Result<Vec<Arc<World>>, String> {
     let first = World::new(&target())?;
@@ -143,8 +169,8 @@ fn worlds(count: usize) -> Result<Vec<Arc<World>>, String> {
 }
 
 fn follow(world: &World, lane: Lane) {
-    for (case, tell) in lane {
-        let outcome = catch_unwind(AssertUnwindSafe(|| case(world)));
+    for (name, case, tell) in lane {
+        let outcome = timed(name, || catch_unwind(AssertUnwindSafe(|| case(world))));
         // An error: nobody waits any more.
         let _ = tell.send(outcome.map_or_else(|why| Err(words(why.as_ref()).into()), reported));
     }
