@@ -2,6 +2,7 @@
 //! that was looked at is kept, and what goes on is what came.
 
 use gateway::hello::line::{FirstLine, Line};
+use gateway::hello::postgres::{Asks, Request};
 use gateway::hello::records::{Found, Records};
 use gateway::hello::retry::{Next, Retry};
 use gateway::hello::{Hello, Seen};
@@ -71,6 +72,19 @@ fn found<'a>(mut records: Records, pieces: impl IntoIterator<Item = &'a [u8]>) -
         found = records.push(piece);
     }
     found
+}
+
+/// What the first message is as PostgreSQL's request, and where that ends.
+fn asks<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Asks, usize) {
+    let (mut request, mut before) = (Request::default(), 0);
+    for piece in pieces {
+        match request.push(piece) {
+            Asks::Begun => before += piece.len(),
+            Asks::Whole(end) => return (Asks::Whole(0), before + end),
+            other => return (other, 0),
+        }
+    }
+    (Asks::Begun, 0)
 }
 
 /// A flow behind its first ClientHello.
@@ -190,6 +204,8 @@ pub(crate) fn run(data: &[u8]) {
     if let Some(clear) = &whole.clear {
         assert_eq!(*clear, (ends(FirstLine::new(port == 80), bytes), records));
     }
+
+    assert_eq!(asks(bytes.chunks(piece)), asks([bytes]));
 
     // Without a first ClientHello it is as if one had been there.
     let end = if matches!(whole.seen, Seen::Hello { .. }) { whole.end } else { 0 };
