@@ -17,6 +17,7 @@ use policy::Verdict;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Flow;
+use crate::borders::Borders;
 use crate::flow::Shared;
 use crate::head::Overrides;
 use crate::judge::Judge;
@@ -268,17 +269,20 @@ pub(crate) struct Mask {
     /// Where a value may be echoed. Dropped without `finish` it shows nothing of what it holds: a body that breaks off
     /// stays masked (CVE-2026-101998).
     masker: Option<vault::Masker>,
+    /// Where its messages end, of which each side may wait for the other's.
+    borders: Option<Borders>,
 }
 
 impl Mask {
-    /// For an answer of this flow's host with a body.
-    pub(crate) fn new(shared: &Rc<Shared>, flow: &Flow, body: &Incoming) -> Self {
+    /// For an answer of this flow's host with these headers and this body.
+    pub(crate) fn new(shared: &Rc<Shared>, flow: &Flow, headers: &HeaderMap, body: &Incoming) -> Self {
         let mut mask = Self {
             shared: Rc::clone(shared),
             host: flow.host.to_string(),
             port: flow.port,
             changes: shared.changes(),
             masker: None,
+            borders: Borders::of(headers),
         };
         if !body.is_end_stream() {
             mask.begin(&shared.credentials());
@@ -301,9 +305,14 @@ impl Mask {
                 None => self.begin(&now),
             }
         }
+        // Followed from the beginning: a masker may come later.
+        let is_end = self.borders.as_mut().is_some_and(|borders| borders.feed(&data));
         let Some(masker) = &mut self.masker else { return data };
         let mut out = Vec::with_capacity(data.len());
         masker.feed(&data, &mut out);
+        if is_end {
+            masker.flush(&mut out);
+        }
         out.into()
     }
 

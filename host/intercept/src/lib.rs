@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod borders;
 mod ca;
 mod flow;
 mod frames;

@@ -244,7 +244,7 @@ impl Service {
         head::strip_hop_by_hop(&mut head.headers);
         // hyper gives the guest its 100 as soon as the body is asked for.
         head.headers.remove(header::EXPECT);
-        let credentials = self.shared.credentials();
+        let (credentials, changes) = (self.shared.credentials(), self.shared.changes());
         let name = self.flow.host.to_string();
         let to = vault::Destination { host: &name, port: self.flow.port, tls: self.secure };
         let placed = credentials.place(&to, &mut head, SystemTime::now()).map_err(refuse)?;
@@ -269,6 +269,12 @@ impl Service {
                 vault::sigv4::Payload::Undeclared => {
                     let held = self.hold(body, self.limits.held_body, asked, exchange).await?;
                     credentials.watch(&to).feed(&held.whole).map_err(refuse)?;
+                    // The guest had all the time it wanted; a key that was removed meanwhile signs nothing more.
+                    if self.shared.changes() != changes {
+                        let secret = placed.used.first().cloned().unwrap_or_default();
+                        let why = "secrets changed before the request's body had come".into();
+                        return Err(refuse(vault::Refusal::Unavailable { secret, why }));
+                    }
                     pending.sign(&mut head, Some(&held.whole)).map_err(refuse)?;
                     set_length(&mut head.headers, held.whole.len());
                     Ok(Ready { head, body: full(Bytes::from_owner(held)), chunked: false, token: None })
@@ -383,7 +389,7 @@ impl Service {
         if let Some(token) = token {
             return self.keep_tokens(head, body, plain, &token, asked, exchange).await;
         }
-        let mask = Mask::new(&self.shared, &self.flow, &body);
+        let mask = Mask::new(&self.shared, &self.flow, &head.headers, &body);
         let body = Inbound { inner: body, exchange: Rc::clone(exchange), mask, trailers: None };
         Ok(Response::from_parts(head, Box::pin(body) as Payload))
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use memchr::memmem;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use zeroize::Zeroizing;
 
@@ -31,14 +30,44 @@ const KEPT: [&AsciiSet; 5] = [
 pub(crate) struct Form {
     needle: Secret,
     shown: String,
+    /// The longest of the others that it begins with, by its number.
+    within: Option<usize>,
 }
 
-/// The forms of all values: as they are, percent-encoded as is usual, and base64 at each of its three offsets. The longest come first, so that a form
-/// that contains another is taken as a whole.
+/// The forms of all values: as they are, percent-encoded as is usual, and base64 at each of its three offsets; in the order of their bytes, so that
+/// those that begin alike stand together. A form that contains another is taken as a whole.
+///
+/// They are searched for as Wu and Manber do (1994), and not by an automaton: those that there are copy the values into tables that nobody overwrites.
 #[derive(Default)]
 pub(crate) struct Forms {
     forms: Vec<Form>,
     longest: usize,
+    /// By each two bytes: how far behind a place the first form can begin when they stand at the end of that place's first [`SHORTEST_MASKED`], and
+    /// [`BEGINS`]. It tells something of the values, and is overwritten like them.
+    pairs: Zeroizing<Vec<u8>>,
+}
+
+/// A form begins with these two bytes.
+const BEGINS: u8 = 0x80;
+/// No form has these two bytes among its first.
+const FURTHEST: u8 = SHORTEST_MASKED as u8 - 1;
+
+/// The number of two bytes.
+fn pair(first: u8, second: u8) -> usize {
+    usize::from(u16::from_be_bytes([first, second]))
+}
+
+/// The number of the longest of these that `bytes` begin with.
+fn longest_at(forms: &[Form], bytes: &[u8]) -> Option<usize> {
+    // The last that does not stand behind `bytes` itself begins with each that they begin with.
+    let mut number = forms.partition_point(|form| form.needle.expose() <= bytes).checked_sub(1);
+    while let Some(form) = number.and_then(|number| forms.get(number)) {
+        if bytes.starts_with(form.needle.expose()) {
+            return number;
+        }
+        number = form.within;
+    }
+    None
 }
 
 impl Forms {
@@ -47,9 +76,8 @@ impl Forms {
         let mut forms = Vec::new();
         for (value, shown) in values.into_iter().filter(|(value, _)| value.len() >= SHORTEST_MASKED) {
             let mut add = |needle: Secret| {
-                let is_new = !forms.iter().any(|form: &Form| form.needle.expose() == needle.expose());
-                if is_new && needle.len() >= SHORTEST_MASKED {
-                    forms.push(Form { needle, shown: shown.to_owned() });
+                if needle.len() >= SHORTEST_MASKED {
+                    forms.push(Form { needle, shown: shown.to_owned(), within: None });
                 }
             };
             add(value.duplicate());
@@ -58,41 +86,88 @@ impl Forms {
                 add(base64_inside(value.expose(), offset));
             }
         }
-        forms.sort_by_key(|form| std::cmp::Reverse(form.needle.len()));
-        let longest = forms.first().map_or(0, |form| form.needle.len());
-        Self { forms, longest }
-    }
-
-    /// The first form in `bytes`, and where it begins.
-    fn first(&self, bytes: &[u8]) -> Option<(usize, &Form)> {
-        let mut best: Option<(usize, &Form)> = None;
-        for form in &self.forms {
-            // Only an earlier one is of interest, with the longer one first at the same place.
-            let end = best.map_or(bytes.len(), |(at, _)| {
-                at.saturating_add(form.needle.len()).saturating_sub(1).min(bytes.len())
-            });
-            let Some(window) = bytes.get(..end) else { continue };
-            if let Some(at) = memmem::find(window, form.needle.expose())
-                && best.is_none_or(|(least, _)| at < least)
-            {
-                best = Some((at, form));
+        // Of equal ones the first stays: the order of equal ones is kept.
+        forms.sort_by(|one, other| one.needle.expose().cmp(other.needle.expose()));
+        forms.dedup_by(|one, before| one.needle.expose() == before.needle.expose());
+        for number in 0..forms.len() {
+            let (before, rest) = forms.split_at_mut(number);
+            if let Some(form) = rest.first_mut() {
+                form.within = longest_at(before, form.needle.expose());
             }
         }
-        best
+        Self::searchable(forms)
+    }
+
+    /// With what speeds up looking for them.
+    fn searchable(forms: Vec<Form>) -> Self {
+        let longest = forms.iter().map(|form| form.needle.len()).max().unwrap_or(0);
+        let mut pairs = Zeroizing::new(vec![FURTHEST; if forms.is_empty() { 0 } else { 1 << 16 }]);
+        for form in &forms {
+            let begin = form.needle.expose().get(..SHORTEST_MASKED).unwrap_or_default();
+            for (two, step) in begin.windows(2).zip((0..FURTHEST).rev()) {
+                let [first, second] = two else { continue };
+                if let Some(known) = pairs.get_mut(pair(*first, *second)) {
+                    let is_first = if step == FURTHEST - 1 { BEGINS } else { 0 };
+                    *known = (*known & !BEGINS).min(step) | (*known & BEGINS) | is_first;
+                }
+            }
+        }
+        Self { forms, longest, pairs }
+    }
+
+    /// The first place from `at` on where a form may begin, whole or cut off by the end of `bytes`.
+    fn candidate(&self, bytes: &[u8], mut at: usize) -> Option<usize> {
+        let known = |first, second| self.pairs.get(pair(first, second)).copied().unwrap_or(FURTHEST);
+        while let Some([first, second, .., last_but_one, last]) =
+            bytes.get(at..at.saturating_add(SHORTEST_MASKED))
+        {
+            let step = known(*last_but_one, *last) & !BEGINS;
+            if step == 0 && known(*first, *second) & BEGINS != 0 {
+                return Some(at);
+            }
+            at = at.saturating_add(usize::from(step.max(1)));
+        }
+        (at < bytes.len()).then_some(at)
+    }
+
+    /// The first form in `bytes` from `from` on, and where it begins; the longest of those that begin there.
+    fn first(&self, bytes: &[u8], mut from: usize) -> Option<(usize, &Form)> {
+        while let Some(at) = self.candidate(bytes, from) {
+            if let Some(number) = longest_at(&self.forms, bytes.get(at..).unwrap_or_default()) {
+                return self.forms.get(number).map(|form| (at, form));
+            }
+            from = at.saturating_add(1);
+        }
+        None
+    }
+
+    /// Where, from `from` on, the first form may begin that ends behind `bytes`: the length of `bytes` if none does.
+    fn open(&self, bytes: &[u8], from: usize) -> usize {
+        let mut from = from.max(bytes.len().saturating_sub(self.longest.saturating_sub(1)));
+        while let Some(at) = self.candidate(bytes, from) {
+            let end = bytes.get(at..).unwrap_or_default();
+            // Those that go on behind it are the next in order.
+            let next = self.forms.partition_point(|form| form.needle.expose() <= end);
+            if self.forms.get(next).is_some_and(|form| form.needle.expose().starts_with(end)) {
+                return at;
+            }
+            from = at.saturating_add(1);
+        }
+        bytes.len()
     }
 
     /// Replaces every form in a whole text; `None` if there is none.
     pub(crate) fn replaced(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let (mut out, mut rest) = (Vec::new(), bytes);
-        while let Some((at, form)) = self.first(rest) {
-            out.extend_from_slice(rest.get(..at).unwrap_or_default());
+        let (mut out, mut from) = (Vec::new(), 0);
+        while let Some((at, form)) = self.first(bytes, from) {
+            out.extend_from_slice(bytes.get(from..at).unwrap_or_default());
             out.extend_from_slice(form.shown.as_bytes());
-            rest = rest.get(at.saturating_add(form.needle.len())..).unwrap_or_default();
+            from = at.saturating_add(form.needle.len());
         }
-        if rest.len() == bytes.len() {
+        if from == 0 {
             return None;
         }
-        out.extend_from_slice(rest);
+        out.extend_from_slice(bytes.get(from..).unwrap_or_default());
         Some(out)
     }
 }
@@ -136,17 +211,20 @@ fn base64_inside(value: &[u8], offset: usize) -> Secret {
     Secret::new(text.as_bytes().get(start..end).unwrap_or_default().to_vec())
 }
 
-/// Masks a body as it passes; the length stays the same. What may be the beginning of a value is held back until more comes.
+/// Masks a body as it passes; the length stays the same. What may be the beginning of a value is held back until more comes, or a message
+/// ends ([`Masker::flush`]).
 pub struct Masker {
     forms: Arc<Forms>,
     held: Zeroizing<Vec<u8>>,
+    /// How many of the held bytes are shown already.
+    flushed: usize,
 }
 
 impl Masker {
     pub(crate) fn new(forms: Arc<Forms>) -> Self {
         // Room for all that is ever held, so that the buffer never moves and leaves a copy behind.
         let held = Zeroizing::new(Vec::with_capacity(forms.longest));
-        Self { forms, held }
+        Self { forms, held, flushed: 0 }
     }
 
     /// Masks these from the next piece on. What is held stays held: as the beginning of what comes it is looked at once more.
@@ -154,7 +232,7 @@ impl Masker {
         // As in `new`.
         let mut held = Zeroizing::new(Vec::with_capacity(forms.longest.max(self.held.len())));
         held.extend_from_slice(&self.held);
-        *self = Self { forms, held };
+        *self = Self { forms, held, flushed: self.flushed };
     }
 
     /// Takes a piece and appends to `out` what may be shown.
@@ -163,49 +241,55 @@ impl Masker {
             out.extend_from_slice(piece);
             return;
         }
-        let joined = Zeroizing::new([self.held.as_slice(), piece].concat());
-        let mut rest = joined.as_slice();
-        while let Some((at, form)) = self.forms.first(rest) {
+        let joined;
+        let bytes = if self.held.is_empty() {
+            piece
+        } else {
+            joined = Zeroizing::new([self.held.as_slice(), piece].concat());
+            joined.as_slice()
+        };
+        let start = out.len();
+        let (mut from, mut open) = (0usize, self.forms.open(bytes, 0));
+        while let Some((at, form)) = self.forms.first(bytes, from) {
             // A longer form may begin earlier and only not have ended yet.
-            let open = self.open(rest);
             if open < at {
                 break;
             }
-            out.extend_from_slice(rest.get(..at).unwrap_or_default());
+            out.extend_from_slice(bytes.get(from..at).unwrap_or_default());
             let shown = form.shown.bytes().chain(std::iter::repeat(b'*'));
             out.extend(shown.take(form.needle.len()));
-            rest = rest.get(at.saturating_add(form.needle.len())..).unwrap_or_default();
+            from = at.saturating_add(form.needle.len());
+            if open < from {
+                open = self.forms.open(bytes, from);
+            }
         }
-        let (clear, open) = rest.split_at(self.open(rest));
-        out.extend_from_slice(clear);
-        let open = open.to_vec();
+        out.extend_from_slice(bytes.get(from..open).unwrap_or_default());
         self.held.clear();
-        self.held.extend_from_slice(&open);
-        drop(Zeroizing::new(open));
+        self.held.extend_from_slice(bytes.get(open..).unwrap_or_default());
+        // As many bytes have come out as went in up to there.
+        let again = self.flushed.min(open);
+        out.drain(start..start.saturating_add(again));
+        self.flushed = self.flushed.saturating_sub(again);
     }
 
-    /// Where the first form may begin that ends behind `bytes`: the length of `bytes` if none does.
-    fn open(&self, bytes: &[u8]) -> usize {
-        let from = bytes.len().saturating_sub(self.forms.longest.saturating_sub(1));
-        (from..bytes.len())
-            .find(|at| {
-                let end = bytes.get(*at..).unwrap_or_default();
-                self.forms
-                    .forms
-                    .iter()
-                    .any(|form| form.needle.len() > end.len() && form.needle.expose().starts_with(end))
-            })
-            .unwrap_or(bytes.len())
+    /// A message ends here, and more may come only when somebody has read all of it: shows what is held, if it is so short that it may stand there by
+    /// chance. It is remembered all the same. If a value does go on behind it, the rest of that is masked: where messages end is the server's word, or
+    /// the guest's who got it to say so.
+    pub fn flush(&mut self, out: &mut Vec<u8>) {
+        if self.held.len() < SHORTEST_MASKED {
+            out.extend_from_slice(self.held.get(self.flushed..).unwrap_or_default());
+            self.flushed = self.held.len();
+        }
     }
 
     /// The body is over: what was held back is no value. Without this call it is overwritten and never shown.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         // A whole shorter form may have waited for the rest of a longer one.
-        match self.forms.replaced_in_place(&self.held) {
-            Some(masked) => out.extend_from_slice(&masked),
-            None => out.extend_from_slice(&self.held),
-        }
+        let masked = self.forms.replaced_in_place(&self.held);
+        let rest = masked.as_deref().unwrap_or(&self.held);
+        out.extend_from_slice(rest.get(self.flushed..).unwrap_or_default());
         self.held.clear();
+        self.flushed = 0;
     }
 }
 
@@ -214,8 +298,7 @@ impl Forms {
     fn replaced_in_place(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut out = bytes.to_vec();
         let mut from = 0usize;
-        while let Some((at, form)) = out.get(from..).and_then(|rest| self.first(rest)) {
-            let start = from.saturating_add(at);
+        while let Some((start, form)) = self.first(&out, from) {
             let end = start.saturating_add(form.needle.len());
             for (byte, shown) in
                 out.get_mut(start..end)?.iter_mut().zip(form.shown.bytes().chain(std::iter::repeat(b'*')))
@@ -237,6 +320,7 @@ impl std::fmt::Debug for Masker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memchr::memmem;
     use percent_encoding::utf8_percent_encode;
     use proptest::prelude::*;
 
@@ -334,7 +418,161 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&out), "1 placeholder************ 2 next********** 3 real/ 4");
     }
 
+    #[test]
+    fn at_a_messages_end_what_may_stand_there_by_chance_is_shown_and_remembered() {
+        let mut masker = Masker::new(forms());
+        let mut out = Vec::new();
+        masker.feed(b"1 rea", &mut out);
+        masker.flush(&mut out);
+        masker.flush(&mut out);
+        assert_eq!(out, b"1 rea");
+        masker.feed(b"l/s", &mut out);
+        assert_eq!(out, b"1 rea");
+        masker.flush(&mut out);
+        assert_eq!(out, b"1 real/s");
+        masker.feed(b"ec", &mut out);
+        masker.flush(&mut out);
+        assert_eq!(out, b"1 real/s", "eight do not stand there by chance");
+        masker.feed(b"ret+value==0123 2 an", &mut out);
+        assert_eq!(String::from_utf8_lossy(&out), "1 real/solder************ 2 ", "the rest of it is masked");
+        masker.flush(&mut out);
+        masker.follow(Arc::default());
+        masker.feed(b"d", &mut out);
+        assert!(out.ends_with(b" 2 and"));
+        masker.follow(forms());
+        masker.feed(b" real", &mut out);
+        masker.flush(&mut out);
+        masker.finish(&mut out);
+        masker.finish(&mut out);
+        assert!(out.ends_with(b" 2 and real"), "once each");
+    }
+
+    /// What a masker does, said simply: every form is tried at every place.
+    struct Simple {
+        forms: Arc<Forms>,
+        held: Vec<u8>,
+    }
+
+    impl Simple {
+        fn first<'a>(forms: &'a Forms, bytes: &[u8]) -> Option<(usize, &'a Form)> {
+            (0..bytes.len()).find_map(|at| {
+                let there = forms.forms.iter().filter(|form| bytes[at..].starts_with(form.needle.expose()));
+                Some((at, there.max_by_key(|form| form.needle.len())?))
+            })
+        }
+
+        fn open(forms: &Forms, bytes: &[u8]) -> usize {
+            let goes_on = |at: usize, form: &Form| {
+                form.needle.len() > bytes.len() - at && form.needle.expose().starts_with(&bytes[at..])
+            };
+            let mut places = 0..bytes.len();
+            places.find(|at| forms.forms.iter().any(|form| goes_on(*at, form))).unwrap_or(bytes.len())
+        }
+
+        fn feed(&mut self, piece: &[u8], is_last: bool, out: &mut Vec<u8>) {
+            let whole = [self.held.as_slice(), piece].concat();
+            let mut rest = whole.as_slice();
+            while let Some((at, form)) = Self::first(&self.forms, rest) {
+                if !is_last && Self::open(&self.forms, rest) < at {
+                    break;
+                }
+                out.extend_from_slice(&rest[..at]);
+                out.extend(form.shown.bytes().chain(std::iter::repeat(b'*')).take(form.needle.len()));
+                rest = &rest[at + form.needle.len()..];
+            }
+            let open = if is_last { rest.len() } else { Self::open(&self.forms, rest) };
+            out.extend_from_slice(&rest[..open]);
+            self.held = rest[open..].to_vec();
+        }
+    }
+
+    fn forms_of(values: &[String]) -> Arc<Forms> {
+        let values: Vec<Secret> = values.iter().cloned().map(Secret::from).collect();
+        Arc::new(Forms::new(values.iter().map(|value| (value, SHOWN))))
+    }
+
+    /// Values of few letters and parts of them, so that they contain each other, and the pieces of a text of their forms, whole and not.
+    fn values_and_text() -> impl Strategy<Value = (Vec<String>, Vec<Vec<u8>>)> {
+        let values = proptest::collection::vec(("[ab%]{8,12}", 0..5usize), 1..4);
+        let part = (any::<proptest::sample::Index>(), 6..40usize, "[ab%]{0,2}");
+        let cuts = proptest::collection::vec(1..12usize, 0..20);
+        (values, proptest::collection::vec(part, 0..8), cuts).prop_map(|(values, parts, cuts)| {
+            let inner =
+                |(value, at): &(String, usize)| value.get(*at..at + SHORTEST_MASKED).map(str::to_owned);
+            let inner: Vec<String> = values.iter().filter_map(inner).collect();
+            let values: Vec<String> = values.into_iter().map(|(value, _)| value).chain(inner).collect();
+            let forms = forms_of(&values);
+            let mut text = Vec::new();
+            for (number, length, other) in parts {
+                let needle = number.get(&forms.forms).needle.expose();
+                text.extend_from_slice(&needle[..length.min(needle.len())]);
+                text.extend(other.bytes());
+            }
+            let mut pieces = Vec::new();
+            for cut in cuts {
+                let rest = text.split_off(cut.min(text.len()));
+                pieces.push(std::mem::replace(&mut text, rest));
+            }
+            pieces.push(text);
+            (values, pieces)
+        })
+    }
+
     proptest! {
+        #[test]
+        fn a_masker_does_what_trying_every_form_at_every_place_does((values, pieces) in values_and_text()) {
+            let forms = forms_of(&values);
+            let whole = pieces.concat();
+            for from in 0..=whole.len() {
+                let rest = &whole[from..];
+                let found = |(at, form): (usize, &Form)| (at, form.needle.len());
+                let simple = Simple::first(&forms, rest).map(found);
+                prop_assert_eq!(forms.first(&whole, from).map(found), simple.map(|(at, length)| (from + at, length)));
+                prop_assert_eq!(forms.open(&whole, from), from + Simple::open(&forms, rest));
+            }
+            let mut masker = Masker::new(Arc::clone(&forms));
+            let mut simple = Simple { forms, held: Vec::new() };
+            let (mut out, mut expected) = (Vec::new(), Vec::new());
+            for piece in &pieces {
+                masker.feed(piece, &mut out);
+                simple.feed(piece, false, &mut expected);
+                prop_assert_eq!(&out, &expected);
+            }
+            masker.finish(&mut out);
+            simple.feed(b"", true, &mut expected);
+            prop_assert_eq!(out, expected);
+        }
+
+        #[test]
+        fn messages_ends_show_no_more_of_a_value_than_may_stand_there_by_chance(
+            (values, pieces) in values_and_text(),
+            ends in proptest::collection::vec(any::<bool>(), 20),
+        ) {
+            let forms = forms_of(&values);
+            let (mut with, mut without) = (Masker::new(Arc::clone(&forms)), Masker::new(forms));
+            let (mut out, mut expected) = (Vec::new(), Vec::new());
+            for (piece, is_end) in pieces.iter().zip(ends) {
+                with.feed(piece, &mut out);
+                without.feed(piece, &mut expected);
+                if is_end {
+                    with.flush(&mut out);
+                    if with.held.len() < SHORTEST_MASKED {
+                        prop_assert_eq!(out.len(), expected.len() + without.held.len(), "nothing waits");
+                    }
+                }
+            }
+            with.finish(&mut out);
+            without.finish(&mut expected);
+            let whole = pieces.concat();
+            prop_assert_eq!(out.len(), whole.len());
+            let mut run = 0;
+            for ((out, expected), plain) in out.iter().zip(&expected).zip(&whole) {
+                run = if out == expected { 0 } else { run + 1 };
+                prop_assert!(out == expected || out == plain);
+                prop_assert!(run < SHORTEST_MASKED);
+            }
+        }
+
         #[test]
         fn no_value_comes_through_wherever_it_is_cut(
             texts in proptest::collection::vec(prop_oneof![

@@ -265,6 +265,39 @@ fn bodies_that_are_held_have_so_much_room_in_all() {
     });
 }
 
+/// A guest cannot keep a key in use by a body that does not end.
+#[test]
+fn a_key_that_is_removed_before_the_body_has_come_signs_nothing() {
+    run(async {
+        let world = World::new();
+        world.intercept.set_credentials(credentials());
+        let asked = Rc::new(RefCell::new(0));
+        let counted = Rc::clone(&asked);
+        let server = Server::hyper(Some(world.authority.server(&[HOST], &["h2"])), move |_| {
+            *counted.borrow_mut() += 1;
+            Box::pin(async { ok("answered") })
+        });
+        let mut client = world.client(&["h2"], server).await;
+        let (sender, body) = channel();
+        sender.send(Frame::data("ab".into())).expect("open");
+        let (request, _) = signed("/a", "sqs", &stamp(), &sha(b"abc"), false, body);
+        let answer =
+            tokio::task::spawn_local(
+                async move { whole(client.send(request).await.expect("an answer")).await },
+            );
+        for _ in 0..5000 {
+            tokio::task::yield_now().await;
+        }
+        world.intercept.set_credentials(Credentials::default());
+        sender.send(Frame::data("c".into())).expect("open");
+        drop(sender);
+        let (head, body) = answer.await.expect("no panic");
+        assert_eq!((head.status.as_u16(), *asked.borrow()), (502, 0), "{body:?}");
+        let record = world.records(1).await.remove(0);
+        assert!(record.detail.is_some_and(|why| why.contains("secrets changed")));
+    });
+}
+
 #[test]
 fn a_signature_that_is_not_the_guests_is_not_replaced() {
     run(async {

@@ -1,7 +1,9 @@
-//! Values that come into force while an answer streams: the host may say there what it got by a later request.
+//! Answers that stream: values that come into force meanwhile, as the host may say there what it got by a later request; and messages
+//! of which each side waits for the other's.
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::support::{HOST, Server, World, bytes, channel, ok, run, whole};
 use bytes::Bytes;
@@ -143,5 +145,97 @@ fn trailers_are_masked_with_what_is_in_force_when_they_come() {
         echo.end(Some(HeaderMap::from_iter([("grpc-message".parse().expect("a name"), why)])));
         let last = body.collect().await.expect("no error");
         assert_eq!(last.trailers().expect("trailers")["grpc-message"], format!("no {HOLDER}"));
+    });
+}
+
+/// One message, told apart from the next as such streams do.
+fn message(kind: &str, text: &str) -> Vec<u8> {
+    let length = text.len() as u32;
+    let head = match kind {
+        // Behind the two lengths stands a checksum, which nobody looks at here; another is the end of the text.
+        "application/vnd.amazon.eventstream" => [(length + 12).to_be_bytes(), [0; 4], [7; 4]].concat(),
+        _ => [&[0][..], &length.to_be_bytes()].concat(),
+    };
+    [&head, text.as_bytes()].concat()
+}
+
+/// A host that says a message, waits for one of the guest's, and says the next.
+async fn in_turns(kind: &'static str, late: bool) {
+    let world = World::new();
+    if !late {
+        world.intercept.set_credentials(bound(REAL));
+    }
+    let (begun, rest) = REAL.split_at(1);
+    let said = [format!("one {begun}"), format!("{rest} two {begun}"), format!("three {REAL} {begun}")];
+    let answers = said.clone().map(|text| message(kind, &text));
+    let server = Server::hyper(Some(world.authority.server(&[HOST], &["h2"])), move |request| {
+        let answers = answers.clone();
+        Box::pin(async move {
+            let (sender, body) = channel();
+            tokio::task::spawn_local(async move {
+                let mut asked = request.into_body();
+                for answer in answers {
+                    sender.send(Frame::data(answer.into())).expect("open");
+                    asked.frame().await.expect("a frame").expect("no error");
+                }
+            });
+            Response::builder().header("content-type", kind).body(body).expect("a response")
+        })
+    });
+    let mut client = world.client(&["h2"], server).await;
+    let (sender, body) = channel();
+    let request = Request::post("/turns").header("content-type", kind).body(body).expect("a request");
+    let (_, mut body) = client.send(request).await.expect("an answer").into_parts();
+    for text in said {
+        let shown = message(kind, &text.replace(REAL, HOLDER));
+        let mut got = Vec::new();
+        while got.len() < shown.len() {
+            let frame = tokio::time::timeout(Duration::from_secs(20), body.frame()).await;
+            let frame = frame.unwrap_or_else(|_| panic!("{kind}: the end of \"{text}\" is held back"));
+            got.extend(frame.expect("a frame").expect("no error").into_data().expect("data"));
+        }
+        // What the border of two messages cuts is no value.
+        assert_eq!(got, shown, "{kind}: {text}");
+        if late {
+            world.intercept.set_credentials(bound(REAL));
+        }
+        sender.send(Frame::data("go on".into())).expect("open");
+    }
+    let last = body.collect().await.expect("no error").to_bytes();
+    assert!(last.is_empty(), "{kind}: {last:?}");
+}
+
+#[test]
+fn a_message_that_ends_like_a_value_begins_is_not_held_back() {
+    run(async {
+        for kind in ["application/grpc", "application/connect+json", "application/vnd.amazon.eventstream"] {
+            in_turns(kind, false).await;
+            in_turns(kind, true).await;
+        }
+    });
+}
+
+/// A guest may have it said of an answer that it is such a stream, and where its messages end: in the middle of a value, too.
+#[test]
+fn a_border_within_a_value_shows_little_of_it() {
+    run(async {
+        for (length, shown) in [(4, 4), (7, 7), (8, 0), (39, 0)] {
+            let world = World::new();
+            world.intercept.set_credentials(bound(REAL));
+            let echo = Echo::default();
+            let mut client =
+                world.client(&["h2"], echo.server(&world, &["h2"], "application/grpc", None)).await;
+            let request = Request::get("/stream").body(bytes("")).expect("a request");
+            let (_, mut body) = client.send(request).await.expect("an answer").into_parts();
+            let (begun, rest) = REAL.split_at(length);
+            let head = format!("\0\0\0\0{}", char::from(length as u8));
+            echo.say(format!("{head}{begun}"));
+            let frame = body.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+            assert_eq!(frame, format!("{head}{}", &REAL[..shown]));
+            echo.say(rest.into());
+            echo.end(None);
+            let last = body.collect().await.expect("no error").to_bytes();
+            assert_eq!(last, HOLDER[shown..], "{length}");
+        }
     });
 }
