@@ -97,6 +97,10 @@ impl HostPattern {
     }
 }
 
+/// The user's own machine, as flows to it are called, and the other names that rules and guests have for it.
+const HOST_SERVICE: &str = "host.viv.internal";
+const HOST_SERVICES: [&str; 3] = ["localhost", "host.docker.internal", "gateway.viv.internal"];
+
 impl FromStr for HostPattern {
     type Err = HostError;
 
@@ -133,7 +137,8 @@ impl FromStr for HostPattern {
                 return Err(fail(1, "that would be everybody's hosts; name a domain of at least two labels"));
             }
         }
-        Ok(Self { name: name.into_owned(), depth, port })
+        let name = if HOST_SERVICES.contains(&&*name) { HOST_SERVICE.to_owned() } else { name.into_owned() };
+        Ok(Self { name, depth, port })
     }
 }
 
@@ -197,6 +202,14 @@ mod tests {
 
     fn matches(pattern: &str, host: &str, port: u16) -> bool {
         pattern.parse::<HostPattern>().unwrap().matches(host, port)
+    }
+
+    #[test]
+    fn the_users_own_machine_is_one_host_by_any_of_its_names() {
+        for name in ["localhost:8443", "host.docker.internal:8443", "HOST.viv.internal:8443"] {
+            assert!(matches(name, "host.viv.internal", 8443), "{name}");
+        }
+        assert!(!matches("localhost.example.com", "host.viv.internal", 443));
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn in_both(world: &World, work: &str, expected: &str) -> Case {
     std::fs::write(folder.join("work.sh"), format!("{PREPARE}{work}"))?;
     std::fs::write(folder.join("Dockerfile"), "FROM e2e-net\nCOPY work.sh /\nRUN sh -e /work.sh > /said\n")?;
     let script = r#"set -e
-(cd / && sudo tar c --one-file-system --exclude='*docker*' --exclude='*containerd*' --exclude=ctr bin sbin lib lib64 usr/bin usr/sbin usr/lib usr/lib64 usr/local usr/share/keyrings usr/share/dpkg usr/share/debconf usr/share/perl usr/share/perl5 etc/alternatives etc/debconf.conf etc/ld.so.conf etc/ld.so.conf.d etc/apt etc/ssl etc/passwd etc/group etc/nsswitch.conf var/lib/dpkg 2>/dev/null) | docker import - e2e-net >/dev/null
+(cd / && sudo tar c --one-file-system --exclude='*docker*' --exclude='*containerd*' --exclude=ctr bin sbin lib lib64 usr/bin usr/sbin usr/lib usr/lib64 usr/libexec usr/local usr/share/keyrings usr/share/dpkg usr/share/debconf usr/share/perl usr/share/perl5 etc/alternatives etc/debconf.conf etc/ld.so.conf etc/ld.so.conf.d etc/apt etc/ssl etc/passwd etc/group etc/nsswitch.conf var/lib/dpkg 2>/dev/null) | docker import - e2e-net >/dev/null
 docker run --rm -v "$PWD/work.sh:/work.sh:ro" e2e-net sh -e /work.sh
 docker build -q -t e2e-net-built . >/dev/null
 docker run --rm e2e-net-built cat /said"#;

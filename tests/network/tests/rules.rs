@@ -298,7 +298,10 @@ fn kit_by_kit(net: &Net) -> Case {
     let named = |rule: &Value| rule["rule"]["resource"] == "c.pki.goog:80" && rule["decision"] == "allow";
     ensure(preset.iter().any(named), format!("{} rules", preset.len()))?;
     net.viv_ok(&["policy", "init", "deny-all"])?;
-    net.viv_ok(&["policy", "allow", "free.example:80"])?;
+    for said in ["global/allow:free.example:80", "global/allow:free.example:80   was there already"] {
+        let allowed = net.viv_ok(&["policy", "allow", "free.example:80"])?;
+        ensure(allowed == said, allowed)?;
+    }
     let said = net.viv_ok(&["policy", "reset", "-f"])?;
     ensure(said == "balanced for all sandboxes", said)?;
     let said = net.viv_ok(&["policy", "ls"])?;

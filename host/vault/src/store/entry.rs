@@ -269,7 +269,30 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// What shells and loaders go by: with a placeholder in it nothing would start.
+const OF_SYSTEMS: [&str; 13] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "PWD",
+    "TERM",
+    "LANG",
+    "TMPDIR",
+    "IFS",
+    "ENV",
+    "BASH_ENV",
+    "SSL_CERT_FILE",
+];
+
 fn check_variable(name: &str) -> Result<()> {
+    if OF_SYSTEMS.contains(&name) || name.starts_with("LD_") {
+        return Err(Error::BadName {
+            name: name.to_owned(),
+            why: "is a variable that every program goes by",
+        });
+    }
     let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if begins && name.len() <= 255 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Ok(());

@@ -95,7 +95,15 @@ fn reset<F: Serialize + Default>(path: &Path) -> Result<Option<PathBuf>> {
     let _lock = hold(path)?;
     let mut name = path.to_owned().into_os_string();
     name.push(format!(".{}", crate::spec::rfc3339(std::time::SystemTime::now())));
-    let aside = PathBuf::from(name);
+    // Nothing that was put aside in the same second is written over.
+    let names = (1..).map(|number| {
+        let mut name = name.clone();
+        if number > 1 {
+            name.push(format!(".{number}"));
+        }
+        PathBuf::from(name)
+    });
+    let Some(aside) = names.into_iter().find(|name| !name.exists()) else { return Ok(None) };
     // Not each file system has links.
     let kept = fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside));
     match kept {
@@ -364,6 +372,8 @@ mod tests {
         let newer = set(&places, &sandbox, &[]).unwrap_err();
         assert!(matches!(newer, Error::NewerFormat { found: 2, known: 1, .. }), "{newer}");
         let aside = reset_global(&places).unwrap().unwrap();
+        let again = reset_global(&places).unwrap().unwrap();
+        assert_ne!(aside, again, "in the same second");
         assert!(fs::read_to_string(aside).unwrap().contains("anything"));
         assert_eq!(set(&places, &sandbox, &[]).unwrap().preset, Preset::Balanced);
     }

@@ -249,7 +249,9 @@ pub(crate) fn add(ports: &mut Vec<Publish>, publish: Publish) -> Result<()> {
 /// # Errors
 /// There is none.
 pub(crate) fn remove(ports: &mut Vec<Publish>, publish: &Publish) -> Result<Publish> {
-    match ports.iter().position(|other| publish.means(other)) {
+    let meant = || ports.iter().enumerate().filter(|(_, other)| publish.means(other));
+    // Without a port of the host's the one that was published so goes first.
+    match meant().find(|(_, other)| other.ephemeral).or_else(|| meant().next()).map(|(index, _)| index) {
         Some(index) => Ok(ports.remove(index)),
         None => Err(Error::Mistake {
             why: format!("no port is published as {publish}"),
@@ -333,6 +335,10 @@ mod tests {
         // Without a port of the host, the first with that of the guest.
         assert_eq!(remove(&mut read_again, &"80".parse().unwrap()).unwrap().host_port, 8080);
         assert!(remove(&mut read_again, &"8080:80".parse().unwrap()).is_err());
+        // One that was published without goes first.
+        let given = Publish { host_port: 40471, ..("80".parse().unwrap()) };
+        read_again.push(given);
+        assert_eq!(remove(&mut read_again, &"80".parse().unwrap()).unwrap(), given);
         std::fs::write(folder.path().join(FILE), "{").unwrap();
         assert!(matches!(read(folder.path()), Err(Error::Damaged { .. })));
     }

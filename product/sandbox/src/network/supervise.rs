@@ -428,8 +428,12 @@ impl Network {
         self.last_port += 1;
         let number = self.last_port;
         self.ports.insert(number, (publish, socket));
+        // One that was in use at the start is not missing any more.
+        let missing = std::mem::take(&mut self.unpublished);
+        self.unpublished = missing.iter().filter(|(other, _)| !publish.means(other)).cloned().collect();
         if let Err(error) = self.keep_ports() {
             self.ports.remove(&number);
+            self.unpublished = missing;
             return Err(error);
         }
         self.pass_on(number);

@@ -408,7 +408,7 @@ fn mistakes(world: &World) -> Case {
     shell.set("HF_TOKEN", "hush hush ");
     let long = TOKEN.repeat(1000);
     let ours = "hint: ";
-    let table: [(&[&str], &str, [&str; 2]); 41] = [
+    let table: [(&[&str], &str, [&str; 2]); 42] = [
         (&["set", "gihub"], TOKEN, ["no service is called \"gihub\"", "did you mean github?"]),
         (&["set", "nothing-like-it"], TOKEN, ["no service is called", "viv secret set-custom makes one"]),
         (&["set", "github"], "", ["the standard input is empty", "pipe the value in"]),
@@ -484,6 +484,11 @@ fn mistakes(world: &World) -> Case {
             &["set-custom", "mine", "--host", "a.example", "--env", "1X"],
             TOKEN,
             ["cannot be a variable's name", ours],
+        ),
+        (
+            &["set-custom", "mine", "--host", "a.example", "--env", "PATH"],
+            TOKEN,
+            ["every program goes by", ours],
         ),
         (&["set-custom", "mine", "--host", "a.example"], TOKEN, ["neither a variable", ours]),
         (

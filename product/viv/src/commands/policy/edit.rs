@@ -79,7 +79,7 @@ fn add(
     let scope = sandbox.as_ref().map_or("global", |_| "sandbox");
     let ids: Vec<String> = rules.iter().map(|rule| format!("{scope}/{}", rule.key())).collect();
     let known = change(places, sandbox.as_ref(), |all| {
-        let known: Vec<bool> = rules.into_iter().map(|rule| !policy::upsert(all, rule)).collect();
+        let known: Vec<bool> = rules.into_iter().map(|rule| policy::upsert(all, rule)).collect();
         if all.len() > MOST_RULES { Err(too_many()) } else { Ok(known) }
     })?;
     for (id, known) in ids.iter().zip(known) {
