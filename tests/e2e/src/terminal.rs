@@ -94,6 +94,14 @@ impl Terminal {
         if self.appears(text, PATIENCE) { Ok(()) } else { Err(self.absent(text)) }
     }
 
+    /// The same for texts of writers that do not wait for each other: they may appear in any order.
+    pub fn wait_for_all(&self, texts: &[&str]) -> Case {
+        let all = |seen: &[u8]| {
+            texts.iter().map(|text| end_of(seen, text)).try_fold(0, |last, end| Some(last.max(end?)))
+        };
+        if self.comes(all, PATIENCE) { Ok(()) } else { Err(self.absent(&texts.join(" and "))) }
+    }
+
     /// What has appeared since the last text that was waited for.
     pub fn screen(&self) -> String {
         let seen = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,12 +125,17 @@ impl Terminal {
     }
 
     fn appears(&self, text: &str, patience: Duration) -> bool {
+        self.comes(|seen| end_of(seen, text), patience)
+    }
+
+    /// Whether this finds something before the patience is over; gives where it ends, and all before that is forgotten.
+    fn comes(&self, find: impl Fn(&[u8]) -> Option<usize>, patience: Duration) -> bool {
         let (screen, changed) = &*self.screen;
         let deadline = Instant::now() + patience;
         let mut seen = screen.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(at) = seen.windows(text.len()).position(|window| window == text.as_bytes()) {
-                seen.drain(..at + text.len());
+            if let Some(end) = find(&seen) {
+                seen.drain(..end);
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -153,6 +166,12 @@ impl Terminal {
         let modes = tcgetattr(self.slave.as_fd())?.local_modes;
         Ok(modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG))
     }
+}
+
+/// Where a text ends that is among these bytes.
+fn end_of(seen: &[u8], text: &str) -> Option<usize> {
+    let at = seen.windows(text.len()).position(|window| window == text.as_bytes())?;
+    Some(at + text.len())
 }
 
 impl Drop for Terminal {

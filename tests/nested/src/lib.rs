@@ -83,9 +83,9 @@ pub struct Job<'a> {
     pub script: &'a str,
     /// Memory of the machine in MiB.
     pub memory_mib: u32,
-    /// vCPUs of the machine. A long job with a guest of its own needs 1: with 2 host threads QEMU 10.0 now and then saves
-    /// the state of the machine itself into the guest's VMCB (seen in its monitor: both RIPs are the one behind VMRUN,
-    /// both CR3s are equal), and both kernels are lost. It is no slower: a guest's vCPUs share the one.
+    /// vCPUs of the machine. What has guests of its own needs 1: with 2 host threads QEMU 10.0 now and then saves the state
+    /// of the machine itself into the guest's VMCB (seen in its monitor: both RIPs are the one behind VMRUN, both CR3s are
+    /// equal), and both kernels are lost. It is no slower: a guest's vCPUs share the one.
     pub vcpus: u32,
     /// The machine's processor, as QEMU names it; with `svm` it has KVM.
     pub cpu: &'a str,
@@ -103,7 +103,7 @@ impl Default for Job<'_> {
             free_mib: 0,
             script: "true",
             memory_mib: 2048,
-            vcpus: 2,
+            vcpus: 1,
             cpu: "max,+svm",
             network: false,
             limit: Duration::from_secs(300),

@@ -132,7 +132,6 @@ fn on_true_kvm(
         free_mib: 6144,
         script: &script,
         memory_mib: 6144,
-        vcpus: 1,
         network,
         limit: Duration::from_secs(2 * 3600),
         ..Job::default()
@@ -156,7 +155,6 @@ pub(crate) fn old_processor(nested: &Nested) -> Result<Completion, Failed> {
         files: &[(&viv, "/opt/viv")],
         script: "export HOME=/home; mkdir -p /home/p; cd /home/p
 /opt/viv run shell . </dev/null; echo \"run $?\"; /opt/viv diagnose; echo \"diagnose $?\"; ls -A /home/.local/state/vivarium/sandboxes",
-        vcpus: 1,
         cpu: "Nehalem,-vmx",
         ..Job::default()
     };

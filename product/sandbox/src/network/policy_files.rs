@@ -95,15 +95,13 @@ fn reset<F: Serialize + Default>(path: &Path) -> Result<Option<PathBuf>> {
     let _lock = hold(path)?;
     let mut name = path.to_owned().into_os_string();
     name.push(format!(".{}", crate::spec::rfc3339(std::time::SystemTime::now())));
+    let mut aside = PathBuf::from(&name);
     // Nothing that was put aside in the same second is written over.
-    let names = (1..).map(|number| {
-        let mut name = name.clone();
-        if number > 1 {
-            name.push(format!(".{number}"));
-        }
-        PathBuf::from(name)
-    });
-    let Some(aside) = names.into_iter().find(|name| !name.exists()) else { return Ok(None) };
+    let mut number = 1;
+    while aside.exists() {
+        number += 1;
+        aside = PathBuf::from(&name).with_added_extension(number.to_string());
+    }
     // Not each file system has links.
     let kept = fs::hard_link(path, &aside).or_else(|_| fs::rename(path, &aside));
     match kept {

@@ -248,10 +248,16 @@ impl Network {
     /// When to look at the clock again.
     pub(crate) fn next(&self) -> Option<Instant> {
         let unwritten = self.unwritten.as_ref().map(|(_, again)| *again);
-        let files = [self.policy.again(), self.settings];
-        let due =
-            [self.retry, self.save, self.authority, self.secrets_until, unwritten].into_iter().chain(files);
-        due.flatten().min()
+        let due = [
+            self.retry,
+            self.save,
+            self.authority,
+            self.secrets_until,
+            self.policy.again(),
+            self.settings,
+            unwritten,
+        ];
+        due.into_iter().flatten().min()
     }
 
     /// Does what is due. Gives what sessions are to be told.
