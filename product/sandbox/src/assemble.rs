@@ -35,8 +35,8 @@ const COMMAND_LINE: &[&str] = &[
     "nokaslr",
 ];
 
-/// How long the disk may still be held by the vmm of a shim that was killed.
-const DISK_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a shim that was killed may still hold its lock, and its vmm the disk.
+pub(crate) const DYING: Duration = Duration::from_secs(15);
 
 /// Starts the vmm of a sandbox.
 pub fn machine(sandbox: &Sandbox, places: &Places, assets: &Assets, handover: Handover) -> Result<Machine> {
@@ -160,7 +160,7 @@ pub(crate) fn patiently<T>(open: impl Fn() -> Result<T, disk::DiskError>) -> Res
     let begun = Instant::now();
     loop {
         match open() {
-            Err(disk::DiskError::InUse) if begun.elapsed() < DISK_PATIENCE => {
+            Err(disk::DiskError::InUse) if begun.elapsed() < DYING => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             other => return other,

@@ -87,7 +87,7 @@ impl Findings {
 /// # Errors
 /// It runs.
 pub fn hold(sandbox: &Sandbox) -> Result<Lock> {
-    sandbox.lock_to_check()
+    sandbox.lock_to_check(assemble::DYING)
 }
 
 /// Looks at the disk's files only.

@@ -103,12 +103,17 @@ impl Folder {
         Error::UnknownSandbox { name: self.name.clone(), nearest: None, unreadable: 0 }
     }
 
-    /// Takes the lock to look at the disk, which may last minutes and is no start.
+    /// Takes the lock to look at the disk, which may last minutes and is no start. A shim that was killed holds its lock until the
+    /// kernel has taken it apart: that is waited for as long as `dying`.
     ///
     /// # Errors
     /// It runs, or somebody looks at it already.
-    pub fn lock_to_check(&self) -> Result<Lock> {
-        let lock = self.lock(Duration::from_millis(500))?.ok_or_else(|| self.in_use())?;
+    pub fn lock_to_check(&self, dying: Duration) -> Result<Lock> {
+        let mut lock = self.lock(Duration::from_millis(500))?;
+        if lock.is_none() && !self.is_checked() && self.connect()?.is_none() {
+            lock = self.lock(dying)?;
+        }
+        let lock = lock.ok_or_else(|| self.in_use())?;
         let path = self.path.join(CHECK);
         let fail = |source: io::Error| Error::file("cannot lock", &path, source);
         let check = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);

@@ -269,10 +269,10 @@ fn a_sandbox_that_is_checked_neither_starts_nor_runs() {
     let mut wish = wish("/a/project", None);
     let mut sandbox = all.create(&wish).unwrap().0;
     assert!(!sandbox.is_checked());
-    let check = sandbox.lock_to_check().unwrap();
+    let check = sandbox.lock_to_check(Duration::ZERO).unwrap();
     assert_eq!((sandbox.state(), sandbox.state().is_over()), (State::Checking, false));
     let is_said = |error: Error| assert!(matches!(error, Error::Checked { .. }), "{error}");
-    is_said(sandbox.lock_to_check().unwrap_err());
+    is_said(sandbox.lock_to_check(Duration::ZERO).unwrap_err());
     is_said(sandbox.clone().remove().unwrap_err());
     wish.shares[0].read_only = true;
     is_said(sandbox.adopt(&wish.shares).unwrap_err());
@@ -284,8 +284,14 @@ fn a_sandbox_that_is_checked_neither_starts_nor_runs() {
     drop(check);
     assert_eq!(sandbox.state(), State::Stopped);
     let lock = sandbox.lock(Duration::ZERO).unwrap().unwrap();
-    assert!(matches!(sandbox.lock_to_check(), Err(Error::Running { .. })));
-    drop(lock);
+    assert!(matches!(sandbox.lock_to_check(Duration::ZERO), Err(Error::Running { .. })));
+    // A shim that was killed and is being taken apart.
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(800));
+        drop(lock);
+    });
+    drop(sandbox.lock_to_check(Duration::from_secs(60)).unwrap());
+    dying.join().unwrap();
     sandbox.remove().unwrap();
 }
 
