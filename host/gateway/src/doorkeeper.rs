@@ -237,6 +237,7 @@ impl Doorkeeper for ServerName {
         match std::mem::replace(&mut self.door, Door::Open) {
             Door::First(hello) => self.first(hello, bytes),
             Door::Clear(clear) => match self.clear(clear, bytes, bytes, bytes) {
+                Ok(()) if matches!(self.door, Door::Clear(_)) => Gate::Through,
                 Ok(()) => self.passing(bytes.to_vec()),
                 Err(shut) => shut,
             },

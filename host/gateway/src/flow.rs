@@ -9,6 +9,7 @@ use netstack::{FlowId, Received, Refusal, SendError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::core::{Core, End, Shared, Slot, name_of};
+use crate::record::{Decision, Kind};
 
 /// A flow of the guest. Dropped before it was accepted: refused; dropped before both ways were finished: reset.
 #[derive(Debug)]
@@ -309,16 +310,27 @@ impl Linger {
         let drained = tokio::time::timeout(LINGER_TIME, async {
             loop {
                 match std::future::poll_fn(|cx| flow.poll_receive(cx, <[u8]>::len)).await {
-                    Ok(Some(count)) if count > 0 && count < self.left => {
-                        self.left = self.left.saturating_sub(count)
-                    }
                     Ok(Some(0)) => return true,
+                    Ok(Some(count)) if count < self.left => self.left = self.left.saturating_sub(count),
+                    Ok(Some(_)) => {
+                        Self::note_too_much(&flow);
+                        return false;
+                    }
                     _ => return false,
                 }
             }
         });
         if drained.await.unwrap_or(false) {
             flow.leave();
+        }
+    }
+
+    fn note_too_much(flow: &Flow) {
+        let target = flow.shared.lock().flows.get(&flow.id).and_then(|slot| slot.target.clone());
+        if let Some(target) = target {
+            let what = target.what(Kind::Limit, Decision::Refused);
+            flow.shared
+                .record(what.text(format!("more than {LINGER} bytes came after the last answer: reset")));
         }
     }
 }

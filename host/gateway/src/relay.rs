@@ -43,8 +43,10 @@ pub(crate) struct Ended {
 pub(crate) enum Gate {
     /// They may go upstream, as everything after them.
     Open(Vec<u8>),
-    /// They may go upstream, and the next ones are looked at.
+    /// These may go upstream, and the next ones are looked at.
     Pass(Vec<u8>),
+    /// All that it was shown may go upstream, and the next ones are looked at.
+    Through,
     /// It needs more.
     Wait,
     /// They may not.
@@ -55,11 +57,11 @@ pub(crate) enum Gate {
 
 /// Looks at the first bytes of the guest before any goes upstream.
 pub(crate) trait Doorkeeper {
-    /// Takes the next bytes; after anything but [`Gate::Wait`] and [`Gate::Pass`] it is asked no more.
+    /// Takes the next bytes; after anything but [`Gate::Wait`], [`Gate::Pass`] and [`Gate::Through`] it is asked no more.
     fn look(&mut self, bytes: &[u8]) -> Gate;
-    /// Sees what upstream says meanwhile. What it has kept back of the guest's bytes it may let go now.
+    /// Sees what upstream says meanwhile. What it has kept back of the guest's bytes it may let go now. Not [`Gate::Through`].
     fn answered(&mut self, bytes: &[u8]) -> Gate;
-    /// The guest said goodbye before the gate was open. Not [`Gate::Wait`].
+    /// The guest said goodbye before the gate was open. Not [`Gate::Wait`], nor [`Gate::Through`].
     fn over(&mut self) -> Gate;
 }
 
@@ -69,6 +71,8 @@ pub(crate) struct Relay<D> {
     gate: Option<D>,
     /// Bytes that were looked at, on their way upstream.
     up_first: Vec<u8>,
+    /// How many of those that the flow has next were, too.
+    looked_at: usize,
     /// Bytes that came before the relay began, on their way to the guest.
     down_first: Vec<u8>,
     up_done: bool,
@@ -86,6 +90,7 @@ impl<D: Doorkeeper> Relay<D> {
             upstream,
             gate,
             up_first: Vec::new(),
+            looked_at: 0,
             down_first: early,
             up_done: false,
             down_done: false,
@@ -153,11 +158,20 @@ impl<D: Doorkeeper> Relay<D> {
     /// From the guest to upstream. Ready only at an end that is one for both ways.
     fn poll_up(&mut self, cx: &mut Context<'_>, left: &mut usize) -> Poll<Finished> {
         while !self.up_done && *left > 0 {
-            if let Some(gate) = self.gate.as_mut().filter(|_| self.up_first.is_empty()) {
+            let is_new = self.up_first.is_empty() && self.looked_at == 0;
+            if let Some(gate) = self.gate.as_mut().filter(|_| is_new) {
                 let mut said = Gate::Wait;
+                let looked_at = &mut self.looked_at;
                 let got = self.flow.poll_receive(cx, |bytes| {
                     said = gate.look(bytes);
-                    bytes.len()
+                    match said {
+                        // They stay where they are, for `write_up`.
+                        Gate::Through => {
+                            *looked_at = bytes.len();
+                            0
+                        }
+                        _ => bytes.len(),
+                    }
                 });
                 match got {
                     Poll::Pending => return Poll::Pending,
@@ -195,7 +209,7 @@ impl<D: Doorkeeper> Relay<D> {
     /// Does what the gate says.
     fn heed(&mut self, said: Gate) -> Option<Finished> {
         match said {
-            Gate::Wait => None,
+            Gate::Wait | Gate::Through => None,
             Gate::Shut(kind, why) => Some(Finished::Refused(kind, why)),
             Gate::Divert(bytes) if self.bytes.1 == 0 && self.down_first.is_empty() => {
                 Some(Finished::Divert(bytes))
@@ -231,12 +245,13 @@ impl<D: Doorkeeper> Relay<D> {
         }
         let mut failed = None;
         let upstream = &mut self.upstream;
-        let got = self.flow.poll_receive(cx, |bytes| match upstream.try_write(bytes) {
-            Ok(count) => count,
-            Err(error) => {
+        let most = if self.gate.is_some() { self.looked_at } else { usize::MAX };
+        let got = self.flow.poll_receive(cx, |bytes| {
+            let bytes = bytes.get(..bytes.len().min(most)).unwrap_or_default();
+            upstream.try_write(bytes).unwrap_or_else(|error| {
                 failed = Some(error);
                 0
-            }
+            })
         });
         match failed {
             Some(error) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -255,6 +270,7 @@ impl<D: Doorkeeper> Relay<D> {
             }
             Poll::Ready(Ok(count)) => {
                 let count = count.unwrap_or_default();
+                self.looked_at = self.looked_at.saturating_sub(count);
                 self.bytes.0 = self.bytes.0.saturating_add(count as u64);
                 Ok(Poll::Ready(count.max(1)))
             }

@@ -28,7 +28,11 @@ const MOST: usize = 64;
 
 /// When whose tokens are asked for.
 #[derive(Debug, Default)]
-struct Schedule(HashMap<String, Login>);
+struct Schedule {
+    logins: HashMap<String, Login>,
+    /// How many there were at last that nobody asks for.
+    beyond: usize,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Login {
@@ -45,11 +49,11 @@ struct Login {
 }
 
 impl Schedule {
-    /// Takes note of what there is: the names, and when their tokens end.
-    fn look(&mut self, logins: &[(String, SystemTime)], now: SystemTime) {
-        self.0.retain(|name, _| logins.iter().any(|(known, _)| known == name));
+    /// Takes note of what there is: the names, and when their tokens end. Whether more are left out than before.
+    fn look(&mut self, logins: &[(String, SystemTime)], now: SystemTime) -> bool {
+        self.logins.retain(|name, _| logins.iter().any(|(known, _)| known == name));
         for (name, ends) in logins.iter().take(MOST) {
-            let before = self.0.get(name);
+            let before = self.logins.get(name);
             if before.is_some_and(|login| login.ends == *ends) {
                 continue;
             }
@@ -58,24 +62,26 @@ impl Schedule {
             let wait = left.saturating_sub(AHEAD).max(left.checked_div(2).unwrap_or_default());
             let at = later(now, wait).max(not_before);
             let login = Login { ends: *ends, at, not_before, pause: None, refused: false };
-            self.0.insert(name.clone(), login);
+            self.logins.insert(name.clone(), login);
         }
+        let before = std::mem::replace(&mut self.beyond, logins.len().saturating_sub(MOST));
+        self.beyond > before
     }
 
     /// One that is due.
     fn due(&self, now: SystemTime) -> Option<String> {
-        let due = self.0.iter().filter(|(_, login)| login.at <= now);
+        let due = self.logins.iter().filter(|(_, login)| login.at <= now);
         due.min_by_key(|(_, login)| login.at).map(|(name, _)| name.clone())
     }
 
     /// When the next one is.
     fn next(&self) -> Option<SystemTime> {
-        self.0.values().map(|login| login.at).min()
+        self.logins.values().map(|login| login.at).min()
     }
 
     /// An answer came. What it says of the tokens' end is looked at next.
     fn answered(&mut self, name: &str, now: SystemTime) {
-        if let Some(login) = self.0.get_mut(name) {
+        if let Some(login) = self.logins.get_mut(name) {
             login.not_before = later(now, APART);
             // Should the end be the same as before.
             login.at = later(now, LONGEST_PAUSE);
@@ -85,7 +91,7 @@ impl Schedule {
 
     /// None came. How long it is until the next try.
     fn failed(&mut self, name: &str, now: SystemTime, refused: bool) -> Duration {
-        let Some(login) = self.0.get_mut(name) else { return FIRST_PAUSE };
+        let Some(login) = self.logins.get_mut(name) else { return FIRST_PAUSE };
         let pause = login.pause.map_or(FIRST_PAUSE, |pause| pause.saturating_mul(2).min(LONGEST_PAUSE));
         (login.pause, login.at, login.refused) = (Some(pause), later(now, pause), refused);
         pause
@@ -93,7 +99,7 @@ impl Schedule {
 
     /// The policy may be another one: what it refused is tried at once.
     fn another_policy(&mut self, now: SystemTime) {
-        for login in self.0.values_mut().filter(|login| login.refused) {
+        for login in self.logins.values_mut().filter(|login| login.refused) {
             login.at = now;
         }
     }
@@ -111,7 +117,10 @@ pub(crate) async fn run(world: &Rc<World>) -> Infallible {
         let interceptor = world.interceptor();
         let logins = interceptor.as_ref().map(|interceptor| interceptor.renewable()).unwrap_or_default();
         let now = SystemTime::now();
-        schedule.look(&logins, now);
+        if schedule.look(&logins, now) {
+            let text = format!("more than {MOST} logins: the tokens of {} are not renewed", schedule.beyond);
+            world.shared.record(What::new(Kind::Limit, Decision::Refused, "logins", 0).text(text));
+        }
         if let (Some(interceptor), Some(name)) = (interceptor, schedule.due(now)) {
             renew(world, interceptor.as_ref(), &name, &mut schedule).await;
             continue;
@@ -131,7 +140,7 @@ pub(crate) async fn run(world: &Rc<World>) -> Infallible {
 async fn renew(world: &Rc<World>, interceptor: &dyn Interceptor, name: &str, schedule: &mut Schedule) {
     let shared = &world.shared;
     let Some(renewal) = interceptor.renewal(name) else {
-        schedule.0.remove(name);
+        schedule.logins.remove(name);
         return;
     };
     let Ok(host) = Name::parse(&renewal.host) else {
@@ -212,6 +221,18 @@ mod tests {
         assert_eq!(wait(&mut schedule, 1001, 1031), 1800, "nor one whose answer changes nothing");
         schedule.look(&[], at(1031));
         assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn logins_beyond_the_most_are_noted_once() {
+        let logins = |count: usize| (0..count).map(|name| (name.to_string(), at(3600))).collect::<Vec<_>>();
+        let mut schedule = Schedule::default();
+        for (count, noted, beyond) in
+            [(64, false, 0), (65, true, 1), (65, false, 1), (67, true, 3), (64, false, 0), (65, true, 1)]
+        {
+            assert_eq!((schedule.look(&logins(count), at(0)), schedule.beyond), (noted, beyond), "{count}");
+            assert_eq!(schedule.logins.len(), MOST);
+        }
     }
 
     #[test]

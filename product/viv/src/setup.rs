@@ -65,7 +65,7 @@ fn say_what_is_kept_when_interrupted(cache: String) {
         if signals.forever().next().is_some() && !crate::session::has_begun() {
             if SETTING_UP.load(Ordering::SeqCst) {
                 eprintln!(
-                    "\nInterrupted. What was downloaded is kept in {cache}; the same command goes on from there."
+                    "\nInterrupted. What was downloaded is kept in {cache}; the same command goes on from there, and viv prune --images removes what was begun."
                 );
             }
             std::process::exit(INTERRUPTED.into());

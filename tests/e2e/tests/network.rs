@@ -2,7 +2,7 @@
 //! all, ports in both directions, and a gateway that dies.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -428,16 +428,26 @@ fn free_port() -> Result<u16, Verdict> {
 /// How often a port is chosen that somebody else may take.
 const TRIES: usize = 5;
 
-/// A port of the user's choice is published and reached.
+/// A port of the user's choice is published and reached, by either family.
 fn fixed(world: &World, name: &str) -> Case {
+    for address in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        // Not each host has IPv6.
+        if TcpListener::bind((address, 0)).is_ok() {
+            fixed_at(world, name, address)?;
+        }
+    }
+    Ok(())
+}
+
+fn fixed_at(world: &World, name: &str, address: IpAddr) -> Case {
     let mut said = None;
     for _ in 0..TRIES {
-        let port = free_port()?;
-        let ports = format!("{port}:8000");
+        let at = SocketAddr::new(address, free_port()?);
+        let ports = format!("{at}:8000");
         let published = world.run(&["ports", name, "--publish", &ports])?;
         if published.code == 0 {
-            let answer = get((Ipv4Addr::LOCALHOST, port).into())?;
-            ensure(answer.ends_with("from the guest"), format!("at {port}: {answer}"))?;
+            let answer = get(at)?;
+            ensure(answer.ends_with("from the guest"), format!("at {at}: {answer}"))?;
             let taken_back = world.run(&["ports", name, "--unpublish", &ports])?;
             return ensure(taken_back.code == 0, format!("{taken_back:?}"));
         }

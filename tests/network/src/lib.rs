@@ -86,6 +86,8 @@ pub fn run(groups: &Groups<'_, Net>) -> ExitCode {
 /// Passed on to the program inside.
 const PROGRAM: &str = "VIV_BIN";
 const ROOTS: &str = "SSL_CERT_FILE";
+/// The bundle of roots by which gateways check hosts, in a folder that is the namespace's own.
+pub const BUNDLE: &str = "/etc/ssl/certs/network-test.pem";
 
 impl Net {
     fn new(target: &Path) -> Result<Self, Verdict> {
@@ -95,8 +97,6 @@ impl Net {
         let world = World::new(target).map_err(Verdict::Wrong)?;
         let folder = tempfile::tempdir_in("/var/tmp")?;
         let authority = Authority::new("the network test's root").map_err(|error| wrong(&error))?;
-        let roots = std::env::var_os(ROOTS).map(PathBuf::from);
-        std::fs::write(roots.ok_or_else(|| Verdict::Wrong(format!("{ROOTS} is missing")))?, authority.pem())?;
         let names = NameServer::default();
         let runtime = runtime(folder.path().to_owned(), authority.pem().to_owned(), names.clone())?;
         namespace::be_ordinary()?;
@@ -295,8 +295,7 @@ fn go_inside(target: &Path) -> Result<i32, Verdict> {
     ensure(said.code == 0, format!("no base image: {}", said.err))?;
     // What cannot be had now is skipped inside, with the reason.
     let _ = (registry_program(), grpc_library(), aws_library());
-    let folder = tempfile::tempdir()?;
-    namespace::enter(&[(PROGRAM, world.program()), (ROOTS, &folder.path().join("roots.pem"))])
+    namespace::enter(&[(PROGRAM, world.program()), (ROOTS, Path::new(BUNDLE))])
 }
 
 /// A thread for the servers, once the namespace is furnished and the name server answers.

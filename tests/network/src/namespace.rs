@@ -1,6 +1,7 @@
 //! The private network namespace: this test program started once more by `unshare`, with a loopback interface of its own as its whole
 //! network and files of its own for name servers, hosts and extra roots. What gets past the gateway there reaches no real address.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -90,13 +91,20 @@ pub(crate) async fn furnish(folder: &Path, root: &str) -> Result<(), Verdict> {
         std::fs::write(&own, text)?;
         replace(&own, Path::new(place))?;
     }
-    let anchors = folder.join("anchors");
-    std::fs::create_dir(&anchors)?;
-    std::fs::write(anchors.join("network-test.crt"), root)?;
+    let bundle = Path::new(crate::BUNDLE);
+    let folder_of = |name: &str, file: &OsStr| {
+        let own = folder.join(name);
+        std::fs::create_dir(&own)?;
+        std::fs::write(own.join(file), root)?;
+        Ok::<_, Verdict>(own)
+    };
+    if let (Some(place), Some(file)) = (bundle.parent(), bundle.file_name()) {
+        replace(&folder_of("bundles", file)?, place)?;
+    }
     let Some(place) = ANCHORS.iter().map(Path::new).find(|place| place.is_dir()) else {
         return Err(Verdict::Skipped("this host has no folder for extra roots".into()));
     };
-    replace(&anchors, place)?;
+    replace(&folder_of("anchors", OsStr::new("network-test.crt"))?, place)?;
     be_ordinary()
 }
 

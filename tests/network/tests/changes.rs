@@ -1,9 +1,9 @@
 //! What changes on the host while a sandbox runs: it holds for the next connection.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+use std::{fs, io};
 
 use e2e::{Case, Verdict, ensure, eventually};
 use network::{Authority, How, Named, Net, Site, Speaks, echo};
@@ -15,24 +15,44 @@ pub(crate) const CASES: &[Named] = &[
     ("other_roots_of_the_host_hold", roots),
 ];
 
-/// A file with other contents, and its own again at the end. Written in place: the namespace has it bound where it is.
+/// A file with other contents, and its own again at the end.
 struct Instead {
     path: PathBuf,
     before: Option<String>,
+    write: Write,
 }
 
+/// How a file gets its contents.
+type Write = fn(&Path, &str) -> io::Result<()>;
+
 impl Instead {
+    /// Written in place: the namespace has most of its files bound where they are.
     fn of(path: PathBuf, contents: impl FnOnce(&str) -> String) -> Result<Self, Verdict> {
-        let before = fs::read_to_string(&path).ok();
-        fs::write(&path, contents(before.as_deref().unwrap_or_default()))?;
-        Ok(Self { path, before })
+        Self::by(in_place, path, contents)
     }
+
+    fn by(write: Write, path: PathBuf, contents: impl FnOnce(&str) -> String) -> Result<Self, Verdict> {
+        let before = fs::read_to_string(&path).ok();
+        write(&path, &contents(before.as_deref().unwrap_or_default()))?;
+        Ok(Self { path, before, write })
+    }
+}
+
+fn in_place(path: &Path, text: &str) -> io::Result<()> {
+    fs::write(path, text)
+}
+
+/// As `update-ca-certificates` does: a new file takes the place of the old one.
+fn renamed(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text)?;
+    fs::rename(&fresh, path)
 }
 
 impl Drop for Instead {
     fn drop(&mut self) {
         let _ = match &self.before {
-            Some(text) => fs::write(&self.path, text),
+            Some(text) => (self.write)(&self.path, text),
             None => fs::remove_file(&self.path),
         };
     }
@@ -128,10 +148,12 @@ fn roots(net: &Net) -> Case {
     net.allow(&["--method", "GET", "--path", "/**", "new.changes.example:443"])?;
     asks_until(net, "a refusal", &site, |code| code == "502")?;
     ensure(site.seen().is_empty(), "it was asked all the same")?;
-    let file = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let file = file.ok_or_else(|| Verdict::Wrong("SSL_CERT_FILE is missing".into()))?;
-    let instead = Instead::of(file, |text| text.to_owned() + authority.pem())?;
-    asks_until(net, "an answer by the new root", &site, |code| code == "200")?;
-    drop(instead);
-    asks_until(net, "a refusal again", &site, |code| code == "502")
+    let more = |text: &str| text.to_owned() + authority.pem();
+    for write in [in_place as Write, renamed] {
+        let instead = Instead::by(write, network::BUNDLE.into(), more)?;
+        asks_until(net, "an answer by the new root", &site, |code| code == "200")?;
+        drop(instead);
+        asks_until(net, "a refusal again", &site, |code| code == "502")?;
+    }
+    Ok(())
 }

@@ -201,6 +201,7 @@ fn resets(net: &Net, what: &str, change: impl Fn() -> Case) -> Case {
         Ok((took?, said?))
     })?;
     ensure(said.text() == "ready\nreset", format!("{what}: {said:?}"))?;
+    println!("{what}: held {} ms later", took.as_millis());
     ensure(took < SOON, format!("{what}: the reset came after {took:?}"))
 }
 

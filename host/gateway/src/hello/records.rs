@@ -58,7 +58,17 @@ impl Records {
                 }
                 continue;
             }
-            // Most of them, at once: a stream of zeros is one of empty records.
+            // A stream of zeros is one of empty records: all at once.
+            if self.behind && self.head.is_empty() && *first == 0 {
+                let zeros = zeros(bytes);
+                let whole = zeros.saturating_sub(zeros % HEADER);
+                if whole > 0 {
+                    self.begin(0, 0);
+                    bytes = bytes.get(whole..).unwrap_or_default();
+                    continue;
+                }
+            }
+            // Most others, at once.
             if let Some((&[kind @ 0..=0x7f, _, _, high, low], rest)) = bytes.split_first_chunk::<HEADER>()
                 && self.behind
                 && self.head.is_empty()
@@ -133,6 +143,16 @@ impl Records {
                 _ => false,
             }
     }
+}
+
+/// How many zeros these bytes begin with.
+fn zeros(bytes: &[u8]) -> usize {
+    // As many as are compared at once.
+    const PIECE: usize = 64;
+    let is_zero = |piece: &&[u8]| piece.iter().fold(0, |all, byte| all | byte) == 0;
+    let pieces = bytes.chunks_exact(PIECE).take_while(is_zero).count().saturating_mul(PIECE);
+    let rest = bytes.get(pieces..).unwrap_or_default();
+    pieces.saturating_add(rest.iter().take_while(|byte| **byte == 0).count())
 }
 
 /// Whether a type is another one of TLS than the handshake's.

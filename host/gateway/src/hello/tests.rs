@@ -296,6 +296,22 @@ fn a_hello_in_a_record_of_another_version_is_broken() {
     assert!(matches!(look(&endless, 1460), Seen::Broken(_)));
 }
 
+/// Zeros are looked at many at once: what is found is the same as one by one.
+#[test]
+fn a_hello_is_found_behind_any_number_of_zeros() {
+    let hello = hello("bad.example");
+    for zeros in (0..400).chain([65_535, 65_536, 100_000]) {
+        for behind in [&hello[..], &[1, 0, 0, 0, 0, 0, 0], &[0, 3, 3, 0, 0, 9]] {
+            let all = [&vec![0; zeros], behind].concat();
+            let (one, _) = found(&all, 1);
+            assert_eq!(matches!(one, Found::Hello(_)), zeros % 5 == 0 && behind == hello, "{zeros}");
+            for piece in [3, 5, 64, 1460, all.len()] {
+                assert_eq!(found(&all, piece).0, one, "{zeros} {piece}");
+            }
+        }
+    }
+}
+
 /// SSL 2.0's form of a ClientHello with two suites and a challenge.
 fn old_hello(high: u8, version: u8) -> Vec<u8> {
     let mut bytes = vec![high, 31, 1, version, 3, 0, 6, 0, 0, 0, 16, 0, 0, 0x2f, 0, 0, 0x35];

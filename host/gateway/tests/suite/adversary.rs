@@ -174,6 +174,59 @@ fn what_a_server_overlooks_hides_no_hello() {
     guest.end();
 }
 
+/// A server that says nothing and reads slowly; what it got of each connection, until its end.
+fn silent() -> (u16, Receiver<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, got) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (mut stream, mut all, mut piece) = (stream, Vec::new(), vec![0; 50_000]);
+            while let Ok(count @ 1..) = stream.read(&mut piece) {
+                all.extend_from_slice(&piece[..count]);
+                if all.len() % 7 == 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            }
+            let _ = sender.send(all);
+        }
+    });
+    (port, got)
+}
+
+/// An upload to a server that says nothing is looked at to its end: it arrives as it is, and no hello gets through behind it.
+#[test]
+fn an_upload_arrives_whole_and_no_hello_behind_it() {
+    let (port, got) = silent();
+    let mut guest = two_names(port);
+    let zeros = vec![0; 5 << 20];
+    // Records as a lenient server has them: each two bytes behind the other's end.
+    let records: Vec<u8> = (0..4_000u32)
+        .flat_map(|n| [&[0x41, 9, 9, 2, n as u8][..], &vec![n as u8; 0x200 + (n % 256) as usize]].concat())
+        .collect();
+    let upload = [&zeros[..], &records].concat();
+    for (behind, arrives) in
+        [(Vec::new(), true), (hello("b.example.com"), false), (b"and more".to_vec(), true)]
+    {
+        let handle = guest.connect_to("a.example.com", port).unwrap();
+        let all = [&upload[..], &behind].concat();
+        guest.send(handle, &all);
+        guest.finish(handle);
+        let came = guest.until("the server's end", |_| got.try_recv().ok());
+        if arrives {
+            assert!(came == all, "{} of {} bytes", came.len(), all.len());
+        } else {
+            // Its first bytes say nothing yet.
+            assert!(came.len() < upload.len() + 9 && all.starts_with(&came), "{} bytes", came.len());
+            guest.record("a refusal", |record| {
+                record.what.kind == Kind::Tls
+                    && record.what.text.contains("another record before the ClientHello")
+            });
+        }
+    }
+    guest.end();
+}
+
 /// A server that answers the first bytes with these; what else it got comes out when the connection ends.
 fn answering(answer: Vec<u8>) -> (u16, Receiver<Vec<u8>>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

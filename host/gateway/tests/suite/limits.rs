@@ -210,6 +210,30 @@ fn floods_within_a_flow_that_is_looked_into_end_it_with_a_record() {
 }
 
 #[test]
+fn what_comes_after_the_last_answer_has_a_bound_and_a_record() {
+    let (port, folder) = (web(), tempfile::tempdir().unwrap());
+    let mut guest = looked_into(Default::default(), folder.path());
+    let length = 16 << 20;
+    // Refused by its head alone; its body is thrown away for a while so that the answer arrives.
+    let head = format!("POST / HTTP/1.1\r\nHost: {SEEN}:{port}\r\nContent-Length: {length}\r\n\r\n");
+    let handle = guest.connect_to(SEEN, port).unwrap();
+    guest.send(handle, head.as_bytes());
+    let body = vec![b'a'; 64 << 10];
+    let mut left = length;
+    guest.until("a reset", |guest| {
+        let socket = guest.tcp(handle);
+        if socket.can_send() {
+            left -= socket.send_slice(&body[..body.len().min(left)]).unwrap_or_default();
+        }
+        (socket.state() == State::Closed).then_some(())
+    });
+    assert!((1..length - (1 << 20)).contains(&left), "{left} bytes are left");
+    let record = guest.record("its record", |record| is_limit(record, "came after the last answer"));
+    assert_eq!((record.what.host.as_str(), record.what.port, record.count), (SEEN, port, 1));
+    guest.end();
+}
+
+#[test]
 fn times_of_a_flow_that_is_looked_into_end_it_with_a_record() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, folder) = (web(), tempfile::tempdir().unwrap());
