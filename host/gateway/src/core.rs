@@ -177,6 +177,10 @@ impl Rules {
             return false;
         }
         let verdict = self.policy.name(name);
+        // Who connects is refused and recorded with the port, which a rule for it needs: of the name alone nothing could be said.
+        if name.is_host_service() && verdict.outcome == Outcome::Undecided {
+            return true;
+        }
         let mode = if name.is_host_service() { Mode::Enforce } else { self.mode };
         let decision = match (verdict.outcome, mode) {
             (Outcome::Allow | Outcome::Inspect, _) => Decision::Allowed,

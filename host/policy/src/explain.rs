@@ -70,7 +70,8 @@ impl Compiled {
         verdict(outcome, placed.layer, Some(placed.id()), text, None)
     }
 
-    /// The remedy of a deny is an exception to it, for rules that are the user's own.
+    /// The remedy of a deny that is the user's own, against which no allow helps: one about this host alone is taken back, a wider one has
+    /// an exception.
     pub(crate) fn denied(&self, placed: &Placed, target: Target<'_>, address: Option<IpAddr>) -> Verdict {
         let sandbox = match placed.layer {
             Layer::Sandbox => Some(self.sandbox.as_str()),
@@ -78,8 +79,14 @@ impl Compiled {
             _ => None,
         };
         let remedy = sandbox.and_then(|sandbox| {
+            let wanted = resource_of(target.host, target.port);
+            if placed.rule.resource().hosts() == wanted.hosts() {
+                let mut words = command::start("rm", sandbox);
+                words.extend(["--id".to_owned(), placed.key.clone()]);
+                return Some(command::line(&words));
+            }
             let mut except = placed.rule.except().to_vec();
-            except.push(resource_of(target.host, target.port));
+            except.push(wanted);
             Some(placed.rule.clone().with_except(except).ok()?.command(sandbox))
         });
         let what = match address {

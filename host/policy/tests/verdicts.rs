@@ -410,13 +410,27 @@ fn remedies_help() {
                 Some((verb, rest)) => (&mut set.local, format!("{verb}{rest}")),
                 None => (&mut set.global, remedy),
             };
-            policy::upsert(list, rule(&plain));
+            match plain.strip_prefix("rm --id ") {
+                Some(key) => list.retain(|rule| rule.key() != key),
+                None => _ = policy::upsert(list, rule(&plain)),
+            }
             verdict = ask(&Policy::compile(&set), question);
             if verdict.is_open() {
                 break;
             }
         }
         assert!(verdict.is_open(), "{question}: {verdict:?}");
+    }
+    // Against a deny no allow helps: it is taken back where it stands, and a wider one is left to hold for the rest.
+    for (question, remedy) in [
+        ("tcp bad.example 443", Some("viv policy rm --sandbox box --id deny:bad.example")),
+        ("name bad.example", Some("viv policy rm --sandbox box --id deny:bad.example")),
+        ("POST carved.example 443 /up/x", Some("viv policy rm --id 'deny:carved.example:POST:/up/**'")),
+        ("tcp jira.foo.com 443", Some("viv policy deny '**.foo.com' --except jira.foo.com:443")),
+        ("tcp localhost 8080", Some("viv policy allow --sandbox box localhost:8080")),
+    ] {
+        let verdict = ask(&Policy::compile(&start), question);
+        assert_eq!(verdict.reason.remedy.as_deref(), remedy, "{question}");
     }
     let verdict = ask(&Policy::compile(&self::set(Preset::AllowAll, &[])), "at a.example 80 0.0.0.0");
     assert_eq!(verdict.reason.remedy, None, "nothing opens this");

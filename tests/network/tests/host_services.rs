@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use e2e::{Case, ensure};
-use network::{How, Named, Net, echo};
+use network::{How, NAME, Named, Net, echo};
 
 pub(crate) const CASES: &[Named] =
     &[("a_service_of_the_host_is_reached_by_its_names_and_no_other_port_is", by_name)];
@@ -20,8 +20,12 @@ fn by_name(net: &Net) -> Case {
     let six = at(Ipv6Addr::LOCALHOST.into(), 8091)?;
     let other = at(Ipv4Addr::LOCALHOST.into(), 8092)?;
     let get = |host: &str, port: u16| format!("curl -sS -m 60 http://{host}:{port}/; echo $?");
+    // The name alone opens nothing; the refusal says how that one port is allowed.
+    let hint = net.told(&get("host.viv.internal", 8090), "localhost:8090  (")?;
+    let remedy = format!("allow: viv policy allow --sandbox {NAME} localhost:8090");
+    ensure(hint.contains(&remedy), hint)?;
     let said = net.guest(&get("host.viv.internal", 8090))?;
-    ensure(said.text() == "6", format!("the name is there without a rule: {said:?}"))?;
+    ensure(said.text() == "7", format!("reached without a rule: {said:?}"))?;
     net.allow(&["localhost:8090,localhost:8091"])?;
     for host in ["host.viv.internal", "host.docker.internal"] {
         for port in [8090, 8091] {

@@ -534,11 +534,18 @@ fn the_hosts_services_are_not_observed() {
         mode: Mode::Observe,
         ..Configuration::default()
     });
-    let address = guest.resolve("host.viv.internal").expect("another port of it is allowed");
+    let address = guest.resolve("host.viv.internal").expect("the name alone opens nothing");
     assert!(guest.connect((IpAddr::from(address), port)).is_none());
-    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[], &[])) }, &[]);
-    guest.until("no such name", |guest| guest.resolve("host.docker.internal").is_none().then_some(()));
+    refused_service(&mut guest, port);
     guest.end();
+}
+
+/// A refusal of a port of the host's says how that port is allowed, and no other.
+fn refused_service(guest: &mut Guest, port: u16) {
+    let is_it = |record: &Record| record.what.kind == Kind::Connect && record.what.port == port;
+    let what = guest.record("the refusal", is_it).what;
+    assert_eq!(what.decision, Decision::Refused);
+    assert!(what.remedy.is_some_and(|remedy| remedy.ends_with(&format!(" localhost:{port}"))));
 }
 
 #[test]
@@ -574,7 +581,11 @@ fn datagrams_are_relayed_and_refused_like_connections() {
 fn a_service_of_the_host_is_reached_by_its_names() {
     let port = echo("127.0.0.1");
     let mut guest = with(rules(&[], &[]), &[]);
-    assert!(guest.resolve("host.docker.internal").is_none(), "without a rule there is no such name");
+    let address = guest.resolve("host.docker.internal").expect("the name alone opens nothing");
+    assert!(guest.connect((IpAddr::from(address), port)).is_none());
+    refused_service(&mut guest, port);
+    guest.say(&ToGateway::Policy { policy: Box::new(rules(&[], &["localhost:*"])) }, &[]);
+    guest.until("no such name", |guest| guest.resolve("host.viv.internal").is_none().then_some(()));
     guest.say(&ToGateway::Policy { policy: Box::new(rules(&[&format!("localhost:{port}")], &[])) }, &[]);
     for name in ["host.docker.internal", "host.viv.internal"] {
         let address = guest.until("the name", |guest| guest.resolve(name));
