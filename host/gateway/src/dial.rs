@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::core::{Course, Shared, Target};
 use crate::proxy::{self, Proxy, ProxyHost, ProxyTable};
+use crate::record::UNRESOLVED;
 use crate::resolve::ResolveError;
 use crate::wire::Wire;
 
@@ -36,7 +37,7 @@ pub enum DialError {
     #[error("{}", .0.text)]
     Changed(Box<Reason>),
     /// The name has no address.
-    #[error("its name cannot be resolved: {0}")]
+    #[error("{UNRESOLVED}: {0}")]
     Resolve(#[from] ResolveError),
     /// No address took the connection.
     #[error("{0}")]

@@ -27,6 +27,9 @@ const BATCH_BYTES: usize = 96 << 10;
 /// Bytes of a path, a text or a remedy that are kept.
 const LONGEST: usize = 1024;
 
+/// How the text of a flow begins that was let through to a name which does not resolve; the reason comes after it and `: `.
+pub const UNRESOLVED: &str = "its name cannot be resolved";
+
 /// What a record is of.
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {

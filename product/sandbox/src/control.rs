@@ -188,6 +188,18 @@ pub enum Notice {
         /// How many further refusals were not told since the last one that was.
         untold: u64,
     },
+    /// Further refusals and failures were not told, and no hint came after them.
+    MoreBlocked {
+        /// How many.
+        count: u64,
+    },
+    /// A name is allowed, and does not resolve.
+    Unresolved {
+        /// The name.
+        host: String,
+        /// Why.
+        why: String,
+    },
     /// A placeholder of a secret was seen on its way to where it does not belong.
     Exfiltration {
         /// Where to.
@@ -276,6 +288,9 @@ pub struct NetworkStatus {
     pub ports: Vec<Publish>,
     /// What the gateway counted.
     pub counters: Vec<(String, u64)>,
+    /// How many refusals sessions were not told of, and not yet that there are so many.
+    #[serde(default)]
+    pub untold: u64,
 }
 
 /// How a running sandbox fares.

@@ -1,11 +1,12 @@
 //! What a session's user is told, and asked, while the session goes on, on the standard error.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use policy::{HostKey, Protocol, Rule, Target, Via, allow_of};
 use rustix::termios::{OutputModes, tcgetattr};
-use sandbox::client::Held;
+use sandbox::client::{self, Held};
 use sandbox::control::Notice;
 use sandbox::escape::escaped;
 use sandbox::folder::Sandbox;
@@ -25,6 +26,9 @@ const MOST_DIGITS: usize = 9;
 /// What is asked just now, for the thread that reads the keys.
 static ASKED: Mutex<Asking> = Mutex::new(Asking::new());
 
+/// Whether this session was told of a refusal.
+static BLOCKED: AtomicBool = AtomicBool::new(false);
+
 /// Tells until the sandbox or this process ends. The session's place in the sandbox goes with the thread, and ends with the process.
 pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
     let sandbox = sandbox.clone();
@@ -36,8 +40,9 @@ pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
     };
     let hear = move || {
         while let Some(notice) = held.next_notice() {
-            tell(words(&notice));
+            tell(words(&notice, &sandbox.spec.name));
             match notice {
+                Notice::Blocked { .. } => BLOCKED.store(true, Ordering::Relaxed),
                 Notice::Asked { question, host, port, udp } => {
                     let question = Question { number: question, host, port, udp };
                     // Before it can be answered: the words tell how.
@@ -57,7 +62,24 @@ pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
     let _ = std::thread::Builder::new().name("notices".into()).spawn(hear);
 }
 
-fn words(notice: &Notice) -> Option<String> {
+/// At the end of the session: how many refusals there were that it was not told of.
+pub(crate) fn last_words(sandbox: &Sandbox) {
+    if !BLOCKED.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Ok(Some(status)) = client::network(sandbox)
+        && status.untold > 0
+    {
+        say(&more(status.untold, &sandbox.spec.name));
+    }
+}
+
+/// So many were not told, and where they stand.
+fn more(count: u64, name: &str) -> String {
+    format!("blocked  and {count} more   viv policy log --type refused,failed {name}")
+}
+
+fn words(notice: &Notice, name: &str) -> Option<String> {
     Some(match notice {
         Notice::HostFull => {
             "the host's disk is full: what the sandbox writes waits, nothing is lost   free some space, and it goes on".into()
@@ -72,12 +94,16 @@ fn words(notice: &Notice) -> Option<String> {
                 text.push_str(&format!("   allow: {allow}"));
             }
             if *untold > 0 {
-                text.push_str(&format!("   and {untold} more: viv policy log"));
+                text.push_str(&format!("   and {untold} more: viv policy log {name}"));
             }
             text
         }
+        Notice::MoreBlocked { count } => more(*count, name),
+        Notice::Unresolved { host, why } => {
+            format!("{host} is allowed, but its name does not resolve  ({why})")
+        }
         Notice::Exfiltration { what, why } => {
-            format!("blocked  {what}  A SECRET WAS ON ITS WAY TO WHERE IT DOES NOT BELONG: {why}   viv policy log")
+            format!("blocked  {what}  A SECRET WAS ON ITS WAY TO WHERE IT DOES NOT BELONG: {why}   viv policy log {name}")
         }
         Notice::Asked { .. }
         | Notice::AskOver { .. }
@@ -370,8 +396,17 @@ mod tests {
             untold: 0,
         };
         assert_eq!(
-            words(&notice).unwrap(),
+            words(&notice, "claude-api").unwrap(),
             "blocked  POST gist.github.com/  (balanced: \"can carry data out\")   allow: viv policy allow --sandbox claude-api gist.github.com"
+        );
+        assert_eq!(
+            words(&Notice::MoreBlocked { count: 3 }, "claude-api").unwrap(),
+            "blocked  and 3 more   viv policy log --type refused,failed claude-api"
+        );
+        let why = "the host's name servers know no such name".to_owned();
+        assert_eq!(
+            words(&Notice::Unresolved { host: "nosuch.pypi.org".into(), why }, "claude-api").unwrap(),
+            "nosuch.pypi.org is allowed, but its name does not resolve  (the host's name servers know no such name)"
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gateway::record::{Decision, Kind, Record, What};
+use gateway::record::{Decision, Kind, Record, UNRESOLVED, What};
 use policy::Protocol;
 
 use crate::control::Notice;
@@ -13,6 +13,8 @@ const AGAIN: Duration = Duration::from_secs(300);
 /// So many different ones in so long.
 const MOST: usize = 4;
 const WINDOW: Duration = Duration::from_secs(10);
+/// How many were not told is, after so long and once in a [`WINDOW`], unless another one is told before and says it.
+const REST: Duration = Duration::from_secs(1);
 /// So many attempts to carry a secret off in so long; a guest can make any number, and what else stands on the terminal must stay to be seen.
 const MOST_SECRETS: usize = 8;
 /// Most refusals that are remembered.
@@ -23,6 +25,9 @@ const REMEMBERED: usize = 256;
 pub(super) struct Hints {
     told: VecDeque<(Instant, String)>,
     untold: u64,
+    /// When that is said on its own, if there is any, and when it last was.
+    rest: Option<Instant>,
+    said: Option<Instant>,
     secrets: VecDeque<Instant>,
     untold_secrets: u64,
 }
@@ -31,6 +36,7 @@ impl Hints {
     /// What a record is to be told as, if at all.
     pub(super) fn notice(&mut self, record: &Record, now: Instant) -> Option<Notice> {
         let (what, record) = (what(&record.what), &record.what);
+        let unresolved = unresolved(record);
         match record.decision {
             Decision::Refused if record.kind == Kind::Exfiltration => {
                 return self.exfiltration(what, &record.text, now);
@@ -38,6 +44,7 @@ impl Hints {
             // Which servers a service has: apt asks it of every mirror, and goes on without an answer.
             Decision::Refused if record.kind == Kind::Dns && record.host.starts_with('_') => return None,
             Decision::Refused => {}
+            _ if unresolved.is_some() => {}
             _ => return None,
         }
         while self.told.front().is_some_and(|(at, _)| *at + AGAIN <= now) || self.told.len() > REMEMBERED {
@@ -46,6 +53,8 @@ impl Hints {
         // An SSH agent is one, and is refused this and that: each is told.
         let told = match record.kind {
             Kind::SshAgent => record.text.clone(),
+            // Whatever the port.
+            _ if unresolved.is_some() => record.host.clone(),
             _ => what.clone(),
         };
         if self.told.iter().any(|(_, known)| *known == told) {
@@ -53,15 +62,33 @@ impl Hints {
         }
         if self.told.iter().filter(|(at, _)| *at + WINDOW > now).count() >= MOST {
             self.untold = self.untold.saturating_add(1);
+            self.rest.get_or_insert((now + REST).max(self.said.map_or(now, |said| said + WINDOW)));
             return None;
         }
         self.told.push_back((now, told));
-        let why = match &record.layer {
-            Some(layer) if !record.text.is_empty() => format!("{layer}: {}", record.text),
-            _ => record.text.clone(),
-        };
+        if let Some(why) = unresolved {
+            return Some(Notice::Unresolved { host: record.host.clone(), why: why.to_owned() });
+        }
+        self.rest = None;
         let untold = std::mem::take(&mut self.untold);
-        Some(Notice::Blocked { what, why, allow: record.remedy.clone(), untold })
+        Some(Notice::Blocked { what, why: why(record), allow: record.remedy.clone(), untold })
+    }
+
+    /// When [`Hints::rest`] has something to say.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.rest
+    }
+
+    /// How many were not told, when that is due.
+    pub(super) fn rest(&mut self, now: Instant) -> Option<Notice> {
+        self.rest.filter(|at| *at <= now)?;
+        (self.rest, self.said) = (None, Some(now));
+        Some(Notice::MoreBlocked { count: std::mem::take(&mut self.untold) })
+    }
+
+    /// How many were not told so far.
+    pub(super) fn untold(&self) -> u64 {
+        self.untold
     }
 
     fn exfiltration(&mut self, what: String, why: &str, now: Instant) -> Option<Notice> {
@@ -83,6 +110,22 @@ impl Hints {
     /// What was told may be told again: the rules have changed.
     pub(super) fn forget(&mut self) {
         self.told.clear();
+    }
+}
+
+/// Why the name of what was let through does not resolve, if it is that.
+fn unresolved(record: &What) -> Option<&str> {
+    let is_flow = matches!(record.kind, Kind::Connect | Kind::Datagram | Kind::Request);
+    let why =
+        record.text.strip_prefix(UNRESOLVED).filter(|_| is_flow && record.decision == Decision::Failed)?;
+    Some(why.trim_start_matches(": "))
+}
+
+/// Why something was decided, with the layer that did.
+pub fn why(record: &What) -> String {
+    match &record.layer {
+        Some(layer) if !record.text.is_empty() => format!("{layer}: {}", record.text),
+        _ => record.text.clone(),
     }
 }
 
@@ -143,6 +186,43 @@ mod tests {
         assert!(hints.notice(&one(refused("a.example")), start + AGAIN).is_some());
         hints.forget();
         assert!(hints.notice(&one(refused("a.example")), start + AGAIN).is_some());
+    }
+
+    #[test]
+    fn what_was_not_told_is_counted_also_when_nothing_comes_after_it() {
+        let (mut hints, start) = (Hints::default(), Instant::now());
+        let flood = |hints: &mut Hints, name: &str, at: Instant| {
+            (0..7).filter_map(|n| hints.notice(&one(refused(&format!("{name}{n}.example"))), at)).count()
+        };
+        assert_eq!((flood(&mut hints, "a", start), hints.untold()), (MOST, 3));
+        assert_eq!((hints.due(), hints.rest(start)), (Some(start + REST), None));
+        assert_eq!(hints.rest(start + REST), Some(Notice::MoreBlocked { count: 3 }));
+        assert_eq!((hints.due(), hints.untold()), (None, 0), "nothing to wake up for");
+        // A flood that goes on is told of as seldom as its hints.
+        let again = start + REST * 2;
+        assert_eq!(flood(&mut hints, "b", again), 0);
+        assert_eq!(hints.due(), Some(start + REST + WINDOW));
+        // A hint that comes before says it.
+        let hint = hints.notice(&one(refused("c.example")), start + WINDOW);
+        assert!(matches!(hint, Some(Notice::Blocked { untold: 7, .. })), "{hint:?}");
+        assert_eq!(hints.due(), None);
+    }
+
+    #[test]
+    fn a_name_that_is_allowed_and_does_not_resolve_is_told_once() {
+        let (mut hints, now) = (Hints::default(), Instant::now());
+        let failed = |host: &str, port: u16, text: &str| {
+            one(What::new(Kind::Connect, Decision::Failed, host, port).text(text))
+        };
+        let text = format!("{UNRESOLVED}: the host's name servers know no such name");
+        let told = hints.notice(&failed("nosuch.example", 443, &text), now);
+        let why = "the host's name servers know no such name".to_owned();
+        assert_eq!(told, Some(Notice::Unresolved { host: "nosuch.example".into(), why }));
+        assert_eq!(hints.notice(&failed("nosuch.example", 80, &text), now), None);
+        assert_eq!(hints.notice(&failed("other.example", 443, "Connection refused"), now), None);
+        let more =
+            (0..9).filter(|n| hints.notice(&failed(&format!("n{n}.example"), 1, &text), now).is_some());
+        assert_eq!(more.count(), MOST - 1);
     }
 
     #[test]

@@ -255,6 +255,7 @@ impl Network {
             self.secrets_until,
             self.policy.again(),
             self.settings,
+            self.hints.due(),
             unwritten,
         ];
         due.into_iter().flatten().min()
@@ -284,6 +285,7 @@ impl Network {
         if self.unwritten.as_ref().is_some_and(|(_, again)| *again <= now) {
             told.extend(self.write_down(Vec::new()));
         }
+        told.extend(self.hints.rest(now));
         // Sessions that begin later are told when they do.
         if self.authority.is_some_and(|at| at <= now) {
             self.authority = None;
@@ -359,6 +361,7 @@ impl Network {
             once: self.policy.in_force().once.clone(),
             ports: self.published(),
             counters: self.counters.clone(),
+            untold: self.hints.untold(),
         }
     }
 

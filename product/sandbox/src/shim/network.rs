@@ -92,7 +92,9 @@ impl Shim<'_> {
             let wants = |attention: Attention| match notice {
                 Notice::Asked { .. } | Notice::AskOver { .. } => attention.asks,
                 // What an observing session does is let through on purpose.
-                Notice::Blocked { .. } => attention.hints && !attention.observes,
+                Notice::Blocked { .. } | Notice::MoreBlocked { .. } | Notice::Unresolved { .. } => {
+                    attention.hints && !attention.observes
+                }
                 Notice::AuthorityEnds | Notice::SecretsEnd => attention.keeps,
                 _ => attention.hints,
             };

@@ -35,5 +35,7 @@ pub(crate) fn run(options: ExecOptions, no_input: bool) -> Result<u8, Failure> {
     };
     let stream = held.agent()?;
     notices::watch(Arc::new(held), &sandbox);
-    say_if_stopped(&sandbox, session::run(stream, wanted))
+    let outcome = session::run(stream, wanted);
+    notices::last_words(&sandbox);
+    say_if_stopped(&sandbox, outcome)
 }
