@@ -278,7 +278,8 @@ fn observe(world: &World) -> Case {
     // What the rules let through leaves nothing to say, and a name that is asked for and no more neither.
     let get = "curl -sS -m 60 -o /dev/null -w '%{http_code}' https://pypi.org/simple/six/";
     let said = observed(&format!("{get}; getent hosts {NOBODYS} >/dev/null"))?;
-    let nothing = said.err.lines().last() == Some("viv: the rules that there are allow all that it did");
+    let is_told = |said: &Said, what: &str| said.err.lines().any(|line| line == what);
+    let nothing = is_told(&said, "viv: the rules that there are allow all that it reached");
     ensure(said.text() == "200" && nothing, format!("{said:?}"))?;
     let denied = world.run(&[
         "policy",
@@ -300,9 +301,19 @@ fn observe(world: &World) -> Case {
     let (posted, deleted) = codes.split_once(' ').unwrap_or_default();
     ensure(posted != "403" && posted != "000" && deleted == "403", format!("{said:?}"))?;
     let rule = format!("viv policy allow --sandbox {name} pypi.org:443 --method POST --path /simple/six");
-    let lines: Vec<&str> =
-        said.err.lines().skip_while(|line| *line != "viv: what it did needs these rules:").skip(1).collect();
-    ensure(lines == [format!("  {rule}")], format!("{said:?}"))?;
+    let after = |title: &'static str| {
+        let lines = said.err.lines().skip_while(move |line| *line != title).skip(1);
+        lines.take_while(|line| line.starts_with("  ")).collect::<Vec<_>>()
+    };
+    ensure(after("viv: what it did needs these rules:") == [format!("  {rule}")], format!("{said:?}"))?;
+    let refused = after("viv: refused, which observing does not change:");
+    let remedy = format!("allow: viv policy rm --sandbox {name} --id 'deny:pypi.org:DELETE:/**'");
+    let is_it =
+        matches!(refused[..], [line] if line.starts_with("  DELETE pypi.org/") && line.ends_with(&remedy));
+    ensure(is_it, format!("{said:?}"))?;
+    // What it is told when it reaches nothing.
+    let said = observed("true")?;
+    ensure(is_told(&said, "viv: it reached nothing"), format!("{said:?}"))?;
     let of_it = |record: &Value| record["method"] == "POST" && record["decision"] == "Observed";
     let records = records(world, name, &["--type", "observed"])?;
     ensure(records.iter().any(of_it), format!("{records:?}"))?;

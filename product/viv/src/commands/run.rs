@@ -74,17 +74,11 @@ pub(crate) fn run(options: &RunOptions, no_input: bool) -> Result<u8, Failure> {
 /// How long the gateway's last records may take to be in the log.
 const LAST_RECORDS: Duration = Duration::from_millis(700);
 
-/// The end of `--observe`: the rules that the work would need.
+/// The end of `--observe`: the rules that the work would need, and what was refused or failed all the same.
 fn say_what_was_needed(places: &Places, sandbox: &Sandbox, log: &mut LogReader) -> Result<(), Failure> {
     std::thread::sleep(LAST_RECORDS);
-    let rules = observed_since(places, sandbox, log)?;
-    if rules.is_empty() {
-        eprintln!("viv: the rules that there are allow all that it did");
-        return Ok(());
-    }
-    eprintln!("viv: what it did needs these rules:");
-    for rule in rules {
-        eprintln!("  {}", escaped(&rule.command(&sandbox.spec.name), LONGEST));
+    for line in observed_since(places, sandbox, log)? {
+        eprintln!("{}", escaped(&line, LONGEST));
     }
     Ok(())
 }
@@ -189,7 +183,9 @@ fn session_of_agent(
     };
     let stream = held.agent()?;
     notices::watch(held, sandbox);
-    commands::say_if_stopped(sandbox, session::run(stream, wanted))
+    let outcome = session::run(stream, wanted);
+    notices::last_words(sandbox);
+    commands::say_if_stopped(sandbox, outcome)
 }
 
 fn unknown_agent(given: &str) -> Failure {

@@ -1,9 +1,9 @@
 //! `viv policy log`: what was decided on the networks of sandboxes, line by line or summed up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use gateway::record::{Decision, Kind, Record};
+use gateway::record::{Decision, Kind, Record, What};
 use policy::{HostKey, Observed, Policy, Rule};
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::{Sandbox, Sandboxes};
@@ -33,7 +33,7 @@ struct Object<'r> {
     bytes_up: u64,
     bytes_down: u64,
     #[serde(flatten)]
-    what: &'r gateway::record::What,
+    what: &'r What,
 }
 
 /// The verb.
@@ -253,15 +253,96 @@ fn totals(entries: &[(String, Entry)], json: bool) -> Result<(), Failure> {
     if text.is_empty() { Ok(()) } else { say(&text) }
 }
 
-/// The rules that the work of a sandbox since `reader` was made would have needed beside those that hold.
+/// Lines of what was refused, and of what could not be reached, at the end of a session that observed.
+const MOST_LINES: usize = 10;
+
+/// What the work of a session that observed was, as the log has it.
+#[derive(Debug, Default)]
+struct Work {
+    /// The rules that it would have needed beside those that hold.
+    rules: Vec<Rule>,
+    /// Whether it reached anything.
+    reached: bool,
+    /// What was refused although it was observed.
+    refused: Vec<String>,
+    /// What was let through and could not be reached.
+    failed: Vec<String>,
+}
+
+/// What a session that observed is told at its end of what was recorded since `reader` was made.
 pub(crate) fn observed_since(
     places: &Places,
     sandbox: &Sandbox,
     reader: &mut LogReader,
-) -> Result<Vec<Rule>, Failure> {
-    let observed: Vec<Observed> = reader.read().iter().filter_map(|entry| observed(&entry.record)).collect();
+) -> Result<Vec<String>, Failure> {
     let base = Policy::compile(&set(places, Some(sandbox))?);
-    Ok(policy::minimal_rules(&observed, Some(&base)))
+    Ok(Work::new(&reader.read(), &base).words(&sandbox.spec.name))
+}
+
+impl Work {
+    fn new(entries: &[Entry], base: &Policy) -> Self {
+        let flows = || {
+            let is_flow = |what: &&What| {
+                matches!(what.kind, Kind::Connect | Kind::Datagram | Kind::Tls | Kind::Request)
+            };
+            entries.iter().map(|entry| &entry.record.what).filter(is_flow)
+        };
+        let passed = |what: &&What| matches!(what.decision, Decision::Allowed | Decision::Observed);
+        let reached: BTreeSet<String> = flows().filter(passed).map(hints::what).collect();
+        // Each is told once. Which servers a service has is asked by who goes on without an answer.
+        let mut known = BTreeSet::new();
+        let mut line = |what: &What, remedy: Option<&String>| {
+            let mut line = hints::what(what);
+            let why = hints::why(what);
+            let is_new = known.insert(if what.kind == Kind::SshAgent { why.clone() } else { line.clone() });
+            if !why.is_empty() {
+                line.push_str(&format!("  ({why})"));
+            }
+            if let Some(remedy) = remedy {
+                line.push_str(&format!("   allow: {remedy}"));
+            }
+            is_new.then_some(line)
+        };
+        let all = entries.iter().map(|entry| &entry.record.what);
+        let refused = all
+            .filter(|what| what.decision == Decision::Refused)
+            .filter(|what| what.kind != Kind::Dns || !what.host.starts_with('_'))
+            .filter_map(|what| line(what, what.remedy.as_ref()))
+            .collect();
+        // Of several attempts at once one is enough, and the others are given up.
+        let failed = flows()
+            .filter(|what| what.decision == Decision::Failed && !reached.contains(&hints::what(what)))
+            .filter_map(|what| line(what, None))
+            .collect();
+        let observed: Vec<Observed> = entries.iter().filter_map(|entry| observed(&entry.record)).collect();
+        let rules = policy::minimal_rules(&observed, Some(base));
+        Self { rules, reached: !reached.is_empty(), refused, failed }
+    }
+
+    fn words(&self, name: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        match (self.reached, self.rules.is_empty()) {
+            (_, false) => lines.push("viv: what it did needs these rules:".to_owned()),
+            (true, true) => lines.push("viv: the rules that there are allow all that it reached".to_owned()),
+            (false, true) => lines.push("viv: it reached nothing".to_owned()),
+        }
+        lines.extend(self.rules.iter().map(|rule| format!("  {}", rule.command(name))));
+        for (told, title, kind) in [
+            (&self.refused, "viv: refused, which observing does not change:", "refused"),
+            (&self.failed, "viv: let through, and could not be reached:", "failed"),
+        ] {
+            if told.is_empty() {
+                continue;
+            }
+            lines.push(title.to_owned());
+            lines.extend(told.iter().take(MOST_LINES).map(|line| format!("  {line}")));
+            let more = told.len().saturating_sub(MOST_LINES);
+            if more > 0 {
+                lines.push(format!("  and {more} more   viv policy log --type {kind} {name}"));
+            }
+        }
+        lines
+    }
 }
 
 /// What was let through although no rule allows it. A question for a name says nothing of the port.
@@ -282,7 +363,8 @@ fn observed(record: &Record) -> Option<Observed> {
 
 #[cfg(test)]
 mod tests {
-    use gateway::record::What;
+    use gateway::record::UNRESOLVED;
+    use policy::{PolicySet, Preset, Protocol};
 
     use super::*;
 
@@ -315,5 +397,66 @@ mod tests {
             assert!(!of(words).unwrap().lets(&record), "{words}");
         }
         assert!(of("nonsense").is_err());
+    }
+
+    /// What a session that observed is told of these.
+    fn told(whats: &[What]) -> Vec<String> {
+        let entry = |what: &What| {
+            let record =
+                Record { time: 1, last: 1, count: 1, bytes_up: 0, bytes_down: 0, what: what.clone() };
+            Entry { seq: 1, entries: None, record }
+        };
+        let entries: Vec<Entry> = whats.iter().map(entry).collect();
+        let rule = Rule::new(policy::Decision::Allow, "a.example".parse().unwrap());
+        let set = PolicySet { preset: Preset::DenyAll, local: vec![rule], ..PolicySet::default() };
+        Work::new(&entries, &Policy::compile(&set)).words("box")
+    }
+
+    #[test]
+    fn the_end_of_observing_says_what_is_true() {
+        let flow = |decision, host: &str| What {
+            protocol: Some(Protocol::Tcp),
+            ..What::new(Kind::Connect, decision, host, 443)
+        };
+        let name = |decision, host: &str| What::new(Kind::Dns, decision, host, 0);
+        let nothing = "viv: it reached nothing";
+        let all = "viv: the rules that there are allow all that it reached";
+        assert_eq!(told(&[]), [nothing]);
+        // A name that is asked for and no more is nothing that was reached.
+        assert_eq!(told(&[name(Decision::Observed, "b.example")]), [nothing]);
+        assert_eq!(told(&[flow(Decision::Allowed, "a.example")]), [all]);
+        assert_eq!(
+            told(&[flow(Decision::Allowed, "a.example"), flow(Decision::Observed, "b.example")]),
+            ["viv: what it did needs these rules:", "  viv policy allow --sandbox box b.example:443"]
+        );
+        let denied = What {
+            layer: Some("sandbox".into()),
+            text: "denied by deny:c.example".into(),
+            remedy: Some("viv policy rm --sandbox box --id deny:c.example".into()),
+            ..name(Decision::Refused, "c.example")
+        };
+        let unresolved = flow(Decision::Failed, "nosuch.example").text(format!("{UNRESOLVED}: no such name"));
+        let service = name(Decision::Refused, "_http._tcp.example");
+        let given_up = flow(Decision::Failed, "a.example").text("given up");
+        let refused = [
+            "viv: refused, which observing does not change:",
+            "  c.example  (sandbox: denied by deny:c.example)   allow: viv policy rm --sandbox box --id deny:c.example",
+        ];
+        let failed = [
+            "viv: let through, and could not be reached:",
+            "  nosuch.example:443  (its name cannot be resolved: no such name)",
+        ];
+        assert_eq!(
+            told(&[denied.clone(), unresolved, service, denied.clone()]),
+            [&[nothing], &refused[..], &failed[..]].concat()
+        );
+        assert_eq!(
+            told(&[given_up, denied, flow(Decision::Allowed, "a.example")]),
+            [&[all], &refused[..]].concat()
+        );
+        let many: Vec<What> = (0..13).map(|n| name(Decision::Refused, &format!("{n}.example"))).collect();
+        let lines = told(&many);
+        assert_eq!(lines.len(), 2 + MOST_LINES + 1);
+        assert_eq!(lines.last().unwrap(), "  and 3 more   viv policy log --type refused box");
     }
 }
