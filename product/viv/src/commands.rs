@@ -59,10 +59,8 @@ pub(crate) fn hold(sandbox: &Sandbox, attention: Attention, interactive: bool) -
     let mut spinner = None;
     let starting = || {
         if interactive {
-            let bar = indicatif::ProgressBar::new_spinner();
-            bar.set_message(format!("Starting {}", sandbox.spec.name));
-            // Drawn from the first tick on: what is ready before a second shows nothing.
-            spinner = Some(Spinner::after(bar, Duration::from_secs(1)));
+            spinner =
+                Some(Spinner::saying(format!("Starting {}", sandbox.spec.name), Duration::from_secs(1)));
         }
     };
     // What the sandbox's shim gets from this process when it is started by it.
@@ -140,7 +138,19 @@ pub(crate) struct Spinner {
 }
 
 impl Spinner {
+    /// One that says this.
+    fn saying(message: String, pause: Duration) -> Self {
+        // Hidden from the beginning: a bar draws what it is told at once, and a line that one target drew is not cleared by the next.
+        let bar = indicatif::ProgressBar::with_draw_target(None, indicatif::ProgressDrawTarget::hidden());
+        Self::after(bar.with_style(indicatif::ProgressStyle::default_spinner()).with_message(message), pause)
+    }
+
+    /// One that is hidden so far.
     pub(crate) fn after(bar: indicatif::ProgressBar, pause: Duration) -> Self {
+        Self::on(indicatif::ProgressDrawTarget::stderr(), bar, pause)
+    }
+
+    fn on(target: indicatif::ProgressDrawTarget, bar: indicatif::ProgressBar, pause: Duration) -> Self {
         let (wanted, over) = std::sync::mpsc::channel::<()>();
         let drawn = bar.clone();
         let draw = move || {
@@ -148,7 +158,9 @@ impl Spinner {
                 .recv_timeout(pause)
                 .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
             {
-                drawn.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+                if drawn.is_hidden() {
+                    drawn.set_draw_target(target);
+                }
                 drawn.enable_steady_tick(Duration::from_millis(100));
                 let _ = over.recv();
             }
@@ -227,6 +239,11 @@ pub(crate) fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+
     use super::*;
 
     #[test]
@@ -240,6 +257,104 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    /// A terminal of 140 columns, as far as a spinner uses one.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<Drawn>>);
+
+    #[derive(Debug, Default)]
+    struct Drawn {
+        rows: Vec<String>,
+        row: usize,
+        times: usize,
+    }
+
+    impl Screen {
+        fn rows(&self) -> Vec<String> {
+            let rows = self.0.lock().unwrap().rows.clone();
+            rows.iter().map(|row| row.trim_end().to_owned()).filter(|row| !row.is_empty()).collect()
+        }
+
+        fn change(&self, change: impl FnOnce(&mut Vec<String>, &mut usize)) -> io::Result<()> {
+            let mut drawn = self.0.lock().unwrap();
+            let Drawn { rows, row, .. } = &mut *drawn;
+            rows.resize(rows.len().max(*row + 1), String::new());
+            change(rows, row);
+            Ok(())
+        }
+
+        fn target(&self) -> ProgressDrawTarget {
+            ProgressDrawTarget::term_like(Box::new(self.clone()))
+        }
+    }
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            140
+        }
+        fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+            self.change(|_, row| *row -= n)
+        }
+        fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+            self.change(|_, row| *row += n)
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            unreachable!("it begins at the left")
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            unreachable!("it begins at the left")
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)?;
+            self.change(|_, row| *row += 1)
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            for c in text.chars() {
+                self.change(|rows, row| {
+                    // What is written behind the last column wraps.
+                    if rows[*row].chars().count() == 140 {
+                        *row += 1;
+                        rows.resize(rows.len().max(*row + 1), String::new());
+                    }
+                    rows[*row].push(c);
+                })?;
+            }
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.change(|rows, row| rows[*row].clear())
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.0.lock().unwrap().times += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_spinner_leaves_no_trace() {
+        let text = "Starting shell-api";
+        let hidden = || ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let shown = |screen: &Screen| ProgressBar::with_draw_target(None, screen.target());
+        let bars: [&dyn Fn(&Screen) -> ProgressBar; 2] = [&|_| hidden(), &shown];
+        for bar in bars {
+            let screen = Screen::default();
+            let bar = bar(&screen).with_style(ProgressStyle::default_spinner());
+            bar.set_message(text);
+            let spinner = Spinner::on(screen.target(), bar, Duration::from_millis(20));
+            for _ in 0..1000 {
+                if screen.0.lock().unwrap().times >= 4 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(screen.0.lock().unwrap().times >= 4, "it is not drawn: {screen:?}");
+            drop(spinner);
+            assert!(screen.rows().is_empty(), "{:?}", screen.rows());
+        }
+        // What is over before a second draws nothing.
+        let spinner = Spinner::saying(text.into(), Duration::from_secs(1));
+        assert!(spinner.bar.is_hidden());
     }
 
     #[test]
