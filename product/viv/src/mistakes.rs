@@ -50,6 +50,14 @@ const NUMBERS: [(&str, &str); 2] = [
     ("--tail", "-n 20 shows the last 20 lines; without it all are shown"),
 ];
 
+/// Options that exclude each other, and why.
+const CONFLICTS: [(&str, &str, &str); 4] = [
+    ("--ask", "--observe", "what no rule speaks of is either asked about or let through"),
+    ("--ask", "--detach", "without a session nobody is there to be asked"),
+    ("--observe", "--detach", "without a session there is no end at which the rules could be printed"),
+    ("--totals", "--follow", "sums have an end"),
+];
+
 /// What is wrong with these words, the first of them the program's own name; none where the parser's own text is as good.
 pub(crate) fn explain(error: &clap::Error, words: &[OsString]) -> Option<Failure> {
     let (verb, help) = verb(words);
@@ -107,6 +115,14 @@ pub(crate) fn explain(error: &clap::Error, words: &[OsString]) -> Option<Failure
                         .hint(all)
                 }
             }
+        }
+        ErrorKind::ArgumentConflict => {
+            let bare = |text: String| bare(text.split(' ').next().unwrap_or_default());
+            let (given, other) = (bare(given?), bare(text(error, ContextKind::PriorArg)?));
+            let pair = [given.as_str(), &other];
+            let why = CONFLICTS.iter().find(|(a, b, _)| pair == [*a, *b] || pair == [*b, *a]);
+            let why = why.map(|(.., why)| format!(": {why}")).unwrap_or_default();
+            Failure::new(format!("{given} and {other} exclude each other{why}")).hint(all)
         }
         ErrorKind::MissingRequiredArgument => {
             let usage = text(error, ContextKind::Usage).unwrap_or_default();
@@ -179,6 +195,19 @@ mod tests {
             ("viv logs -n -1 box", "--tail takes a whole number, and \"-1\" is none", "-n 20"),
             ("viv run --cpus abc shell", "--cpus takes a whole number, and \"abc\" is none", "--cpus 2"),
             ("viv run --cpus=-1 shell", "--cpus takes a whole number, and \"-1\" is none", "--cpus 2"),
+            (
+                "viv run --observe --ask shell",
+                "--ask and --observe exclude each other: what no rule speaks of is either asked",
+                "viv run --help",
+            ),
+            ("viv run --ask -d shell", "--ask and --detach exclude each other: without", "viv run --help"),
+            ("viv run -d --observe shell", "--observe and --detach exclude each other: wi", "viv run --help"),
+            (
+                "viv policy log --totals -f",
+                "--totals and --follow exclude each other: sums",
+                "viv policy log",
+            ),
+            ("viv secret import --all github", "--all and SERVICE exclude each other", "viv secret import"),
             ("viv run --name", "--name needs a value", "--name NAME"),
             ("viv run", "viv run needs AGENT", "viv run <AGENT>"),
             ("viv exec box", "viv exec needs COMMAND", "viv exec <NAME> <COMMAND>"),

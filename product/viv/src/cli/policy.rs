@@ -32,7 +32,7 @@ Examples:
 const LS_EXAMPLES: &str = "\
 Examples:
   viv policy ls                        the rules that hold for all sandboxes
-  viv policy ls shell-api --json       those of one of them, one object a line";
+  viv policy ls shell-api --json       those of one of them, one object a line, the preset first";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -81,7 +81,7 @@ pub(crate) enum PolicyCommand {
     Allow(AllowOptions),
     /// Deny them; a denial beats every permission
     Deny(DenyOptions),
-    /// Take rules back
+    /// Take rules back; ends with 125 when one of them is not there, after the others
     Rm(RuleRmOptions),
     /// List the rules
     Ls(RuleLsOptions),
@@ -177,7 +177,7 @@ pub(crate) struct RuleRmOptions {
 #[derive(Debug, Args)]
 #[command(before_help = LS_EXAMPLES)]
 pub(crate) struct RuleLsOptions {
-    /// One JSON object a line
+    /// One JSON object a line: the preset in force, then the rules
     #[arg(long)]
     pub(crate) json: bool,
     /// The rules of the preset, too

@@ -1,6 +1,8 @@
 //! `viv policy init`, `allow`, `deny`, `rm` and `reset`.
 
-use policy::{Decision, Methods, PathPattern, Preset, Protocols, Resource, Rule, RuleError, Via};
+use policy::{
+    Decision, HostPattern, Methods, PathPattern, Ports, Preset, Protocols, Resource, Rule, RuleError, Via,
+};
 use sandbox::escape::{LONGEST, escaped};
 use sandbox::folder::Sandbox;
 use sandbox::network::policy_files;
@@ -78,6 +80,7 @@ fn add(
     let sandbox = find(places, options.sandbox.as_ref())?;
     let scope = sandbox.as_ref().map_or("global", |_| "sandbox");
     let ids: Vec<String> = rules.iter().map(|rule| format!("{scope}/{}", rule.key())).collect();
+    let services: Vec<String> = rules.iter().filter_map(service).collect();
     let known = change(places, sandbox.as_ref(), |all| {
         let known: Vec<bool> = rules.into_iter().map(|rule| policy::upsert(all, rule)).collect();
         if all.len() > MOST_RULES { Err(too_many()) } else { Ok(known) }
@@ -85,7 +88,23 @@ fn add(
     for (id, known) in ids.iter().zip(known) {
         say(&format!("{id}{}\n", if known { "   was there already" } else { "" }))?;
     }
+    for service in services {
+        eprintln!("viv: {service}");
+    }
     Ok(0)
+}
+
+/// What is said of an allow by an address of this host's loopback: in a guest that address is the guest itself.
+fn service(rule: &Rule) -> Option<String> {
+    let HostPattern::Network(network) = rule.resource().hosts() else { return None };
+    if rule.decision() == Decision::Deny || !network.addr().is_loopback() {
+        return None;
+    }
+    let (given, ports) = (rule.resource(), rule.resource().ports());
+    let port = if ports == Ports::ALL { String::new() } else { format!(":{ports}") };
+    Some(format!(
+        "{given} in a guest is the guest itself; a service of this host is reached as host.viv.internal{port}, by the rule localhost:{ports}"
+    ))
 }
 
 fn too_many() -> sandbox::Error {
@@ -165,61 +184,80 @@ fn resources_of(given: &[String]) -> Result<Vec<Resource>, Failure> {
     Ok(lists.map_err(|error| mistake(&error))?.concat())
 }
 
-/// The verb `rm`.
+/// One thing that `rm` is to take back.
+enum Asked<'o> {
+    /// As `viv policy ls` shows it, or without the layer.
+    Id(&'o str),
+    Resource(Resource),
+}
+
+/// Whether all rules on a resource are meant, or those with this HTTP part alone.
+type Http = Option<(Methods, PathPattern)>;
+
+impl Asked<'_> {
+    fn fits(&self, rule: &Rule, scope: &str, http: &Http) -> bool {
+        match self {
+            Self::Id(id) => strip(id, scope) == rule.key(),
+            Self::Resource(resource) => {
+                resource == rule.resource()
+                    && http.as_ref().is_none_or(|(methods, path)| {
+                        rule.http().is_some_and(|own| own.methods == *methods && own.path == *path)
+                    })
+            }
+        }
+    }
+}
+
+/// The verb `rm`. What is there is taken back, whatever else is asked for and is not.
 pub(super) fn remove(places: &Places, options: &RuleRmOptions) -> Result<u8, Failure> {
     let named = [without_word(&options.resources), &options.named].concat();
     if named.is_empty() && options.id.is_empty() {
         return Err(Failure::new("no rule is named").hint("viv policy ls shows the rules with their ids"));
     }
-    let resources = resources_of(&named)?;
+    let ids = options.id.iter().map(|id| Asked::Id(id));
+    let asked: Vec<Asked<'_>> = ids.chain(resources_of(&named)?.into_iter().map(Asked::Resource)).collect();
     let http = http(options.method.as_deref(), options.path.as_deref())?;
     let sandbox = find(places, options.sandbox.as_ref())?;
     let scope = sandbox.as_ref().map_or("global", |_| "sandbox");
-    let ids = |scope| options.id.iter().map(|id| strip(id, scope)).collect::<Vec<&str>>();
-    let is_meant = |rule: &Rule, ids: &[&str]| {
-        let by_http = http.as_ref().is_none_or(|(methods, path)| {
-            rule.http().is_some_and(|own| own.methods == *methods && own.path == *path)
-        });
-        let key = rule.key();
-        ids.contains(&key.as_str()) || (by_http && resources.contains(rule.resource()))
-    };
+    let is_meant = |rule: &Rule, scope: &str| asked.iter().any(|asked| asked.fits(rule, scope, &http));
     // Before anything is written: a sandbox that cannot be asked would go on allowing what was taken back.
-    let answers: Vec<String> =
-        once(sandbox.as_ref())?.iter().filter(|rule| is_meant(rule, &ids("once"))).map(Rule::key).collect();
-    forget_once(sandbox.as_ref(), answers.clone())?;
-    let ids = ids(scope);
-    let removed = change(places, sandbox.as_ref(), |all| {
-        let (gone, stay) = std::mem::take(all).into_iter().partition(|rule| is_meant(rule, &ids));
+    let answers: Vec<Rule> =
+        once(sandbox.as_ref())?.into_iter().filter(|rule| is_meant(rule, "once")).collect();
+    forget_once(sandbox.as_ref(), answers.iter().map(Rule::key).collect())?;
+    let (gone, others) = change(places, sandbox.as_ref(), |all| {
+        let (gone, stay): (Vec<Rule>, Vec<Rule>) =
+            std::mem::take(all).into_iter().partition(|rule| is_meant(rule, scope));
+        let others: Vec<String> = stay.iter().map(Rule::key).collect();
         *all = stay;
-        let others: Vec<String> = all.iter().map(Rule::key).collect();
-        let gone: Vec<Rule> = gone;
-        Ok((gone.iter().map(Rule::key).collect::<Vec<_>>(), others))
-    });
-    let (gone, others) = removed?;
-    if gone.is_empty() && answers.is_empty() {
-        return Err(no_such_rule(&ids, &resources, &others, sandbox.as_ref()));
+        Ok((gone, others))
+    })?;
+    for (rules, layer) in [(&gone, scope), (&answers, "once")] {
+        for rule in rules {
+            say(&format!("{layer}/{}\n", rule.key()))?;
+        }
     }
-    for key in gone {
-        say(&format!("{scope}/{key}\n"))?;
-    }
-    for key in answers {
-        say(&format!("once/{key}\n"))?;
-    }
-    Ok(0)
+    let is_there = |asked: &&Asked<'_>| {
+        gone.iter().any(|rule| asked.fits(rule, scope, &http))
+            || answers.iter().any(|rule| asked.fits(rule, "once", &http))
+    };
+    let missing = asked.iter().filter(|asked| !is_there(asked));
+    let mut missing: Vec<Failure> =
+        missing.map(|asked| no_such_rule(asked, scope, &others, sandbox.as_ref())).collect();
+    let last = missing.pop();
+    missing.iter().for_each(Failure::print);
+    last.map_or(Ok(0), Err)
 }
 
 fn strip<'i>(id: &'i str, scope: &str) -> &'i str {
     id.strip_prefix(scope).and_then(|id| id.strip_prefix('/')).unwrap_or(id)
 }
 
-fn no_such_rule(
-    ids: &[&str],
-    resources: &[Resource],
-    others: &[String],
-    sandbox: Option<&Sandbox>,
-) -> Failure {
-    let asked = ids.first().map(|id| (*id).to_owned()).or_else(|| resources.first().map(ToString::to_string));
-    let asked = escaped(&asked.unwrap_or_default(), 200);
+fn no_such_rule(asked: &Asked<'_>, scope: &str, others: &[String], sandbox: Option<&Sandbox>) -> Failure {
+    let asked = match asked {
+        Asked::Id(id) => strip(id, scope).to_owned(),
+        Asked::Resource(resource) => resource.to_string(),
+    };
+    let asked = escaped(&asked, 200);
     let whose =
         sandbox.map_or_else(|| "for all sandboxes".to_owned(), |sandbox| format!("of {}", sandbox.spec.name));
     let failure = Failure::new(format!("no rule {whose} is on {asked}"));
@@ -277,4 +315,73 @@ pub(super) fn reset(places: &Places, options: &ResetOptions, no_input: bool) -> 
         if sandbox.is_some() { "It has no rules of its own now." } else { "balanced for all sandboxes" };
     say(&format!("{now}\n"))?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command, PolicyCommand};
+
+    fn places(root: &Path) -> Places {
+        let folder = |name: &str| root.join(name);
+        Places { state: folder("s"), cache: folder("c"), config: folder("e"), home: root.into() }
+    }
+
+    /// `viv policy` with these words.
+    fn policy(places: &Places, words: &str) -> Result<u8, Failure> {
+        let words: Vec<&str> = words.split(' ').collect();
+        match Cli::parse_from([&["viv", "policy"], &words[..]].concat()).command {
+            Command::Policy(options) => match options.command {
+                PolicyCommand::Allow(options) => allow(places, &options),
+                PolicyCommand::Deny(options) => deny(places, &options),
+                PolicyCommand::Rm(options) => remove(places, &options),
+                _ => unreachable!("no other is asked for"),
+            },
+            _ => unreachable!("it is what was asked for"),
+        }
+    }
+
+    fn keys(places: &Places) -> Vec<String> {
+        policy_files::global(places).unwrap().rules.iter().map(Rule::key).collect()
+    }
+
+    #[test]
+    fn an_allow_of_the_hosts_loopback_points_to_localhost() {
+        let said = |decision, resource: &str| service(&Rule::new(decision, resource.parse().unwrap()));
+        let of_port = said(Decision::Allow, "127.0.0.1:8080").unwrap();
+        assert!(
+            of_port.contains("as host.viv.internal:8080,") && of_port.ends_with(" localhost:8080"),
+            "{of_port}"
+        );
+        assert!(said(Decision::Allow, "[::1]:80").unwrap().ends_with(" localhost:80"));
+        assert!(said(Decision::Allow, "127.0.0.1").unwrap().ends_with(" localhost:*"));
+        for resource in ["localhost:8080", "10.0.0.1:8080", "a.example:8080"] {
+            assert_eq!(said(Decision::Allow, resource), None, "{resource}");
+        }
+        assert_eq!(said(Decision::Deny, "127.0.0.1:8080"), None);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_and_the_rest_is_taken_back() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        policy(&places, "allow a.example,b.example:443 c.example").unwrap();
+        policy(&places, "deny d.example").unwrap();
+        let failure = policy(&places, "rm a.example nosuch.example").unwrap_err();
+        assert_eq!(failure.code, OURS);
+        assert_eq!(failure.message(), "no rule for all sandboxes is on nosuch.example");
+        assert_eq!(keys(&places), ["allow:b.example:443", "allow:c.example", "deny:d.example"]);
+        // Each of several is looked for, by whatever it is named.
+        let failure = policy(&places, "rm --id global/allow:c.example --id deny:e.example").unwrap_err();
+        assert!(failure.message().ends_with("is on deny:e.example"), "{}", failure.message());
+        assert!(failure.hint.unwrap().contains("--id deny:d.example"));
+        assert_eq!(keys(&places), ["allow:b.example:443", "deny:d.example"]);
+        // One that is named twice is there.
+        assert_eq!(policy(&places, "rm --id deny:d.example d.example b.example:443").unwrap(), 0);
+        assert!(keys(&places).is_empty());
+    }
 }

@@ -16,6 +16,13 @@ use crate::failure::Failure;
 /// The table's width on a terminal.
 const COLUMNS: usize = 100;
 
+/// What `--json` says before the rules.
+#[derive(Debug, Serialize)]
+struct Head<'s> {
+    preset: String,
+    sandbox: Option<&'s str>,
+}
+
 /// A rule as `--json` has it.
 #[derive(Debug, Serialize)]
 struct Object<'r> {
@@ -64,15 +71,21 @@ pub(super) fn list(places: &Places, options: &RuleLsOptions) -> Result<u8, Failu
     };
     let views: Vec<RuleView<'_>> = policy.rules().filter(is_asked).collect();
     if options.json {
-        for view in &views {
-            let line = serde_json::to_string(&object(view)).map_err(Failure::new)?;
-            say(&format!("{line}\n"))?;
-        }
+        say(&json(&set, &views)?)?;
         return Ok(0);
     }
     let columns = if std::io::stdout().is_terminal() { COLUMNS } else { usize::MAX };
     say(&table(&set, &views, columns))?;
     Ok(0)
+}
+
+/// The preset in force, then a rule a line.
+fn json(set: &PolicySet, views: &[RuleView<'_>]) -> Result<String, Failure> {
+    let name = Some(set.sandbox.as_str()).filter(|name| !name.is_empty());
+    let head = serde_json::to_string(&Head { preset: set.preset.to_string(), sandbox: name });
+    let rules = views.iter().map(|view| serde_json::to_string(&object(view)));
+    let lines: Result<Vec<String>, _> = std::iter::once(head).chain(rules).collect();
+    Ok(lines.map_err(Failure::new)?.join("\n") + "\n")
 }
 
 fn is_presets(view: &RuleView<'_>) -> bool {
@@ -132,4 +145,28 @@ pub(super) fn inspect(places: &Places, options: &RuleInspectOptions) -> Result<u
         say(&format!("{text}\n"))?;
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::Rule;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_preset_in_force_comes_first() {
+        let rule = Rule::new(Decision::Allow, "a.example:443".parse().unwrap());
+        let set = PolicySet { preset: Preset::DenyAll, local: vec![rule], ..PolicySet::default() };
+        let lines = |set: &PolicySet| -> Vec<Value> {
+            let policy = Policy::compile(set);
+            let text = super::json(set, &policy.rules().collect::<Vec<_>>()).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        let all = lines(&set);
+        assert_eq!(all[0], json!({"preset": "deny-all", "sandbox": null}));
+        assert_eq!(all[1]["id"], "sandbox/allow:a.example:443");
+        let of = PolicySet { sandbox: "box".into(), local: Vec::new(), ..set };
+        assert_eq!(lines(&of), [json!({"preset": "deny-all", "sandbox": "box"})]);
+    }
 }
