@@ -1,6 +1,8 @@
 //! Who lets the guest's first bytes through on a flow to a name: TLS that asks for that name, HTTP in clear that is looked into, and
 //! what is neither, as long as neither comes behind it. TLS that PostgreSQL's server was asked for is followed.
 
+use policy::Name;
+
 use crate::hello::line::{FirstLine, Line};
 use crate::hello::postgres::{Asks, Request};
 use crate::hello::records::{Found, Records};
@@ -11,7 +13,7 @@ use crate::relay::{Doorkeeper, Gate};
 
 /// Lets a TLS connection pass that asks for the name of its flow, and what is no HTTP.
 pub(crate) struct ServerName {
-    name: String,
+    name: Name,
     /// Whether HTTP in clear is looked into.
     looks: bool,
     /// The server has said something.
@@ -47,9 +49,9 @@ enum Door {
 
 impl ServerName {
     /// For a flow to this name and port.
-    pub(crate) fn new(name: &str, port: u16, looks: bool) -> Self {
+    pub(crate) fn new(name: &Name, port: u16, looks: bool) -> Self {
         Self {
-            name: name.to_owned(),
+            name: name.clone(),
             looks,
             spoken: false,
             agreed: false,
@@ -220,8 +222,8 @@ impl ServerName {
 
     /// Whether the client asks for the flow's name.
     fn is_same(&self, asked: Option<&str>) -> bool {
-        let asked = asked.and_then(|asked| policy::Name::parse(asked).ok());
-        asked.is_some_and(|asked| asked.as_str() == self.name)
+        let asked = asked.and_then(|asked| Name::parse(asked).ok());
+        asked.is_some_and(|asked| asked.is_same_host(&self.name))
     }
 }
 

@@ -18,9 +18,6 @@ use crate::dial::Dialer;
 use crate::intercept::{CurrentPolicy, Intercepted, Interceptor, Renewal, Renewing, Reporter, Setup};
 use crate::record::{Decision, Kind, What};
 
-/// The name under which inspected services of the host are known.
-const HOST_SERVICE: &str = "host.viv.internal";
-
 /// What is said of a flow that one of the times of [`Limits`] ended.
 const IDLE: &str = "closed: its handshake, its next request or any byte of it was too long in coming";
 
@@ -113,7 +110,7 @@ fn flow_host(host: Host<'_>) -> Option<FlowHost> {
     match host {
         Host::Name(name) => Some(FlowHost::Name(name.clone())),
         Host::Address(address) => Some(FlowHost::Address(address)),
-        Host::HostService => Name::parse(HOST_SERVICE).ok().map(FlowHost::Name),
+        Host::HostService => Some(FlowHost::Name(Name::host_service())),
     }
 }
 

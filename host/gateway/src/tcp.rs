@@ -180,7 +180,7 @@ async fn passed(world: &Rc<World>, flow: Flow, upstream: Upstream, target: Targe
     // because somebody observes has no rule that a request could pass by.
     let looks = world.interceptor().is_some()
         && world.shared.lock().rules.policy.connect(target.view()).outcome == Outcome::Allow;
-    let gate = name_of(&target).map(|name| ServerName::new(name.as_str(), target.port, looks));
+    let gate = name_of(&target).map(|name| ServerName::new(name, target.port, looks));
     let Upstream { stream, early, address } = upstream;
     let ended = Relay::new(flow, stream, early, gate).run().await;
     let shared = &world.shared;

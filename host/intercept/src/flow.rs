@@ -324,7 +324,7 @@ impl Run {
                 .refuse(Decision::Malformed, "no HTTP among the protocols of the TLS handshake".into());
         };
         let config = self.shared.upstream_tls(offer);
-        let Some(name) = tls::server_name(&self.flow.host) else {
+        let Some(name) = tls::server_name(&self.flow.host, hello.server_name()) else {
             return self.refuse(Decision::Malformed, "the host's name can be in no certificate".into());
         };
         let Some(upstream) = self.upstream(dial, Some(TlsTo { config, name }), offer == Offer::Http2) else {

@@ -8,9 +8,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Version};
-use policy::{CanonicalPath, Name};
+use policy::CanonicalPath;
 
-use crate::tls::same_name;
+use crate::tls::{is_host_service, same_name};
 use crate::{Flow, FlowHost};
 
 /// Why a head is refused.
@@ -136,7 +136,7 @@ fn agree_authority(flow: &Flow, secure: bool, authority: &Authority) -> Result<(
         None => None,
     };
     let host = match &flow.host {
-        FlowHost::Name(name) => same_name(name.as_str(), asked) || is_host_alias(&flow.host, asked),
+        FlowHost::Name(name) => same_name(name, asked),
         FlowHost::Address(address) => {
             let bare = asked.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(asked);
             bare.parse() == Ok(*address)
@@ -146,12 +146,6 @@ fn agree_authority(flow: &Flow, secure: bool, authority: &Authority) -> Result<(
         return Ok(());
     }
     Err(HeadError::Mismatch { asked: authority.to_string(), flow: flow.to_string() })
-}
-
-/// Whether a flow to the host's own services is called by one of their names.
-fn is_host_alias(host: &FlowHost, asked: &str) -> bool {
-    matches!(host, FlowHost::Name(name) if name.is_host_service())
-        && Name::parse(asked).is_ok_and(|asked| asked.is_host_service())
 }
 
 const fn default_port(secure: bool) -> u16 {
@@ -177,7 +171,8 @@ pub(crate) fn host_field(flow: &Flow, secure: bool, head: &Parts) -> Option<Head
     let asked = asked.or_else(|| head.headers.get(header::HOST).and_then(|host| host.to_str().ok()));
     let with_port = |text: &str| text.strip_suffix(&format!(":{}", flow.port)) == Some(ours.as_str());
     let is_alias = |text: &str| {
-        Authority::try_from(text).is_ok_and(|authority| is_host_alias(&flow.host, authority.host()))
+        let asked = Authority::try_from(text).ok();
+        matches!((&flow.host, asked), (FlowHost::Name(name), Some(asked)) if is_host_service(name, asked.host()))
     };
     match asked {
         Some(text) if with_port(text) || is_alias(text) => HeaderValue::from_str(text).ok(),

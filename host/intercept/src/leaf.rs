@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use policy::HOST_SERVICES;
 use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType,
@@ -145,7 +146,12 @@ fn leaf_params(host: &FlowHost, now: SystemTime, not_after: u64) -> Result<Certi
             if name.as_str().len() <= 64 {
                 params.distinguished_name.push(DnType::CommonName, name.as_str());
             }
-            vec![SanType::DnsName(name.as_str().try_into()?)]
+            // A guest may have asked for the user's own machine by any of its names.
+            let names = if name.is_host_service() { &HOST_SERVICES[..] } else { &[name.as_str()] };
+            names
+                .iter()
+                .map(|name| Ok(SanType::DnsName((*name).try_into()?)))
+                .collect::<Result<_, rcgen::Error>>()?
         }
         FlowHost::Address(address) => vec![SanType::IpAddress(*address)],
     };

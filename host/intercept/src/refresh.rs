@@ -33,7 +33,7 @@ impl Intercept {
         let name = policy::Name::parse(&refresh.host).map_err(|error| error.to_string())?;
         let flow = Flow { host: FlowHost::Name(name), port: refresh.port };
         let (Some(authority), Some(name)) =
-            (crate::head::authority(&flow, true), tls::server_name(&flow.host))
+            (crate::head::authority(&flow, true), tls::server_name(&flow.host, None))
         else {
             return Err(format!("{flow} cannot be named"));
         };

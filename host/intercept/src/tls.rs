@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use policy::{HOST_SERVICES, Name};
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::leaf::Alpn;
 use crate::{Flow, FlowHost, InterceptError};
@@ -54,14 +56,70 @@ pub(crate) fn answer(offer: Offer, said: bool, upstream_h2: Option<bool>) -> Alp
 pub(crate) fn sni_agrees(flow: &Flow, sni: Option<&str>) -> bool {
     match (&flow.host, sni) {
         (_, None) => true,
-        (FlowHost::Name(name), Some(sni)) => same_name(name.as_str(), sni),
+        (FlowHost::Name(name), Some(sni)) => same_name(name, sni),
         (FlowHost::Address(_), Some(_)) => false,
     }
 }
 
-/// Compares a name with what a client wrote.
-pub(crate) fn same_name(name: &str, written: &str) -> bool {
-    name.eq_ignore_ascii_case(written.strip_suffix('.').unwrap_or(written))
+/// Compares a name with what a client wrote: each name of the user's own machine is as good as another.
+pub(crate) fn same_name(name: &Name, written: &str) -> bool {
+    name.as_str().eq_ignore_ascii_case(written.strip_suffix('.').unwrap_or(written))
+        || is_host_service(name, written)
+}
+
+/// Whether a flow to the user's own machine is called by one of its names.
+pub(crate) fn is_host_service(name: &Name, written: &str) -> bool {
+    name.is_host_service() && Name::parse(written).is_ok_and(|written| written.is_host_service())
+}
+
+/// Verifies as webpki does. A certificate of the user's own machine may have any of its names: whoever made it for `localhost` made it for
+/// the same service.
+#[derive(Debug)]
+struct OneHost(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for OneHost {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verify = |name: &ServerName<'_>| {
+            self.0.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+        };
+        let outcome = verify(server_name);
+        let is_ours =
+            matches!(server_name, ServerName::DnsName(name) if HOST_SERVICES.contains(&name.as_ref()));
+        if outcome.is_ok() || !is_ours {
+            return outcome;
+        }
+        let mut others = HOST_SERVICES.iter().filter_map(|name| ServerName::try_from(*name).ok());
+        others.find_map(|name| verify(&name).ok()).map_or(outcome, Ok)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Client configurations for one set of roots; they differ in ALPN alone and share the session store.
@@ -91,7 +149,8 @@ impl UpstreamTls {
         let base = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_safe_default_protocol_versions()
             .map_err(|e| wrong(e.to_string()))?
-            .with_webpki_verifier(verifier)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(OneHost(verifier)))
             .with_no_client_auth();
         let config = |alpn: &[&[u8]]| {
             let mut config = base.clone();
@@ -117,10 +176,13 @@ impl UpstreamTls {
     }
 }
 
-/// The name that upstream's certificate has to have.
-pub(crate) fn server_name(host: &FlowHost) -> Option<ServerName<'static>> {
+/// The name that upstream's certificate has to have. The user's own machine is asked by the name that the guest has for it.
+pub(crate) fn server_name(host: &FlowHost, sni: Option<&str>) -> Option<ServerName<'static>> {
     match host {
-        FlowHost::Name(name) => ServerName::try_from(name.as_str().to_owned()).ok(),
+        FlowHost::Name(name) => {
+            let asked = sni.filter(|sni| is_host_service(name, sni)).and_then(|sni| Name::parse(sni).ok());
+            ServerName::try_from(asked.as_ref().unwrap_or(name).as_str().to_owned()).ok()
+        }
         FlowHost::Address(address) => Some(ServerName::from(*address)),
     }
 }
@@ -143,5 +205,28 @@ mod tests {
         assert_eq!(answer(Offer::Both, true, None), Alpn::H2);
         assert_eq!(answer(Offer::Http1, true, Some(true)), Alpn::Http1);
         assert_eq!(answer(Offer::Http1, false, Some(false)), Alpn::None);
+    }
+
+    #[test]
+    fn the_users_own_machine_may_be_asked_for_by_each_of_its_names_and_no_other_host() {
+        let flow = |name: &str| Flow { host: FlowHost::Name(Name::parse(name).unwrap()), port: 8443 };
+        for one in HOST_SERVICES {
+            for other in HOST_SERVICES {
+                assert!(sni_agrees(&flow(one), Some(other)), "{one} {other}");
+                let name = server_name(&flow(one).host, Some(other)).unwrap();
+                assert_eq!(name, ServerName::try_from(other).unwrap(), "it is asked for as the guest did");
+            }
+            for other in ["api.example.com", "a.localhost", "docker.internal", "host.viv.internal..", ""] {
+                assert!(!sni_agrees(&flow(one), Some(other)), "{one} {other}");
+                assert!(!sni_agrees(&flow("api.example.com"), Some(one)), "{one}");
+                let name = server_name(&flow(one).host, Some(other)).unwrap();
+                assert_eq!(name, ServerName::try_from(one).unwrap());
+            }
+            let name = server_name(&flow("api.example.com").host, Some(one)).unwrap();
+            assert_eq!(name, ServerName::try_from("api.example.com").unwrap());
+        }
+        assert!(sni_agrees(&flow("api.example.com"), Some("API.example.com.")));
+        assert!(!sni_agrees(&flow("api.example.com"), Some("api.example.com..")));
+        assert!(!sni_agrees(&flow("api.example.com"), Some("www.example.com")));
     }
 }

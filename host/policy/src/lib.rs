@@ -43,7 +43,7 @@ pub use explain::allow_of;
 pub use guard::{Embedding, GuardRange, embedding_table, guard_table};
 pub use http::{Methods, PathPattern};
 pub use layers::{Approval, GlobalFile, KitFile, KitRules, Layer, PolicySet, SandboxFile, Schema};
-pub use name::{Name, canonical_address};
+pub use name::{HOST_SERVICE, HOST_SERVICES, Name, canonical_address};
 pub use observe::{Observed, minimal_rules};
 pub use path::{CanonicalPath, PathError};
 pub use pattern::NamePattern;

@@ -12,9 +12,11 @@ use crate::error::{SyntaxError, column_of, quoted};
 const LONGEST_NAME: usize = 253;
 /// Longest label (RFC 1035 §2.3.4).
 const LONGEST_LABEL: usize = 63;
-/// The names under which a guest knows services of the host. They are one resource, `localhost` in a rule.
-const HOST_SERVICE: [&str; 4] =
-    ["localhost", "host.viv.internal", "host.docker.internal", "gateway.viv.internal"];
+/// The one name by which flows to services of the user's own machine are called, whichever of its names a guest has asked for.
+pub const HOST_SERVICE: &str = "host.viv.internal";
+/// All names of the user's own machine, for rules, secrets and guests. They are one resource, `localhost` in a rule.
+pub const HOST_SERVICES: [&str; 4] =
+    ["localhost", HOST_SERVICE, "host.docker.internal", "gateway.viv.internal"];
 
 /// A host name as everything compares it: ASCII (IDNA applied), lower case, without a trailing dot, labels of 1 to 63 of
 /// `a-z 0-9 - _`, 253 characters at most.
@@ -62,11 +64,22 @@ impl Name {
         self.0.split('.')
     }
 
-    /// Whether this is one of the names under which the host's own services are known: `localhost`,
-    /// `host.viv.internal`, `host.docker.internal`, `gateway.viv.internal`.
+    /// The name [`HOST_SERVICE`].
+    #[must_use]
+    pub fn host_service() -> Self {
+        Self(HOST_SERVICE.into())
+    }
+
+    /// Whether this is one of the names under which the host's own services are known: [`HOST_SERVICES`].
     #[must_use]
     pub fn is_host_service(&self) -> bool {
-        HOST_SERVICE.contains(&self.as_str())
+        HOST_SERVICES.contains(&self.as_str())
+    }
+
+    /// Whether both name one host: they are the same, or each is one of the user's own machine.
+    #[must_use]
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        self == other || self.is_host_service() && other.is_host_service()
     }
 }
 
@@ -269,6 +282,24 @@ mod tests {
         let hint = Name::parse("2130706433").unwrap_err().to_string();
         assert!(hint.contains("127.0.0.1"), "{hint}");
         assert!(Name::parse("0177.0.0.01").unwrap_err().to_string().contains("127.0.0.1"));
+    }
+
+    #[test]
+    fn the_users_own_machine_is_one_host_by_each_of_its_names_and_nothing_else_is() {
+        let name = |text: &str| Name::parse(text).expect(text);
+        assert_eq!(name(HOST_SERVICE), Name::host_service());
+        for one in HOST_SERVICES {
+            for other in HOST_SERVICES {
+                assert!(name(one).is_same_host(&name(&other.to_uppercase())), "{one} {other}");
+            }
+            for other in ["viv.internal", "a.localhost", "host.docker.internal.example", "xhost.viv.internal"]
+            {
+                assert!(!name(one).is_same_host(&name(other)), "{one} {other}");
+                assert!(!name(other).is_same_host(&name(one)), "{one} {other}");
+            }
+        }
+        assert!(name("a.example").is_same_host(&name("A.example.")));
+        assert!(!name("a.example").is_same_host(&name("b.example")));
     }
 
     #[test]

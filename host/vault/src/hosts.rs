@@ -42,8 +42,14 @@ pub struct HostError {
     pub why: &'static str,
 }
 
-/// A host in the one form in which hosts are compared; `None` for what is no host.
+/// A host in the one form in which hosts are compared; `None` for what is no host. The user's own machine is one host by any of its names.
 pub fn normalized(host: &str) -> Option<Cow<'_, str>> {
+    let host = written(host)?;
+    Some(if policy::HOST_SERVICES.contains(&&*host) { Cow::Borrowed(policy::HOST_SERVICE) } else { host })
+}
+
+/// A host in lower case and without the root's dot.
+fn written(host: &str) -> Option<Cow<'_, str>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Some(Cow::Owned(address.to_canonical().to_string()));
@@ -97,10 +103,6 @@ impl HostPattern {
     }
 }
 
-/// The user's own machine, as flows to it are called, and the other names that rules and guests have for it.
-const HOST_SERVICE: &str = "host.viv.internal";
-const HOST_SERVICES: [&str; 3] = ["localhost", "host.docker.internal", "gateway.viv.internal"];
-
 impl FromStr for HostPattern {
     type Err = HostError;
 
@@ -126,7 +128,9 @@ impl FromStr for HostPattern {
             };
             return Err(fail(skipped + at + 1, why));
         }
-        let name = normalized(host).ok_or_else(|| {
+        // What is below one of the names of the user's own machine is below that one only.
+        let one_form = if depth == Depth::Exact { normalized } else { written };
+        let name = one_form(host).ok_or_else(|| {
             fail(skipped + 1, "it is no name: labels of 1 to 63 characters with dots between")
         })?;
         if depth != Depth::Exact {
@@ -137,8 +141,7 @@ impl FromStr for HostPattern {
                 return Err(fail(1, "that would be everybody's hosts; name a domain of at least two labels"));
             }
         }
-        let name = if HOST_SERVICES.contains(&&*name) { HOST_SERVICE.to_owned() } else { name.into_owned() };
-        Ok(Self { name, depth, port })
+        Ok(Self { name: name.into_owned(), depth, port })
     }
 }
 
@@ -206,10 +209,17 @@ mod tests {
 
     #[test]
     fn the_users_own_machine_is_one_host_by_any_of_its_names() {
-        for name in ["localhost:8443", "host.docker.internal:8443", "HOST.viv.internal:8443"] {
-            assert!(matches(name, "host.viv.internal", 8443), "{name}");
+        for name in policy::HOST_SERVICES {
+            for asked in policy::HOST_SERVICES {
+                assert!(matches(&format!("{name}:8443"), asked, 8443), "{name} {asked}");
+            }
+            assert!(!matches(name, "host.example.com", 443) && !matches("host.example.com", name, 443));
+            assert!(!matches(name, &format!("a.{name}"), 443), "{name}");
         }
+        assert!(matches("HOST.viv.internal:8443", "Host.Docker.Internal.", 8443));
         assert!(!matches("localhost.example.com", "host.viv.internal", 443));
+        assert!(matches("*.host.docker.internal", "a.host.docker.internal", 443));
+        assert!(!matches("*.host.docker.internal", "a.host.viv.internal", 443));
     }
 
     #[test]

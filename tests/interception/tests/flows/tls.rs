@@ -90,6 +90,55 @@ fn a_hello_for_another_name_is_refused_before_anything_goes_upstream() {
 }
 
 #[test]
+fn the_users_own_machine_is_reached_by_each_of_its_names_whichever_its_certificate_has() {
+    run(async {
+        let flow = || Flow { host: FlowHost::Name(policy::Name::host_service()), port: 8443 };
+        let world = World::new();
+        let rule = policy::Rule::new(
+            policy::Decision::Allow,
+            policy::Resource::parse("localhost:8443").expect("a service of the host"),
+        );
+        *world.rules.0.borrow_mut() = policy::Policy::compile(&policy::PolicySet {
+            preset: policy::Preset::DenyAll,
+            local: vec![rule],
+            ..policy::PolicySet::default()
+        });
+        for name in policy::HOST_SERVICES {
+            for (certified, alpn) in
+                [(name, "http/1.1"), ("localhost", "h2"), ("host.docker.internal", "http/1.1")]
+            {
+                let (stream, _flow) = world.open_to(flow(), hello(&world, &[certified], &[alpn]));
+                let stream = world.tls(stream, name, &[alpn]).await.expect("a leaf that has the name");
+                let mut client = Client::over(stream, alpn == "h2").await;
+                let request = http::Request::get(format!("https://{name}:8443/"));
+                let request = request.header("host", format!("{name}:8443")).body(support::bytes(""));
+                let answer = client.send(request.expect("a request")).await.expect("an answer");
+                let (head, body) = support::whole(answer).await;
+                assert_eq!(head.status, StatusCode::OK, "{name} {certified} {alpn}: {body:?}");
+            }
+            // A certificate for another host stays one, and so does a hello for another host.
+            let (stream, _flow) = world.open_to(flow(), hello(&world, &["host.example.com"], &[]));
+            let stream = world.tls(stream, name, &[]).await.expect("TLS with the guest");
+            let request = http::Request::get("/").header("host", format!("{name}:8443"));
+            let request = request.body(support::bytes("")).expect("a request");
+            let (head, _) =
+                support::whole(Client::over(stream, false).await.send(request).await.expect("an answer"))
+                    .await;
+            assert_eq!(head.status, StatusCode::BAD_GATEWAY, "{name}");
+            let (stream, ended) = world.open_to(flow(), hello(&world, &[name], &[]));
+            world.tls(stream, "host.example.com", &[]).await.expect_err("another host");
+            assert!(matches!(ended.await.expect("no panic"), FlowEnd::Refused(_)));
+            // Nor does a name of the user's own machine stand for any other host.
+            let (stream, ended) = world.open(443, hello(&world, &[HOST], &[]));
+            world.tls(stream, name, &[]).await.expect_err("another host");
+            assert!(matches!(ended.await.expect("no panic"), FlowEnd::Refused(_)));
+            let mut client = world.client(&[], hello(&world, &[name], &[])).await;
+            assert_eq!(client.get("/").await.0.status, StatusCode::BAD_GATEWAY, "{name}");
+        }
+    });
+}
+
+#[test]
 fn a_hello_without_a_name_is_for_the_flows_host() {
     run(async {
         let world = World::new();
