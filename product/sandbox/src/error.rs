@@ -282,6 +282,9 @@ impl Error {
             Self::Damaged { path, .. } if path.ends_with("network.json") => {
                 Some("correct it, or remove it; docs/network.md says what may stand in it".into())
             }
+            Self::Damaged { path, .. } if path.parent().is_some_and(|folder| folder.ends_with("kits")) => {
+                Some("it is a kit's copy: correct it, or remove it with the kit's rules; the sandbox is as it was".into())
+            }
             Self::Damaged { path, .. } => Some(match path.parent() {
                 // Its name cannot be told.
                 Some(folder) if path.ends_with("spec.json") => {

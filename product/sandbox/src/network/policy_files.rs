@@ -199,8 +199,19 @@ impl Kit {
     }
 }
 
+/// Reads a rules file that the user gives for a kit, before anything is made or changed for it.
+pub fn given_kit(path: &Path) -> Result<Kit> {
+    read_kit(path).map_err(|error| match error {
+        newer @ Error::NewerFormat { .. } => newer,
+        other => Error::Mistake {
+            why: format!("--kit: {other}"),
+            hint: "correct that file, or leave --kit out; nothing was made, and a sandbox that is there is as it was".into(),
+        },
+    })
+}
+
 /// Reads a rules file that stands for a kit.
-pub fn read_kit(path: &Path) -> Result<Kit> {
+fn read_kit(path: &Path) -> Result<Kit> {
     let bytes = bytes(path)?
         .ok_or_else(|| Error::file("cannot read", path, io::Error::from(io::ErrorKind::NotFound)))?;
     let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -211,7 +222,7 @@ pub fn read_kit(path: &Path) -> Result<Kit> {
 pub fn add_kits(sandbox: &Sandbox, files: &[PathBuf]) -> Result<()> {
     let folder = sandbox.folder().join(KITS);
     for (number, path) in files.iter().enumerate() {
-        let kit = read_kit(path)?;
+        let kit = given_kit(path)?;
         let fail = |source| Error::file("cannot make the folder", &folder, source);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(fail)?;
         let bytes = bytes(path)?.unwrap_or_default();
@@ -374,6 +385,27 @@ mod tests {
         assert_ne!(aside, again, "in the same second");
         assert!(fs::read_to_string(aside).unwrap().contains("anything"));
         assert_eq!(set(&places, &sandbox, &[]).unwrap().preset, Preset::Balanced);
+    }
+
+    #[test]
+    fn a_kits_file_that_cannot_be_read_is_at_fault_and_no_sandbox() {
+        let (root, all) = sandboxes();
+        let sandbox = all.create(&wish("/a/project", None)).unwrap().0;
+        let path = root.path().join("kit.json");
+        let hint = |error: Error| (error.to_string(), error.hint().unwrap());
+        let (why, next) = hint(given_kit(&path).unwrap_err());
+        assert!(why.contains("kit.json") && next.contains("--kit"), "{why}: {next}");
+        fs::write(&path, "{\"schema\": 1,\n nonsense").unwrap();
+        for error in [given_kit(&path).unwrap_err(), add_kits(&sandbox, &[path.clone()]).unwrap_err()] {
+            let (why, next) = hint(error);
+            assert!(why.contains("kit.json") && why.contains("line 2"), "{why}");
+            assert!(next.contains("--kit") && !next.contains("viv rm"), "{next}");
+        }
+        // The sandbox's own copy, which somebody has changed.
+        fs::create_dir_all(sandbox.folder().join(KITS)).unwrap();
+        fs::write(sandbox.folder().join(KITS).join("00.json"), "nonsense").unwrap();
+        let (why, next) = hint(kits(&sandbox).unwrap_err());
+        assert!(why.contains("00.json") && next.contains("remove it") && !next.contains("viv rm"), "{next}");
     }
 
     #[test]

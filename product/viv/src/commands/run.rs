@@ -275,7 +275,7 @@ fn wish(options: &NewOptions, places: &Places) -> Result<Wish, Failure> {
     let kits: Vec<PathBuf> = options.kit.iter().map(PathBuf::from).collect();
     // A mistake in one is said before anything is made.
     for kit in &kits {
-        policy_files::read_kit(kit)?;
+        policy_files::given_kit(kit)?;
     }
     let ports = commands::ports::parse(&options.publish)?;
     if network == Networking::None && !ports.is_empty() {
