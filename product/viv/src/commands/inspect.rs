@@ -71,8 +71,7 @@ struct Network {
     kind: Networking,
     /// The preset that holds; none where the policy cannot be read.
     preset: Option<String>,
-    /// Rules for all sandboxes, of kits, and of its own.
-    rules: [usize; 3],
+    rules: Rules,
     ports: Vec<Publish>,
     /// Whether the gateway serves; only known while it runs.
     up: Option<bool>,
@@ -82,6 +81,17 @@ struct Network {
     restarts: Option<u32>,
     observes: bool,
     counters: BTreeMap<String, u64>,
+}
+
+/// How many rules there are beside the preset's.
+#[derive(Debug, Default, Serialize)]
+struct Rules {
+    /// For all sandboxes.
+    all: usize,
+    /// Of its kits.
+    kits: usize,
+    /// Its own.
+    own: usize,
 }
 
 /// Process ids on the host, while it runs.
@@ -176,7 +186,11 @@ fn network_of(sandbox: &Sandbox, places: &Places, status: Option<NetworkStatus>)
     Network {
         kind: sandbox.spec.network,
         preset: set.as_ref().map(|set| set.preset.to_string()),
-        rules: set.as_ref().map_or([0; 3], |set| [set.global.len(), kits(set), set.local.len()]),
+        rules: set.as_ref().map_or_else(Rules::default, |set| Rules {
+            all: set.global.len(),
+            kits: kits(set),
+            own: set.local.len(),
+        }),
         ports: if lives { status.ports } else { ports::read(sandbox.folder()).unwrap_or_default() },
         up: lives.then_some(status.up),
         problem: status.problem.or(problem),
