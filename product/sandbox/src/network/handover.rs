@@ -29,6 +29,9 @@ pub struct Secrets {
     /// The names of secrets that a running sandbox has as they are: they stand in `text` without a value.
     #[serde(default)]
     pub unchanged: Vec<String>,
+    /// No value has to be asked for again, of those that are `unchanged` either.
+    #[serde(default)]
+    pub lasting: bool,
 }
 
 /// All of it.

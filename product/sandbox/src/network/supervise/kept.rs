@@ -17,13 +17,9 @@ impl Network {
         let text = grants::with_unchanged(text, &secrets.unchanged, self.configuration.secrets.as_ref())?;
         self.guest.variables = secrets.variables;
         let until = secrets.until.and_then(instant);
-        if secrets.unchanged.is_empty() {
-            (self.secrets_until, self.secrets_ended) = (until, false);
-        } else if until.is_some() {
-            // Values of before may end earlier.
-            let until = [self.secrets_until, until].into_iter().flatten().min();
-            (self.secrets_until, self.secrets_ended) = (until, false);
-        }
+        let is_whole = secrets.unchanged.is_empty() || secrets.lasting;
+        (self.secrets_until, self.secrets_ended) =
+            ends((self.secrets_until, self.secrets_ended), until, is_whole);
         self.grants.forget(&secrets.forget);
         let text = self.grants.added_to(text);
         self.configuration.secrets = Some(text.clone());
@@ -90,8 +86,38 @@ impl Network {
     }
 }
 
+/// When values end, and whether they have, after others came that end at `until`; `is_whole` says that nothing of before goes on that ends.
+fn ends(before: (Option<Instant>, bool), until: Option<Instant>, is_whole: bool) -> (Option<Instant>, bool) {
+    match (is_whole, until) {
+        (true, _) => (until, false),
+        // Values of before may end earlier.
+        (false, Some(until)) => (Some(before.0.map_or(until, |at| at.min(until))), false),
+        (false, None) => before,
+    }
+}
+
 /// A time of day for the loop.
 pub(super) fn instant(seconds: u64) -> Option<Instant> {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
     Instant::now().checked_add(at.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_ends_once_the_last_secret_is_gone_that_was_asked_for_again() {
+        let soon = Instant::now();
+        let later = soon + Duration::from_secs(60);
+        // Another one was set or removed: the one that ends goes on.
+        assert_eq!(ends((Some(soon), false), None, false), (Some(soon), false));
+        assert_eq!(ends((None, true), None, false), (None, true));
+        assert_eq!(ends((Some(soon), false), Some(later), false), (Some(soon), false));
+        assert_eq!(ends((None, true), Some(later), false), (Some(later), false));
+        // No other one ends.
+        assert_eq!(ends((Some(soon), false), None, true), (None, false));
+        assert_eq!(ends((None, true), None, true), (None, false));
+        assert_eq!(ends((Some(soon), false), Some(later), true), (Some(later), false));
+    }
 }
