@@ -39,7 +39,7 @@ pub struct HostError {
     /// Where, from 1.
     pub column: usize,
     /// The rule that it breaks.
-    pub why: &'static str,
+    pub why: Cow<'static, str>,
 }
 
 /// A host in the one form in which hosts are compared; `None` for what is no host. The user's own machine is one host by any of its names.
@@ -107,7 +107,18 @@ impl FromStr for HostPattern {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
-        let fail = |column: usize, why| HostError { text: text.to_owned(), column, why };
+        let fail = |column: usize, why: &'static str| HostError {
+            text: text.to_owned(),
+            column,
+            why: Cow::Borrowed(why),
+        };
+        if let Some((_, rest)) = text.split_once("://") {
+            let why = match of_url(rest) {
+                Some(host) => format!("a host is wanted, not a URL; {host} was probably meant"),
+                None => "a host is wanted, not a URL".to_owned(),
+            };
+            return Err(HostError { text: text.to_owned(), column: 1, why: Cow::Owned(why) });
+        }
         let (depth, rest, skipped) = if let Some(rest) = text.strip_prefix("**.") {
             (Depth::AnyMore, rest, 3)
         } else if let Some(rest) = text.strip_prefix("*.") {
@@ -143,6 +154,14 @@ impl FromStr for HostPattern {
         }
         Ok(Self { name: name.into_owned(), depth, port })
     }
+}
+
+/// The host of a URL, from what stands behind its `://`.
+fn of_url(rest: &str) -> Option<HostPattern> {
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit('@').next()?;
+    // Without TLS nothing is put in, so HTTP's own port was not meant.
+    host.strip_suffix(":80").unwrap_or(host).parse().ok()
 }
 
 /// Host and port; on failure the offset in characters and the reason.
@@ -291,6 +310,27 @@ mod tests {
             let error = text.parse::<HostPattern>().unwrap_err();
             assert_eq!(error.column, column, "{error}");
             assert!(!error.to_string().chars().any(char::is_control));
+        }
+    }
+
+    #[test]
+    fn for_a_url_the_host_is_named_that_was_meant() {
+        for (url, host) in [
+            ("http://api.example.com", "api.example.com"),
+            ("https://API.example.com/v1?x=1", "api.example.com"),
+            ("https://u:p@api.example.com:8443/", "api.example.com:8443"),
+            ("http://api.example.com:80/", "api.example.com"),
+            ("https://[2001:db8::1]:8443/", "[2001:db8::1]:8443"),
+            ("https://*.example.com/", "*.example.com"),
+            ("https://localhost:8443", "host.viv.internal:8443"),
+        ] {
+            let error = url.parse::<HostPattern>().unwrap_err().to_string();
+            let wanted = format!("a host is wanted, not a URL; {host} was probably meant (column 1)");
+            assert!(error.ends_with(&wanted), "{error}");
+        }
+        for url in ["https://", "://x y", "https:///v1", "https://a://b"] {
+            let error = url.parse::<HostPattern>().unwrap_err().to_string();
+            assert!(error.contains("not a URL"), "{error}");
         }
     }
 

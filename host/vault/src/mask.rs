@@ -12,6 +12,11 @@ use crate::secret::Secret;
 /// A shorter value is not masked: it may stand in a text by chance.
 pub const SHORTEST_MASKED: usize = 8;
 
+/// Whether a value is masked where a server says it back: much else looks like a shorter one.
+pub fn is_masked(value: &Secret) -> bool {
+    value.len() >= SHORTEST_MASKED
+}
+
 /// What is kept as it is in a query (RFC 3986, section 2.3).
 pub(crate) const UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -74,7 +79,7 @@ impl Forms {
     /// From values and their placeholders.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = (&'a Secret, &'a str)>) -> Self {
         let mut forms = Vec::new();
-        for (value, shown) in values.into_iter().filter(|(value, _)| value.len() >= SHORTEST_MASKED) {
+        for (value, shown) in values.into_iter().filter(|(value, _)| is_masked(value)) {
             let mut add = |needle: Secret| {
                 if needle.len() >= SHORTEST_MASKED {
                     forms.push(Form { needle, shown: shown.to_owned(), within: None });

@@ -1,5 +1,7 @@
 //! Why a request with a credential, or one that should not have it, is not passed on.
 
+use crate::services;
+
 /// The reason: one sentence, without a value in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -145,7 +147,11 @@ impl Refusal {
             Self::Plaintext { .. } => "use https".into(),
             Self::NotForRequest { .. } => "viv secret ls --json shows the methods and paths".into(),
             Self::Foreign { secret, .. } => {
-                format!("viv secret set {secret} --allow-other lets other credentials pass to these hosts")
+                // Names of services are no other secrets' names.
+                let verb = if services::find(secret).is_some() { "set" } else { "set-custom" };
+                format!(
+                    "viv secret {verb} {secret} again, as it was set and with --allow-other, lets other credentials pass to these hosts"
+                )
             }
             Self::SignedIn { secret } => {
                 format!("viv secret set {secret} --oauth forgets the tokens; then sign in again")
@@ -156,5 +162,20 @@ impl Refusal {
             Self::Unavailable { .. } => "viv secret ls shows where it comes from".into(),
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lets_other_credentials_pass_is_the_command_that_the_secret_was_set_with() {
+        let hint = |secret: &str| {
+            Refusal::Foreign { secret: secret.into(), place: "the header x".into() }.hint().unwrap()
+        };
+        assert!(hint("github").starts_with("viv secret set github "), "{}", hint("github"));
+        assert!(hint("jira").starts_with("viv secret set-custom jira "), "{}", hint("jira"));
+        assert!(hint("jira").contains("--allow-other"));
     }
 }

@@ -112,6 +112,17 @@ pub struct Vault {
     given: BTreeMap<String, Secret>,
 }
 
+/// A variable that two secrets of one sandbox have, neither of which is more its own than the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash {
+    /// The variable.
+    pub variable: String,
+    /// Whose placeholder it has in the guest.
+    pub kept: String,
+    /// The secret that is not there by it.
+    pub lost: String,
+}
+
 /// What a sandbox gets.
 #[derive(Debug)]
 pub struct Resolved {
@@ -166,7 +177,7 @@ impl Vault {
         self.index.as_ref().map(|index| index.entries.as_slice()).unwrap_or_default()
     }
 
-    /// What this sandbox has: its own secrets, and the global ones that they do not replace.
+    /// What this sandbox has: the global secrets that its own do not replace, and behind them those.
     fn of(&self, sandbox: &str) -> Vec<&Entry> {
         let mut by_name: BTreeMap<&str, &Entry> = BTreeMap::new();
         for entry in self.entries() {
@@ -180,7 +191,52 @@ impl Vault {
                 Scope::Sandbox(_) => {}
             }
         }
-        by_name.into_values().collect()
+        let mut all: Vec<&Entry> = by_name.into_values().collect();
+        // Of two with one variable the sandbox's own comes last, and has it.
+        all.sort_by_key(|entry| entry.scope != Scope::Global);
+        all
+    }
+
+    /// Refuses a secret with a variable that another one has already which the same sandboxes are to have. A sandbox's own one may have a
+    /// global one's: it takes its place.
+    pub fn check_variables(&self, entry: &Entry) -> Result<()> {
+        let others =
+            self.entries().iter().filter(|known| known.scope == entry.scope && !known.is_same(entry));
+        for other in others {
+            if let Some(variable) = entry.env.keys().find(|name| other.env.contains_key(*name)) {
+                return Err(Error::TakenVariable {
+                    variable: variable.clone(),
+                    by: other.name.clone(),
+                    scope: entry.scope.clone(),
+                    is_fixed: entry.service.is_some(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The variables of this sandbox that two of its secrets have nevertheless: the index may be an older program's, or somebody's own.
+    pub fn clashes(&self, sandbox: &str) -> Vec<Clash> {
+        let mut owners: BTreeMap<&str, &Entry> = BTreeMap::new();
+        let mut clashes = Vec::new();
+        for entry in self.of(sandbox) {
+            for variable in entry.env.keys() {
+                let before = owners.insert(variable, entry);
+                if let Some(lost) = before.filter(|lost| lost.scope == entry.scope) {
+                    let (kept, lost) = (entry.name.clone(), lost.name.clone());
+                    clashes.push(Clash { variable: variable.clone(), kept, lost });
+                }
+            }
+        }
+        clashes
+    }
+
+    /// Whether this sandbox has values that are to be asked for again while it runs.
+    pub fn has_ends(&self, sandbox: &str) -> bool {
+        let ends = |entry: &&Entry| {
+            entry.source.is_dynamic() && (entry.refresh != Refresh::OnDemand || entry.kind == Kind::Aws)
+        };
+        self.of(sandbox).iter().any(ends)
     }
 
     /// One text for each secret of a sandbox, another one each time that it is set: whether there are others now.
@@ -259,6 +315,7 @@ impl Vault {
         if let Some(value) = value {
             checked_value(&entry, value)?;
         }
+        self.check_variables(&entry)?;
         let before = self.entries().iter().find(|known| known.is_same(&entry)).cloned();
         if before.is_none() && self.entries().len() >= MOST_ENTRIES {
             return Err(Error::BadValue(format!("there are {MOST_ENTRIES} secrets already")));
@@ -587,12 +644,13 @@ impl Vault {
         Ok((value, again))
     }
 
-    /// Gets a value once, to see that its source works.
-    pub fn verify(&self, entry: &Entry) -> Result<()> {
-        if let Some(value) = source::fetch(&entry.source)? {
-            if entry.kind == Kind::Aws { aws_keys(&value).map(drop) } else { checked_value(entry, &value) }?;
+    /// Gets a value once, to see that its source works; nothing where there is no source to ask.
+    pub fn verify(&self, entry: &Entry) -> Result<Option<Secret>> {
+        let value = source::fetch(&entry.source)?;
+        if let Some(value) = &value {
+            checked_value(entry, value)?;
         }
-        Ok(())
+        Ok(value)
     }
 
     /// Keeps what somebody got by signing in inside a sandbox, or what was renewed.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::entry::Scope;
 use crate::binding::BindingError;
 use crate::hosts::HostError;
 use crate::shape::ShapeError;
@@ -40,6 +41,18 @@ pub enum Error {
         /// The rest of the sentence.
         why: &'static str,
     },
+    /// Another secret that the same sandboxes have has one of its variables: one of the two would not be in the guest.
+    #[error("the variable {variable} has the placeholder of the secret \"{by}\" {scope} already")]
+    TakenVariable {
+        /// The variable.
+        variable: String,
+        /// The other secret.
+        by: String,
+        /// For whom both are.
+        scope: Scope,
+        /// Whether the variable's name is the service's, and not the user's choice.
+        is_fixed: bool,
+    },
     /// A value that cannot be one.
     #[error("{0}")]
     BadValue(String),
@@ -58,13 +71,15 @@ pub enum Error {
         /// The reference.
         text: String,
     },
-    /// The program that knows the value failed.
+    /// The program that knows the value failed, or the variable of the host has none.
     #[error("{what} {why}")]
     Source {
-        /// The program, for people.
+        /// The program or variable, for people.
         what: String,
         /// How it failed.
         why: String,
+        /// What can be done, if it can be said.
+        hint: Option<String>,
     },
     /// The host refused a file operation.
     #[error("{what} {}: {source}", path.display())]
@@ -174,9 +189,18 @@ impl Error {
             Self::UnknownSecret { .. } | Self::Gone { .. } => "viv secret ls shows all".into(),
             Self::Host(_) => "give it as in api.example.com, *.example.com or api.example.com:8443".into(),
             Self::Binding(_) | Self::BadName { .. } => "viv secret set-custom --help has examples".into(),
+            Self::TakenVariable { by, scope, is_fixed, .. } => {
+                let own = if *scope == Scope::Global { "" } else { " --sandbox NAME" };
+                let other = if *is_fixed {
+                    format!("set {by} again with another --env")
+                } else {
+                    "give this one another --env".into()
+                };
+                format!("{other}, or take that one out:  viv secret rm{own} {by}")
+            }
             Self::Shape(_) => "give it as in mytool-{rand}".into(),
             Self::BadReference { .. } => "viv secret set --help has examples".into(),
-            Self::Source { .. } => "run it yourself to see what it says".into(),
+            Self::Source { hint, .. } => return hint.clone(),
             Self::Damaged { .. } => "nothing was changed; viv secret rm and set put it in anew".into(),
             Self::NewerFormat { .. } => "use the viv that made it, or a newer one".into(),
             Self::Exposed { path, .. } => format!("chmod go= {}", path.display()),

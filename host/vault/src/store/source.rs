@@ -68,6 +68,18 @@ impl Reference {
     pub fn program(&self) -> &str {
         &self.program
     }
+
+    /// How the program is called, as one types it in a shell.
+    fn command_line(&self) -> String {
+        let is_plain = |word: &str| {
+            word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:,+@%=".contains(&byte))
+        };
+        let words = std::iter::once(&self.program).chain(&self.arguments).map(|word| match is_plain(word) {
+            true => word.clone(),
+            false => format!("'{}'", word.replace('\'', "'\\''")),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
 }
 
 impl std::str::FromStr for Reference {
@@ -147,12 +159,37 @@ impl std::fmt::Display for Reference {
 
 /// Gets a value now. `None` for sources that have none of their own.
 pub(crate) fn fetch(source: &Source) -> Result<Option<Secret>> {
+    fetched(source).map_err(|error| match error {
+        Error::Source { what, why, .. } => Error::Source { what, why, hint: next_step(source) },
+        other => other,
+    })
+}
+
+/// What can be done where a source gives nothing.
+fn next_step(source: &Source) -> Option<String> {
+    Some(match source {
+        Source::Kept | Source::SignIn => return None,
+        Source::Env(name) => {
+            format!(
+                "export {name}=… in the shell that viv is started from; --no-verify does not look at it now"
+            )
+        }
+        Source::Ref(reference) => {
+            format!("run it yourself to see what it says:  {}", reference.command_line())
+        }
+        Source::Command(_) => "run it yourself to see what it says".into(),
+    })
+}
+
+fn fetched(source: &Source) -> Result<Option<Secret>> {
     match source {
         Source::Kept | Source::SignIn => Ok(None),
         Source::Env(name) => {
             let what = format!("the variable {name}");
-            let value = std::env::var_os(name)
-                .ok_or_else(|| Error::Source { what: what.clone(), why: "is not set".into() })?;
+            let value = std::env::var_os(name).ok_or_else(|| failed(&what, "is not set"))?;
+            if value.is_empty() {
+                return Err(failed(&what, "is empty"));
+            }
             let value = Secret::new(std::os::unix::ffi::OsStringExt::into_vec(value));
             trimmed(value, &what).map(Some)
         }
@@ -175,22 +212,23 @@ pub(crate) fn fetch(source: &Source) -> Result<Option<Secret>> {
     }
 }
 
+fn failed(what: &str, why: impl Into<String>) -> Error {
+    Error::Source { what: what.to_owned(), why: why.into(), hint: None }
+}
+
 /// Without the line end that most programs print.
 fn trimmed(value: Secret, what: &str) -> Result<Secret> {
     let bytes = value.expose();
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
     if bytes.is_empty() {
-        return Err(Error::Source { what: what.to_owned(), why: "gave nothing".into() });
+        return Err(failed(what, "gave nothing"));
     }
     Ok(Secret::new(bytes.to_vec()))
 }
 
 fn json_field(value: &Secret, field: &str, what: &str) -> Result<Secret> {
-    let missing = || Error::Source {
-        what: what.to_owned(),
-        why: format!("gave no JSON object with a text \"{}\"", field.escape_debug()),
-    };
+    let missing = || failed(what, format!("gave no JSON object with a text \"{}\"", field.escape_debug()));
     let object: std::collections::BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(value.expose()).map_err(|_| missing())?;
     match object.into_iter().find(|(name, _)| name == field) {
@@ -201,7 +239,7 @@ fn json_field(value: &Secret, field: &str, what: &str) -> Result<Secret> {
 
 /// Runs a program; its output is the value. What it says on the standard error may have the value in it, and is not shown.
 fn run(mut command: Command, what: &str, patience: Duration) -> Result<Secret> {
-    let fail = |why: String| Error::Source { what: what.to_owned(), why };
+    let fail = |why: String| failed(what, why);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => fail("is not installed".into()),
@@ -297,6 +335,21 @@ mod tests {
         assert!(error.contains("within"), "{error}");
         let missing = run(Command::new("/no/such/program"), "it", PATIENCE).unwrap_err().to_string();
         assert!(missing.contains("not installed"), "{missing}");
+    }
+
+    #[test]
+    fn what_can_be_done_fits_the_source() {
+        let hint = |source: Source| fetch(&source).unwrap_err().hint().unwrap();
+        let unset = Source::Env("VIV_TEST_NO_SUCH_VARIABLE".into());
+        let error = fetch(&unset).unwrap_err().to_string();
+        assert_eq!(error, "the variable VIV_TEST_NO_SUCH_VARIABLE is not set");
+        let env = hint(unset);
+        assert!(env.contains("export VIV_TEST_NO_SUCH_VARIABLE=") && !env.contains("run it"), "{env}");
+        assert!(hint(Source::Command("exit 3".into())).contains("run it yourself"));
+        let reference: Reference = "op://My Work/GitHub/it's".parse().unwrap();
+        let line = "op read --no-newline 'op://My Work/GitHub/it'\\''s'";
+        assert_eq!(reference.command_line(), line);
+        assert!(next_step(&Source::Ref(reference)).unwrap().ends_with(line));
     }
 
     #[test]

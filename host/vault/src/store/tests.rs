@@ -1,4 +1,5 @@
 use super::*;
+use crate::binding::Binding;
 use crate::credentials::Destination;
 
 const VALUE: &str = "ghp_REALREALREALREALREALREALREALREALREAL";
@@ -434,4 +435,88 @@ fn two_programs_that_set_at_once_lose_nothing() {
         }
     });
     assert_eq!(Vault::open(&folders).unwrap().entries().len(), 9);
+}
+
+/// A secret of the user's own with this variable.
+fn custom(name: &str, variable: &str, scope: Scope) -> Entry {
+    let binding = Binding { hosts: vec!["api.example.com".parse().unwrap()], ..Binding::default() };
+    let custom = Custom { binding, env: vec![variable.to_owned()], ..Custom::default() };
+    Entry::custom(name, scope, Source::Kept, custom).unwrap()
+}
+
+#[test]
+fn a_variable_is_one_secrets_of_all_or_of_one_sandbox() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = folders(root.path());
+    let mut vault = Vault::open(&folders).unwrap();
+    let mut set = |entry: Entry| vault.set(entry, Some(&text("a-value-of-it")), key_file());
+    let own = || Scope::Sandbox("box1".into());
+    set(custom("one", "ONE", Scope::Global)).unwrap();
+    set(github(Scope::Global)).unwrap();
+    for (entry, variable, by, hint) in [
+        (custom("two", "ONE", Scope::Global), "ONE", "one", "give this one another --env"),
+        (custom("two", "GH_TOKEN", Scope::Global), "GH_TOKEN", "github", "viv secret rm github"),
+    ] {
+        let error = set(entry).unwrap_err();
+        let said = format!(
+            "the variable {variable} has the placeholder of the secret \"{by}\" for all sandboxes already"
+        );
+        assert_eq!(error.to_string(), said);
+        assert!(error.hint().unwrap().contains(hint), "{:?}", error.hint());
+    }
+    assert!(set(custom("one", "ONE", Scope::Global)).unwrap(), "the same one is replaced");
+    // A sandbox's own takes the global one's place there, by that name or another, and not a second one of its own.
+    set(custom("aaa", "ONE", own())).unwrap();
+    set(custom("one", "OTHER", own())).unwrap();
+    set(custom("zzz", "TWO", Scope::Sandbox("box2".into()))).unwrap();
+    set(custom("zzz", "GH_TOKEN", own())).unwrap();
+    let error = set(custom("bbb", "ONE", own())).unwrap_err();
+    assert!(error.to_string().contains("of the secret \"aaa\" for that sandbox"), "{error}");
+    assert!(error.hint().unwrap().contains("viv secret rm --sandbox NAME aaa"), "{:?}", error.hint());
+    let error = set(github(own())).unwrap_err();
+    assert!(error.hint().unwrap().starts_with("set zzz again with another --env"), "{:?}", error.hint());
+    let holder = |vault: &Vault, name: &str, variable: &str| {
+        let index = vault.index.as_ref().unwrap();
+        let entry = index.entries.iter().find(|entry| entry.name == name).unwrap();
+        let holder = entry.placeholders(&index.shape_key, "box1").value;
+        vault.environment("box1").contains(&(variable.to_owned(), holder))
+    };
+    assert!(holder(&vault, "aaa", "ONE") && holder(&vault, "zzz", "GH_TOKEN"), "the sandbox's own");
+    assert_eq!((vault.clashes("box1"), vault.clashes("box2")), (Vec::new(), Vec::new()));
+    // An index that somebody else wrote.
+    let index = std::fs::read_to_string(folders.index()).unwrap();
+    std::fs::write(folders.index(), index.replace("\"TWO\"", "\"GH_TOKEN\"").replace("\"OTHER\"", "\"ONE\""))
+        .unwrap();
+    let vault = Vault::open(&folders).unwrap();
+    let clash = Clash { variable: "ONE".into(), kept: "one".into(), lost: "aaa".into() };
+    assert_eq!((vault.clashes("box1"), vault.clashes("box2")), (vec![clash], Vec::new()));
+    assert!(!holder(&vault, "aaa", "ONE"));
+}
+
+#[test]
+fn values_end_that_programs_give_and_no_others() {
+    let root = tempfile::tempdir().unwrap();
+    let mut vault = Vault::open(&folders(root.path())).unwrap();
+    vault.set(github(Scope::Global), Some(&text(VALUE)), key_file()).unwrap();
+    assert!(!vault.has_ends("box1"));
+    let program = || Source::Command("echo a-value-of-it".into());
+    let own = Scope::Sandbox("box1".into());
+    let mut entry = Entry::of_service("openai", own.clone(), program(), false).unwrap();
+    vault.set(entry.clone(), None, key_file()).unwrap();
+    assert!(vault.has_ends("box1") && !vault.has_ends("box2"));
+    entry.refresh = Refresh::OnDemand;
+    vault.set(entry, None, key_file()).unwrap();
+    assert!(!vault.has_ends("box1"));
+    let mut aws = Entry::of_service("aws", own.clone(), program(), false).unwrap();
+    aws.refresh = Refresh::OnDemand;
+    vault.set(aws, None, key_file()).unwrap();
+    assert!(vault.has_ends("box1"), "such keys say themselves when they end");
+    vault.remove(&own, "aws").unwrap();
+    assert!(!vault.has_ends("box1"));
+}
+
+#[test]
+fn short_values_are_not_masked() {
+    assert!(!crate::mask::is_masked(&text("x")) && !crate::mask::is_masked(&text("1234567")));
+    assert!(crate::mask::is_masked(&text("12345678")));
 }

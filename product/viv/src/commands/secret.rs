@@ -159,17 +159,22 @@ fn put(mut entry: Entry, options: &SourceOptions, interactive: bool) -> Result<u
     if let Some(refresh) = refresh(options, &entry.source)? {
         entry.refresh = refresh;
     }
+    // Nobody is asked for a value that is refused for something else.
+    vault.check_variables(&entry)?;
+    let mut is_masked = true;
     let value = match &entry.source {
         Source::Kept => Some(ask::value(&entry, interactive)?),
         Source::SignIn => None,
         _ if options.no_verify => None,
         _ => {
-            vault.verify(&entry)?;
+            let value = vault.verify(&entry)?;
+            is_masked = value.as_ref().is_none_or(vault::mask::is_masked);
             None
         }
     };
     if let Some(value) = &value {
         vault::store::checked_value(&entry, value)?;
+        is_masked = vault::mask::is_masked(value);
     }
     let keep = match entry.source {
         Source::Kept | Source::SignIn => keep(options.store.as_deref(), &vault, interactive)?,
@@ -185,8 +190,19 @@ fn put(mut entry: Entry, options: &SourceOptions, interactive: bool) -> Result<u
     } else {
         eprintln!("{}", told(&kept, is_replaced, &vault));
     }
+    if !is_masked {
+        say_unmasked(&kept.name);
+    }
     running::tell(&mut vault, &kept.scope, &[&kept.name], interactive)?;
     Ok(0)
+}
+
+/// What is said of a value that so much else may look like that it is not looked for.
+fn say_unmasked(name: &str) {
+    eprintln!(
+        "viv: the value of {name} has fewer than {} characters and is not masked: a server that says it back shows it to the guest",
+        vault::mask::SHORTEST_MASKED
+    );
 }
 
 /// What was done, in two lines.
@@ -399,7 +415,7 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
     let is_meant = |service: &&services::Service| {
         options.services.is_empty() || options.services.contains(&service.name)
     };
-    let (mut set, mut code) = (Vec::new(), 0);
+    let (mut set, mut code, mut is_found) = (Vec::new(), 0, false);
     for service in services::all().iter().filter(is_meant) {
         let Some((variable, value)) = found(service) else {
             if options.services.contains(&service.name) {
@@ -410,22 +426,26 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
             }
             continue;
         };
+        is_found = true;
         let name = &service.name;
         let is_there = vault.entries().iter().any(|entry| entry.name == *name && entry.scope == scope);
         if is_there && !options.force {
             eprintln!("{name} is set {scope} already; -f replaces it with {variable}.");
             continue;
         }
-        if options.dry_run {
-            say(&format!("{name} from {variable}\n"))?;
-            continue;
-        }
         let entry = Entry::of_service(name, scope.clone(), Source::Kept, false)?;
-        let keep = keep(options.store.as_deref(), &vault, interactive)?;
-        match vault.set(entry, Some(&value), keep) {
-            Ok(_) => {
-                set.push(name.as_str());
+        let outcome = if options.dry_run {
+            vault.check_variables(&entry)
+        } else {
+            let keep = keep(options.store.as_deref(), &vault, interactive)?;
+            vault.set(entry, Some(&value), keep).map(|_| set.push(name.as_str()))
+        };
+        match outcome {
+            Ok(()) => {
                 say(&format!("{name} from {variable}\n"))?;
+                if !vault::mask::is_masked(&value) {
+                    say_unmasked(name);
+                }
             }
             Err(error) => {
                 let failure = Failure::from(error);
@@ -433,6 +453,11 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
                 code = failure.code;
             }
         }
+    }
+    if !is_found && options.services.is_empty() {
+        eprintln!(
+            "No variable of this shell is a known service's; viv secret set --help names the services."
+        );
     }
     if !set.is_empty() {
         eprintln!("Values: {}.", vault.storage());

@@ -309,6 +309,8 @@ fn kept(world: &World) -> Case {
 fn imported(world: &World) -> Case {
     sandbox(world)?;
     let mut shell = Shell::new(world)?;
+    let said = shell.ok(&["secret", "import", "--dry-run"], "")?;
+    ensure(said.text().is_empty() && said.err.contains("No variable of this shell"), format!("{said:?}"))?;
     shell.set("GITHUB_TOKEN", TOKEN);
     for (name, value) in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].into_iter().zip(AWS) {
         shell.set(name, value);
@@ -408,7 +410,7 @@ fn mistakes(world: &World) -> Case {
     shell.set("HF_TOKEN", "hush hush ");
     let long = TOKEN.repeat(1000);
     let ours = "hint: ";
-    let table: [(&[&str], &str, [&str; 2]); 42] = [
+    let table: [(&[&str], &str, [&str; 2]); 44] = [
         (&["set", "gihub"], TOKEN, ["no service is called \"gihub\"", "did you mean github?"]),
         (&["set", "nothing-like-it"], TOKEN, ["no service is called", "viv secret set-custom makes one"]),
         (&["set", "github"], "", ["the standard input is empty", "pipe the value in"]),
@@ -418,7 +420,11 @@ fn mistakes(world: &World) -> Case {
         (&["set", "github"], " hush", ["begins or ends with a space", ""]),
         (&["set", "github"], &long, ["is longer than 16384 bytes", ""]),
         (&["set", "aws"], "AKIAHUSH", ["this is no AWS key", ""]),
-        (&["set", "openai", "--from-env", "NOT_SET"], "", ["the variable NOT_SET is not set", ours]),
+        (
+            &["set", "openai", "--from-env", "NOT_SET"],
+            "",
+            ["the variable NOT_SET is not set", "hint: export NOT_SET="],
+        ),
         (&["set", "openai", "--from-env", "BAD_KEY"], "", ["cannot stand in a header", ""]),
         (
             &["set", "gitlab", "--ref", "op://Work/GitLab/other"],
@@ -480,6 +486,16 @@ fn mistakes(world: &World) -> Case {
         ),
         (&["set-custom", "mine", "--host", "a b", "--env", "X"], TOKEN, ["\"a b\"", ours]),
         (&["set-custom", "mine", "--host", "*", "--env", "X"], TOKEN, ["\"*\"", ours]),
+        (
+            &["set-custom", "mine", "--host", "http://api.example.com/v1", "--env", "X"],
+            TOKEN,
+            ["a host is wanted, not a URL; api.example.com was probably meant", ours],
+        ),
+        (
+            &["set-custom", "mine", "--host", "a.example", "--env", "GH_TOKEN"],
+            TOKEN,
+            ["the variable GH_TOKEN has the placeholder of the secret \"github\"", "viv secret rm github"],
+        ),
         (
             &["set-custom", "mine", "--host", "a.example", "--env", "1X"],
             TOKEN,

@@ -20,7 +20,7 @@ pub(super) fn value(entry: &Entry, interactive: bool) -> Result<Secret, Failure>
     }
     if !interactive {
         return Err(Failure::new("there is nobody to ask for the value")
-            .hint(format!("pipe it in: printf %s \"$TOKEN\" | viv secret set {}", entry.name)));
+            .hint(format!("pipe it in: printf %s \"$TOKEN\" | {}", again(entry))));
     }
     let service = entry.service.as_deref().and_then(services::find);
     if service.is_some_and(|service| service.kind == Kind::Aws) {
@@ -33,6 +33,14 @@ pub(super) fn value(entry: &Entry, interactive: bool) -> Result<Secret, Failure>
     }
     let title = service.map_or(entry.name.as_str(), |service| service.title.as_str());
     hidden(&format!("Value for {title} (not shown): "))
+}
+
+/// The command that was typed, as far as its beginning says which it is.
+fn again(entry: &Entry) -> String {
+    match &entry.service {
+        Some(service) => format!("viv secret set {service}"),
+        None => format!("viv secret set-custom {} …", entry.name),
+    }
 }
 
 fn from_stdin() -> Result<Secret, Failure> {

@@ -10,7 +10,7 @@ use sandbox::folder::{Sandbox, Sandboxes};
 use sandbox::network::{SecretText, Secrets};
 use sandbox::places::Places;
 use vault::Secret;
-use vault::store::{Error, Resolved, Scope, Vault};
+use vault::store::{Clash, Error, Resolved, Scope, Vault};
 
 use super::{ask, open};
 use crate::failure::{Failure, LONGEST};
@@ -30,6 +30,12 @@ pub(crate) fn for_shim(sandbox: &Sandbox, interactive: bool) -> Result<Given, Fa
     let id = &sandbox.spec.id;
     let resolved = vault.resolve(id, &mut |prompt| ask::passphrase(prompt, interactive))?;
     say_problems(&resolved.problems);
+    for Clash { variable, kept, lost } in vault.clashes(id) {
+        let text = format!(
+            "the secrets {lost} and {kept} both have the variable {variable}: the guest has that of {kept} in it   viv secret rm takes one out"
+        );
+        eprintln!("viv: {}", escaped(&text, LONGEST));
+    }
     Ok(Given { secrets: packed(&vault, id, &resolved)?, versions: vault.versions(id) })
 }
 
@@ -85,7 +91,15 @@ fn packed(vault: &Vault, sandbox: &str, resolved: &Resolved) -> Result<Secrets, 
     let text = resolved.credentials.to_wire().map_err(Failure::new)?;
     let until = resolved.next_refresh.and_then(|at| Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs()));
     let (variables, unchanged) = (vault.environment(sandbox), resolved.unchanged.clone());
-    Ok(Secrets { text: Some(SecretText::new(text)), variables, until, unchanged, ..Secrets::default() })
+    let lasting = !vault.has_ends(sandbox);
+    Ok(Secrets {
+        text: Some(SecretText::new(text)),
+        variables,
+        until,
+        unchanged,
+        lasting,
+        ..Secrets::default()
+    })
 }
 
 fn say_problems(problems: &[String]) {
