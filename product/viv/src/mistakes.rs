@@ -120,9 +120,12 @@ pub(crate) fn explain(error: &clap::Error, words: &[OsString]) -> Option<Failure
             let bare = |text: String| bare(text.split(' ').next().unwrap_or_default());
             let (given, other) = (bare(given?), bare(text(error, ContextKind::PriorArg)?));
             let pair = [given.as_str(), &other];
-            let why = CONFLICTS.iter().find(|(a, b, _)| pair == [*a, *b] || pair == [*b, *a]);
-            let why = why.map(|(.., why)| format!(": {why}")).unwrap_or_default();
-            Failure::new(format!("{given} and {other} exclude each other{why}")).hint(all)
+            let known = CONFLICTS.iter().find(|(a, b, _)| pair == [*a, *b] || pair == [*b, *a]);
+            let sentence = match known {
+                Some((one, other, why)) => format!("{one} and {other} exclude each other: {why}"),
+                None => format!("{given} and {other} exclude each other"),
+            };
+            Failure::new(sentence).hint(all)
         }
         ErrorKind::MissingRequiredArgument => {
             let usage = text(error, ContextKind::Usage).unwrap_or_default();
@@ -207,7 +210,6 @@ mod tests {
                 "--totals and --follow exclude each other: sums",
                 "viv policy log",
             ),
-            ("viv secret import --all github", "--all and SERVICE exclude each other", "viv secret import"),
             ("viv run --name", "--name needs a value", "--name NAME"),
             ("viv run", "viv run needs AGENT", "viv run <AGENT>"),
             ("viv exec box", "viv exec needs COMMAND", "viv exec <NAME> <COMMAND>"),
