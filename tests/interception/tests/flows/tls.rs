@@ -94,13 +94,13 @@ fn the_users_own_machine_is_reached_by_each_of_its_names_whichever_its_certifica
     run(async {
         let flow = || Flow { host: FlowHost::Name(policy::Name::host_service()), port: 8443 };
         let world = World::new();
-        let rule = policy::Rule::new(
-            policy::Decision::Allow,
-            policy::Resource::parse("localhost:8443").expect("a service of the host"),
-        );
+        let rule = |resource: &str| {
+            let resource = policy::Resource::parse(resource).expect("a resource");
+            policy::Rule::new(policy::Decision::Allow, resource)
+        };
         *world.rules.0.borrow_mut() = policy::Policy::compile(&policy::PolicySet {
             preset: policy::Preset::DenyAll,
-            local: vec![rule],
+            local: vec![rule("localhost:8443"), rule(HOST)],
             ..policy::PolicySet::default()
         });
         for name in policy::HOST_SERVICES {
