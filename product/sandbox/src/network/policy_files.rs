@@ -396,7 +396,9 @@ mod tests {
         let (why, next) = hint(given_kit(&path).unwrap_err());
         assert!(why.contains("kit.json") && next.contains("--kit"), "{why}: {next}");
         fs::write(&path, "{\"schema\": 1,\n nonsense").unwrap();
-        for error in [given_kit(&path).unwrap_err(), add_kits(&sandbox, &[path.clone()]).unwrap_err()] {
+        for error in
+            [given_kit(&path).unwrap_err(), add_kits(&sandbox, std::slice::from_ref(&path)).unwrap_err()]
+        {
             let (why, next) = hint(error);
             assert!(why.contains("kit.json") && why.contains("line 2"), "{why}");
             assert!(next.contains("--kit") && !next.contains("viv rm"), "{next}");
