@@ -74,6 +74,7 @@ mod tests {
             until: Some(7),
             forget: Vec::new(),
             unchanged: Vec::new(),
+            lasting: true,
         };
         let proxies = Proxies { all: Some("socks5://u:hunter2@p:1".into()), ..Proxies::default() };
         let proxies = ClientProxies { proxies, ..ClientProxies::default() };
