@@ -232,7 +232,8 @@ impl Dialer {
             ProxyHost::Address(address) => vec![*address],
             ProxyHost::Name(name) => {
                 let resolver = self.shared.lock().rules.resolver.clone();
-                interleaved(resolver.resolve(name).await?)
+                let found = resolver.resolve(name).await;
+                interleaved(found.map_err(|error| DialError::Proxy(format!("{UNRESOLVED}: {error}")))?)
             }
         };
         let stream =

@@ -200,10 +200,14 @@ impl Vault {
     /// Refuses a secret with a variable that another one has already which the same sandboxes are to have. A sandbox's own one may have a
     /// global one's: it takes its place.
     pub fn check_variables(&self, entry: &Entry) -> Result<()> {
+        // One that it has already, however it came to that, it may keep: a value can always be replaced.
+        let before = self.entries().iter().find(|known| known.is_same(entry));
+        let is_new = |name: &&String| before.is_none_or(|before| !before.env.contains_key(*name));
         let others =
             self.entries().iter().filter(|known| known.scope == entry.scope && !known.is_same(entry));
         for other in others {
-            if let Some(variable) = entry.env.keys().find(|name| other.env.contains_key(*name)) {
+            if let Some(variable) = entry.env.keys().filter(is_new).find(|name| other.env.contains_key(*name))
+            {
                 return Err(Error::TakenVariable {
                     variable: variable.clone(),
                     by: other.name.clone(),
@@ -218,17 +222,19 @@ impl Vault {
     /// The variables of this sandbox that two of its secrets have nevertheless: the index may be an older program's, or somebody's own.
     pub fn clashes(&self, sandbox: &str) -> Vec<Clash> {
         let mut owners: BTreeMap<&str, &Entry> = BTreeMap::new();
-        let mut clashes = Vec::new();
+        let mut lost = Vec::new();
         for entry in self.of(sandbox) {
             for variable in entry.env.keys() {
                 let before = owners.insert(variable, entry);
-                if let Some(lost) = before.filter(|lost| lost.scope == entry.scope) {
-                    let (kept, lost) = (entry.name.clone(), lost.name.clone());
-                    clashes.push(Clash { variable: variable.clone(), kept, lost });
-                }
+                lost.extend(before.map(|before| (variable, before)));
             }
         }
-        clashes
+        // Before one of the sandbox's own the others stand back deliberately.
+        let clash = |(variable, lost): (&String, &Entry)| {
+            let kept = owners.get(variable.as_str()).filter(|kept| kept.scope == lost.scope)?;
+            Some(Clash { variable: variable.clone(), kept: kept.name.clone(), lost: lost.name.clone() })
+        };
+        lost.into_iter().filter_map(clash).collect()
     }
 
     /// Whether this sandbox has values that are to be asked for again while it runs.

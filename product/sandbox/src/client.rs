@@ -183,12 +183,14 @@ fn hold_within<E: From<Error>>(
             let why = sandbox.runtime().and_then(|runtime| runtime.reason);
             return Err(not_started(sandbox, why.unwrap_or_else(|| "it ended at once".into())).into());
         }
+        // Somebody may be asked for a passphrase here: nothing is drawn over that.
+        let given = handover()?;
         if !told {
             starting();
             told = true;
         }
         tracing::info!(sandbox = sandbox.spec.name, id = sandbox.spec.id, "Starting the sandbox's process");
-        match spawn_shim(sandbox, &handover()?)? {
+        match spawn_shim(sandbox, &given)? {
             Announcement::Listening => started = true,
             Announcement::Busy => {}
             Announcement::Failed { why, hint } => return Err(Error::NotStarted { why, hint }.into()),

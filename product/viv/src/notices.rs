@@ -42,7 +42,7 @@ pub(crate) fn watch(held: Arc<Held>, sandbox: &Sandbox) {
         while let Some(notice) = held.next_notice() {
             tell(words(&notice, &sandbox.spec.name));
             match notice {
-                Notice::Blocked { .. } => BLOCKED.store(true, Ordering::Relaxed),
+                Notice::Blocked { .. } | Notice::MoreBlocked { .. } => BLOCKED.store(true, Ordering::Relaxed),
                 Notice::Asked { question, host, port, udp } => {
                     let question = Question { number: question, host, port, udp };
                     // Before it can be answered: the words tell how.

@@ -166,6 +166,28 @@ fn what_a_server_said_before_its_reset_arrives() {
 }
 
 #[test]
+fn a_reset_ends_a_flow_whose_server_takes_nothing() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let policy = rules(&[&format!("full.example.com:{port}"), &format!("127.0.0.1:{port}")], &[]);
+    let mut guest = with(policy, &[("full.example.com", "127.0.0.1")]);
+    let handle = guest.connect_to("full.example.com", port).unwrap();
+    let _connection = server.accept().unwrap();
+    // Until nothing moves any more: the server's buffers are full, then the gateway's, then the guest's own.
+    let (mut still, piece) = (0, vec![7; 64 << 10]);
+    guest.until("full buffers", |guest| {
+        let socket = guest.tcp(handle);
+        let sent = if socket.can_send() { socket.send_slice(&piece).unwrap() } else { 0 };
+        still = if sent == 0 { still + 1 } else { 0 };
+        (still > 1000).then_some(())
+    });
+    guest.tcp(handle).abort();
+    let ended = guest.record("its end", |record| record.what.kind == Kind::Ended);
+    assert!(ended.bytes_up > 0 && ended.what.port == port, "{ended:?}");
+    guest.end();
+}
+
+#[test]
 fn a_changed_policy_resets_established_flows() {
     let port = echo("127.0.0.1");
     let network = format!("127.0.0.1:{port}");

@@ -491,6 +491,14 @@ fn a_variable_is_one_secrets_of_all_or_of_one_sandbox() {
     let clash = Clash { variable: "ONE".into(), kept: "one".into(), lost: "aaa".into() };
     assert_eq!((vault.clashes("box1"), vault.clashes("box2")), (vec![clash], Vec::new()));
     assert!(!holder(&vault, "aaa", "ONE"));
+    // A value can be replaced nevertheless; a third one has no place.
+    vault.check_variables(&custom("one", "ONE", own())).unwrap();
+    assert!(vault.check_variables(&custom("bbb", "ONE", own())).is_err());
+    // Of two for all, neither is named where the sandbox has one of its own.
+    let index = std::fs::read_to_string(folders.index()).unwrap();
+    std::fs::write(folders.index(), index.replace("\"GH_TOKEN\"", "\"ONE\"")).unwrap();
+    let clashes = Vault::open(&folders).unwrap().clashes("box1");
+    assert!(clashes.iter().all(|clash| clash.kept == "zzz"), "{clashes:?}");
 }
 
 #[test]

@@ -118,7 +118,10 @@ impl Folder {
         let fail = |source: io::Error| Error::file("cannot lock", &path, source);
         let check = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let check = check.map_err(fail)?;
-        flock(&check, FlockOperation::NonBlockingLockExclusive).map_err(|error| fail(error.into()))?;
+        // Who looks whether it is checked has it for an instant.
+        if !files::lock_within(&check, Duration::from_millis(500)).map_err(fail)? {
+            return Err(self.in_use());
+        }
         Ok(Lock { _check: Some(check), ..lock })
     }
 

@@ -54,7 +54,7 @@ impl Hints {
         let told = match record.kind {
             Kind::SshAgent => record.text.clone(),
             // Whatever the port.
-            _ if unresolved.is_some() => record.host.clone(),
+            _ if unresolved.is_some() => format!("{UNRESOLVED}: {}", record.host),
             _ => what.clone(),
         };
         if self.told.iter().any(|(_, known)| *known == told) {

@@ -242,6 +242,11 @@ impl LogReader {
         reader
     }
 
+    /// The number of the last record that was given out.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// What has come since the last look. Lines that cannot be read are passed over.
     pub fn read(&mut self) -> Vec<Entry> {
         let mut entries = Vec::new();

@@ -434,12 +434,12 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
             continue;
         }
         let entry = Entry::of_service(name, scope.clone(), Source::Kept, false)?;
-        let outcome = if options.dry_run {
-            vault.check_variables(&entry)
-        } else {
+        // Before anybody is asked where values are to be kept.
+        let mut outcome = vault.check_variables(&entry);
+        if outcome.is_ok() && !options.dry_run {
             let keep = keep(options.store.as_deref(), &vault, interactive)?;
-            vault.set(entry, Some(&value), keep).map(|_| set.push(name.as_str()))
-        };
+            outcome = vault.set(entry, Some(&value), keep).map(|_| set.push(name.as_str()));
+        }
         match outcome {
             Ok(()) => {
                 say(&format!("{name} from {variable}\n"))?;

@@ -94,16 +94,20 @@ fn add(
     Ok(0)
 }
 
-/// What is said of an allow by an address of this host's loopback: in a guest that address is the guest itself.
+/// What is said of an allow by an address of this host's loopback, which opens more than who writes it may think.
 fn service(rule: &Rule) -> Option<String> {
     let HostPattern::Network(network) = rule.resource().hosts() else { return None };
     if rule.decision() == Decision::Deny || !network.addr().is_loopback() {
         return None;
     }
-    let (given, ports) = (rule.resource(), rule.resource().ports());
-    let port = if ports == Ports::ALL { String::new() } else { format!(":{ports}") };
+    let ports = rule.resource().ports();
+    let (what, port) = match ports {
+        Ports::ALL => ("EVERY port".to_owned(), String::new()),
+        _ => (format!("port {ports}"), format!(":{ports}")),
+    };
     Some(format!(
-        "{given} in a guest is the guest itself; a service of this host is reached as host.viv.internal{port}, by the rule localhost:{ports}"
+        "this opens {what} of this host, as localhost:{ports} does: host.viv.internal{port} in the guest, whose own {} needs no rule",
+        network.addr()
     ))
 }
 
@@ -354,11 +358,17 @@ mod tests {
         let said = |decision, resource: &str| service(&Rule::new(decision, resource.parse().unwrap()));
         let of_port = said(Decision::Allow, "127.0.0.1:8080").unwrap();
         assert!(
-            of_port.contains("as host.viv.internal:8080,") && of_port.ends_with(" localhost:8080"),
+            of_port.contains(
+                "opens port 8080 of this host, as localhost:8080 does: host.viv.internal:8080 in the guest"
+            ),
             "{of_port}"
         );
-        assert!(said(Decision::Allow, "[::1]:80").unwrap().ends_with(" localhost:80"));
-        assert!(said(Decision::Allow, "127.0.0.1").unwrap().ends_with(" localhost:*"));
+        assert!(said(Decision::Allow, "[::1]:80").unwrap().contains("as localhost:80 does"));
+        assert!(
+            said(Decision::Allow, "127.0.0.1")
+                .unwrap()
+                .contains("opens EVERY port of this host, as localhost:* does")
+        );
         for resource in ["localhost:8080", "10.0.0.1:8080", "a.example:8080"] {
             assert_eq!(said(Decision::Allow, resource), None, "{resource}");
         }

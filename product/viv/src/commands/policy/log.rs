@@ -267,6 +267,8 @@ struct Work {
     refused: Vec<String>,
     /// What was let through and could not be reached.
     failed: Vec<String>,
+    /// Records that the log has no room for any more.
+    missing: u64,
 }
 
 /// What a session that observed is told at its end of what was recorded since `reader` was made.
@@ -276,11 +278,14 @@ pub(crate) fn observed_since(
     reader: &mut LogReader,
 ) -> Result<Vec<String>, Failure> {
     let base = Policy::compile(&set(places, Some(sandbox))?);
-    Ok(Work::new(&reader.read(), &base).words(&sandbox.spec.name))
+    let before = reader.last();
+    let entries = reader.read();
+    Ok(Work::new(&entries, before, &base).words(&sandbox.spec.name))
 }
 
 impl Work {
-    fn new(entries: &[Entry], base: &Policy) -> Self {
+    /// `before`: the number of the last record before these.
+    fn new(entries: &[Entry], before: u64, base: &Policy) -> Self {
         let flows = || {
             let is_flow = |what: &&What| {
                 matches!(what.kind, Kind::Connect | Kind::Datagram | Kind::Tls | Kind::Request)
@@ -316,12 +321,22 @@ impl Work {
             .collect();
         let observed: Vec<Observed> = entries.iter().filter_map(|entry| observed(&entry.record)).collect();
         let rules = policy::minimal_rules(&observed, Some(base));
-        Self { rules, reached: !reached.is_empty(), refused, failed }
+        let numbers = entries.last().map_or(0, |last| last.seq.saturating_sub(before));
+        let missing =
+            entries.iter().fold(numbers, |left, entry| left.saturating_sub(entry.entries.unwrap_or(1)));
+        Self { rules, reached: !reached.is_empty(), refused, failed, missing }
     }
 
     fn words(&self, name: &str) -> Vec<String> {
         let mut lines = Vec::new();
+        if self.missing > 0 {
+            lines.push(format!(
+                "viv: {} records are no longer in the log, so that this may not be all:",
+                self.missing
+            ));
+        }
         match (self.reached, self.rules.is_empty()) {
+            (false, true) if self.missing > 0 => {}
             (_, false) => lines.push("viv: what it did needs these rules:".to_owned()),
             (true, true) => lines.push("viv: the rules that there are allow all that it reached".to_owned()),
             (false, true) => lines.push("viv: it reached nothing".to_owned()),
@@ -401,15 +416,20 @@ mod tests {
 
     /// What a session that observed is told of these.
     fn told(whats: &[What]) -> Vec<String> {
-        let entry = |what: &What| {
+        told_behind(0, whats)
+    }
+
+    /// The same when so many records before them are gone.
+    fn told_behind(gone: u64, whats: &[What]) -> Vec<String> {
+        let entry = |(seq, what): (u64, &What)| {
             let record =
                 Record { time: 1, last: 1, count: 1, bytes_up: 0, bytes_down: 0, what: what.clone() };
-            Entry { seq: 1, entries: None, record }
+            Entry { seq, entries: None, record }
         };
-        let entries: Vec<Entry> = whats.iter().map(entry).collect();
+        let entries: Vec<Entry> = (gone + 1..).zip(whats).map(entry).collect();
         let rule = Rule::new(policy::Decision::Allow, "a.example".parse().unwrap());
         let set = PolicySet { preset: Preset::DenyAll, local: vec![rule], ..PolicySet::default() };
-        Work::new(&entries, &Policy::compile(&set)).words("box")
+        Work::new(&entries, 0, &Policy::compile(&set)).words("box")
     }
 
     #[test]
@@ -422,6 +442,9 @@ mod tests {
         let nothing = "viv: it reached nothing";
         let all = "viv: the rules that there are allow all that it reached";
         assert_eq!(told(&[]), [nothing]);
+        let gone = "viv: 5 records are no longer in the log, so that this may not be all:";
+        assert_eq!(told_behind(5, &[flow(Decision::Allowed, "a.example")]), [gone, all]);
+        assert_eq!(told_behind(5, &[name(Decision::Observed, "b.example")]), [gone]);
         // A name that is asked for and no more is nothing that was reached.
         assert_eq!(told(&[name(Decision::Observed, "b.example")]), [nothing]);
         assert_eq!(told(&[flow(Decision::Allowed, "a.example")]), [all]);
