@@ -1,5 +1,5 @@
 //! What a link carries in one direction, between two threads that sleep when they have nothing to do: gigabits and frames a second,
-//! and how many of the frames found the receiver asleep. `throughput [SECONDS]`.
+//! and how many of the frames found the receiver asleep. `cargo run --release -p frame-ring --example frames [SECONDS]`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
