@@ -587,7 +587,7 @@ impl Shim<'_> {
         let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
         let told = packet::send_now(&client.socket, &reply, &descriptors).is_ok();
         if reply == Reply::Held {
-            let network = self.machine.network.as_ref().map(|network| network.standing(client.attention));
+            let network = self.machine.network.as_mut().map(|network| network.standing(client.attention));
             for notice in self.room.notice().into_iter().chain(network.unwrap_or_default()) {
                 let _ = packet::send_now(&client.socket, &Reply::Notice(notice), &[]);
             }

@@ -198,8 +198,7 @@ impl Net {
     }
 
     /// Does this in the shared sandbox again and again, until its session is told that `what` is blocked; gives the line. Of many
-    /// refusals at once some are not told, and what a session was told in the last minutes is not told again: nobody may have
-    /// tried the same before.
+    /// refusals at once some are not told.
     pub fn told(&self, script: &str, what: &str) -> Result<String, Verdict> {
         let folder = self.shared();
         let enough = folder.join("told");

@@ -111,6 +111,11 @@ impl Hints {
     pub(super) fn forget(&mut self) {
         self.told.clear();
     }
+
+    /// The same, as often as before: a session has begun that nothing was told to.
+    pub(super) fn begin(&mut self) {
+        self.told.iter_mut().for_each(|(_, told)| told.clear());
+    }
 }
 
 /// Why the name of what was let through does not resolve, if it is that.
@@ -206,6 +211,20 @@ mod tests {
         let hint = hints.notice(&one(refused("c.example")), start + WINDOW);
         assert!(matches!(hint, Some(Notice::Blocked { untold: 7, .. })), "{hint:?}");
         assert_eq!(hints.due(), None);
+    }
+
+    #[test]
+    fn a_session_that_begins_is_told_what_others_were() {
+        let (mut hints, now) = (Hints::default(), Instant::now());
+        let record = one(refused("a.example"));
+        assert!(hints.notice(&record, now).is_some());
+        assert!(hints.notice(&record, now).is_none());
+        // As often as the others: sessions that begin all the time make no flood.
+        let told = (0..9).filter(|_| {
+            hints.begin();
+            hints.notice(&record, now).is_some()
+        });
+        assert_eq!(told.count(), MOST - 1);
     }
 
     #[test]

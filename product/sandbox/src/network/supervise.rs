@@ -321,9 +321,10 @@ impl Network {
     }
 
     /// What a session that begins is to be told.
-    pub(crate) fn standing(&self, attention: Attention) -> Vec<Notice> {
+    pub(crate) fn standing(&mut self, attention: Attention) -> Vec<Notice> {
         let mut told = Vec::new();
         if attention.hints {
+            self.hints.begin();
             told.extend(self.down.clone().map(|why| Notice::NetworkDown { why }));
             told.extend(self.policy.notice());
             told.extend(self.unwritten.as_ref().map(|(why, _)| Notice::NoRecord { why: why.clone() }));
