@@ -128,10 +128,10 @@ impl<D: Doorkeeper> Relay<D> {
         if self.up_done && self.down_done {
             return Poll::Ready(self.failed.take().map_or(Finished::Whole, Finished::UpstreamGone));
         }
-        if self.up_done
+        if up > 0
             && let Poll::Ready(crate::core::End::Reset) = self.flow.poll_end(cx)
         {
-            // The guest's half is over, and nobody else would see a reset of the other one.
+            // The guest's half is over, or upstream takes nothing just now: nobody else would see a reset.
             return Poll::Ready(Finished::GuestGone);
         }
         if up == 0 || down == 0 {
@@ -185,7 +185,7 @@ impl<D: Doorkeeper> Relay<D> {
                 continue;
             }
             match self.upstream.poll_write_ready(cx) {
-                Poll::Pending => return self.held_up(cx),
+                Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => {
                     self.fail_up(error);
                     return Poll::Pending;
@@ -193,7 +193,7 @@ impl<D: Doorkeeper> Relay<D> {
                 Poll::Ready(Ok(())) => {}
             }
             match self.write_up(cx) {
-                Ok(Poll::Pending) => return self.held_up(cx),
+                Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(0)) => self.up_done = true,
                 Ok(Poll::Ready(count)) => *left = left.saturating_sub(count),
                 Err(Finished::UpstreamGone(error)) => {
@@ -204,14 +204,6 @@ impl<D: Doorkeeper> Relay<D> {
             }
         }
         Poll::Pending
-    }
-
-    /// Upstream takes nothing just now: the flow is not read, and a reset of it would wake nobody.
-    fn held_up(&self, cx: &Context<'_>) -> Poll<Finished> {
-        match self.flow.poll_end(cx) {
-            Poll::Ready(crate::core::End::Reset) => Poll::Ready(Finished::GuestGone),
-            _ => Poll::Pending,
-        }
     }
 
     /// Does what the gate says.

@@ -10,8 +10,8 @@ pub(crate) fn start(verb: &str, sandbox: &str) -> Vec<String> {
 }
 
 /// The words as a POSIX shell takes them apart again.
-pub(crate) fn line(words: &[String]) -> String {
-    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+pub fn line(words: &[impl AsRef<str>]) -> String {
+    words.iter().map(|word| quote(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 fn quote(word: &str) -> String {

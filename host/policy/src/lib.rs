@@ -38,6 +38,7 @@ mod rule;
 mod target;
 mod verdict;
 
+pub use command::line as command_line;
 pub use error::SyntaxError;
 pub use explain::allow_of;
 pub use guard::{Embedding, GuardRange, embedding_table, guard_table};

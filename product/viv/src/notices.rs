@@ -79,6 +79,18 @@ fn more(count: u64, name: &str) -> String {
     format!("blocked  and {count} more   viv policy log --type refused,failed {name}")
 }
 
+/// What was decided on, why, and what would allow it.
+pub(crate) fn decided(what: &str, why: &str, allow: Option<&str>) -> String {
+    let mut text = what.to_owned();
+    if !why.is_empty() {
+        text.push_str(&format!("  ({why})"));
+    }
+    if let Some(allow) = allow {
+        text.push_str(&format!("   allow: {allow}"));
+    }
+    text
+}
+
 fn words(notice: &Notice, name: &str) -> Option<String> {
     Some(match notice {
         Notice::HostFull => {
@@ -86,13 +98,7 @@ fn words(notice: &Notice, name: &str) -> Option<String> {
         }
         Notice::HostHasRoom => "there is room on the host's disk again: the sandbox goes on".into(),
         Notice::Blocked { what, why, allow, untold } => {
-            let mut text = format!("blocked  {what}");
-            if !why.is_empty() {
-                text.push_str(&format!("  ({why})"));
-            }
-            if let Some(allow) = allow {
-                text.push_str(&format!("   allow: {allow}"));
-            }
+            let mut text = format!("blocked  {}", decided(what, why, allow.as_deref()));
             if *untold > 0 {
                 text.push_str(&format!("   and {untold} more: viv policy log {name}"));
             }

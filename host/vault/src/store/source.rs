@@ -71,14 +71,8 @@ impl Reference {
 
     /// How the program is called, as one types it in a shell.
     fn command_line(&self) -> String {
-        let is_plain = |word: &str| {
-            word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:,+@%=".contains(&byte))
-        };
-        let words = std::iter::once(&self.program).chain(&self.arguments).map(|word| match is_plain(word) {
-            true => word.clone(),
-            false => format!("'{}'", word.replace('\'', "'\\''")),
-        });
-        words.collect::<Vec<_>>().join(" ")
+        let words: Vec<&String> = std::iter::once(&self.program).chain(&self.arguments).collect();
+        policy::command_line(&words)
     }
 }
 

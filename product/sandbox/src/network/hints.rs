@@ -41,8 +41,7 @@ impl Hints {
             Decision::Refused if record.kind == Kind::Exfiltration => {
                 return self.exfiltration(what, &record.text, now);
             }
-            // Which servers a service has: apt asks it of every mirror, and goes on without an answer.
-            Decision::Refused if record.kind == Kind::Dns && record.host.starts_with('_') => return None,
+            Decision::Refused if is_service_question(record) => return None,
             Decision::Refused => {}
             _ if unresolved.is_some() => {}
             _ => return None,
@@ -124,6 +123,11 @@ fn unresolved(record: &What) -> Option<&str> {
     let why =
         record.text.strip_prefix(UNRESOLVED).filter(|_| is_flow && record.decision == Decision::Failed)?;
     Some(why.trim_start_matches(": "))
+}
+
+/// Whether it is asked which servers a service has: apt asks it of every mirror, and goes on without an answer.
+pub fn is_service_question(record: &What) -> bool {
+    record.kind == Kind::Dns && record.host.starts_with('_')
 }
 
 /// Why something was decided, with the layer that did.

@@ -131,18 +131,9 @@ fn run_line(options: &NewOptions) -> String {
     }
     for folder in &options.folders {
         line.push(' ');
-        line.push_str(&quoted(&folder.to_string_lossy()));
+        line.push_str(&policy::command_line(&[folder.to_string_lossy()]));
     }
     line
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,+@%=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.into();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// The verb `attach`.

@@ -16,6 +16,7 @@ use super::set;
 use crate::cli::PolicyLogOptions;
 use crate::commands::{say, size};
 use crate::failure::Failure;
+use crate::notices::decided;
 
 /// How many lines are shown unless another number is asked for.
 const LIMIT: usize = 100;
@@ -294,24 +295,17 @@ impl Work {
         };
         let passed = |what: &&What| matches!(what.decision, Decision::Allowed | Decision::Observed);
         let reached: BTreeSet<String> = flows().filter(passed).map(hints::what).collect();
-        // Each is told once. Which servers a service has is asked by who goes on without an answer.
+        // Each is told once.
         let mut known = BTreeSet::new();
         let mut line = |what: &What, remedy: Option<&String>| {
-            let mut line = hints::what(what);
-            let why = hints::why(what);
-            let is_new = known.insert(if what.kind == Kind::SshAgent { why.clone() } else { line.clone() });
-            if !why.is_empty() {
-                line.push_str(&format!("  ({why})"));
-            }
-            if let Some(remedy) = remedy {
-                line.push_str(&format!("   allow: {remedy}"));
-            }
-            is_new.then_some(line)
+            let (what, why, is_agent) = (hints::what(what), hints::why(what), what.kind == Kind::SshAgent);
+            let line = decided(&what, &why, remedy.map(String::as_str));
+            known.insert(if is_agent { why } else { what }).then_some(line)
         };
         let all = entries.iter().map(|entry| &entry.record.what);
         let refused = all
             .filter(|what| what.decision == Decision::Refused)
-            .filter(|what| what.kind != Kind::Dns || !what.host.starts_with('_'))
+            .filter(|what| !hints::is_service_question(what))
             .filter_map(|what| line(what, what.remedy.as_ref()))
             .collect();
         // Of several attempts at once one is enough, and the others are given up.
