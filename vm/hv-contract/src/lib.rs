@@ -24,7 +24,7 @@ use hv::Hypervisor;
 use libtest_mimic::{Completion, Trial};
 
 /// How long a guest may run before its case fails.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// One thing that every engine must do.
 #[derive(Clone, Copy, Debug)]

@@ -169,8 +169,6 @@ pub struct Apic {
     lvt: [u32; 6],
     initial_count: u32,
     divide: u32,
-    /// When the running count started by the VM's clock.
-    started: u64,
     /// IA32_TSC_DEADLINE in guest terms.
     tsc_deadline: u64,
 }
@@ -205,7 +203,6 @@ impl Apic {
             lvt: [LVT_MASKED; 6],
             initial_count: 0,
             divide: 0,
-            started: 0,
             tsc_deadline: 0,
         }
     }
@@ -361,9 +358,7 @@ fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
             let period = period(&cpu.apic, env).max(1000);
             let now = env.platform.clock.now();
             // A guest that was stopped for long gets one tick, not all that it missed.
-            let next = if now - deadline > 16 * period { now + period } else { deadline + period };
-            cpu.apic.started = next - period;
-            next
+            if now - deadline > 16 * period { now + period } else { deadline + period }
         }
         _ => u64::MAX,
     };
@@ -376,14 +371,28 @@ fn check_timer(cpu: &mut Cpu, env: &Env<'_>) {
 }
 
 fn start_count(cpu: &mut Cpu, env: &Env<'_>) {
-    let apic = &mut cpu.apic;
+    let apic = &cpu.apic;
     if timer_mode(apic) == 2 {
         return;
     }
-    apic.started = env.platform.clock.now();
-    let deadline =
-        if apic.initial_count == 0 { u64::MAX } else { apic.started.saturating_add(period(apic, env)) };
+    let now = env.platform.clock.now();
+    let deadline = if apic.initial_count == 0 { u64::MAX } else { now.saturating_add(period(apic, env)) };
     arm(cpu, env, deadline);
+}
+
+/// The timer counts at another speed: also what is left of a count that runs. One that has run out stays so (Intel SDM 3A 11.5.4).
+fn set_divide(cpu: &mut Cpu, env: &Env<'_>, value: u32) {
+    let before = divisor(&cpu.apic);
+    cpu.apic.divide = value & 0xb;
+    let after = divisor(&cpu.apic);
+    let deadline = cpu.apic.port.deadline.load(Ordering::SeqCst);
+    if timer_mode(&cpu.apic) == 2 || deadline == u64::MAX || after == before {
+        return;
+    }
+    let now = env.platform.clock.now();
+    let left = u128::from(deadline.saturating_sub(now)) * u128::from(after) / u128::from(before);
+    let left = u64::try_from(left).unwrap_or(u64::MAX);
+    arm(cpu, env, now.saturating_add(left).min(u64::MAX - 1));
 }
 
 fn current_count(cpu: &Cpu, env: &Env<'_>) -> u32 {
@@ -521,12 +530,7 @@ fn write_register(cpu: &mut Cpu, env: &Env<'_>, index: u32, value: u32) -> Optio
             start_count(cpu, env);
         }
         0x39 => {}
-        0x3e => {
-            cpu.apic.divide = value & 0xb;
-            if cpu.apic.initial_count != 0 {
-                start_count(cpu, env);
-            }
-        }
+        0x3e => set_divide(cpu, env, value),
         _ => return None,
     }
     Some(())
@@ -736,6 +740,37 @@ mod tests {
                 poll_interrupts(cpu, env);
                 assert_eq!(tsc_deadline(cpu), 0);
                 assert_eq!(flags(env), expected);
+            }
+        });
+    }
+
+    #[test]
+    fn a_divisor_changes_a_count_that_runs_and_starts_none() {
+        with_timer(|cpu, env| {
+            const WHOLE: u64 = 1_000_000_000;
+            let write =
+                |cpu: &mut Cpu, index, value| write_register(cpu, env, index, value).expect("a register");
+            let deadline = |cpu: &Cpu| cpu.apic.port.deadline.load(Ordering::SeqCst);
+            write(cpu, 0x32, 0x40);
+            write(cpu, 0x3e, 0xb);
+            assert_eq!(deadline(cpu), u64::MAX, "nothing was counted yet");
+            let begun = env.platform.clock.now();
+            write(cpu, 0x38, WHOLE as u32);
+            let one = deadline(cpu);
+            write(cpu, 0x3e, 0xb);
+            assert_eq!(deadline(cpu), one, "the same divisor");
+            // A quarter of the speed: what is left takes four times as long.
+            write(cpu, 0x3e, 0x1);
+            let now = env.platform.clock.now();
+            let (longest, shortest) = (begun + 4 * (one - begun), now + 4 * (one - now));
+            assert!((shortest..=longest).contains(&deadline(cpu)), "{shortest} {} {longest}", deadline(cpu));
+            assert!((1..=WHOLE).contains(&u64::from(current_count(cpu, env))));
+            cpu.apic.port.deadline.store(0, Ordering::SeqCst);
+            poll_interrupts(cpu, env);
+            assert_eq!((deadline(cpu), cpu.apic.requested()), (u64::MAX, Some(0x40)), "it has run out");
+            for divide in [0x1, 0xb, 0x3] {
+                write(cpu, 0x3e, divide);
+                assert_eq!((deadline(cpu), current_count(cpu, env)), (u64::MAX, 0), "{divide:#x}");
             }
         });
     }

@@ -26,7 +26,8 @@ pub(crate) const ALL: &[Case] = list! {
         mmio_across_the_end_of_ram mmio_read_modify_write mmio_strings mmio_from_ring_3 doorbell;
     interrupts:
         msi_and_eoi msi_waits_for_sti task_priority_holds_back nested_priorities self_ipi nmi_by_msi
-        halt_and_wake sti_shadow_reaches_hlt halt_until_the_timer x2apic kick_while_running kick_while_halted stop_before_run;
+        halt_and_wake sti_shadow_reaches_hlt halt_until_the_timer
+        a_timer_that_has_run_out_stays_so x2apic kick_while_running kick_while_halted stop_before_run;
     memory:
         dirty_log_of_vcpu_writes dirty_log_of_device_writes dirty_log_off read_only_reads
         read_only_drops_writes code_changes_itself device_changes_code;
