@@ -14,6 +14,7 @@ mod error;
 mod files;
 mod keychain;
 mod source;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +29,7 @@ pub use self::encrypted::{Kind as FileKind, Protection};
 pub use self::entry::{Custom, Entry, Place as KeptIn, Refresh, Scope, aws_keys, checked_value};
 pub use self::error::{Error, Result};
 pub use self::source::{DEFAULT_REFRESH, Reference, Source};
+pub use self::taken::{Clash, Taken};
 
 use self::encrypted::Files;
 use self::keychain::Keychain;
@@ -112,17 +114,6 @@ pub struct Vault {
     given: BTreeMap<String, Secret>,
 }
 
-/// A variable that two secrets of one sandbox have, neither of which is more its own than the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clash {
-    /// The variable.
-    pub variable: String,
-    /// Whose placeholder it has in the guest.
-    pub kept: String,
-    /// The secret that is not there by it.
-    pub lost: String,
-}
-
 /// What a sandbox gets.
 #[derive(Debug)]
 pub struct Resolved {
@@ -192,49 +183,9 @@ impl Vault {
             }
         }
         let mut all: Vec<&Entry> = by_name.into_values().collect();
-        // Of two with one variable the sandbox's own comes last, and has it.
+        // Of two that take one thing the sandbox's own comes last, and has it.
         all.sort_by_key(|entry| entry.scope != Scope::Global);
         all
-    }
-
-    /// Refuses a secret with a variable that another one has already which the same sandboxes are to have. A sandbox's own one may have a
-    /// global one's: it takes its place.
-    pub fn check_variables(&self, entry: &Entry) -> Result<()> {
-        // One that it has already, however it came to that, it may keep: a value can always be replaced.
-        let before = self.entries().iter().find(|known| known.is_same(entry));
-        let is_new = |name: &&String| before.is_none_or(|before| !before.env.contains_key(*name));
-        let others =
-            self.entries().iter().filter(|known| known.scope == entry.scope && !known.is_same(entry));
-        for other in others {
-            if let Some(variable) = entry.env.keys().filter(is_new).find(|name| other.env.contains_key(*name))
-            {
-                return Err(Error::TakenVariable {
-                    variable: variable.clone(),
-                    by: other.name.clone(),
-                    scope: entry.scope.clone(),
-                    is_fixed: entry.service.is_some(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The variables of this sandbox that two of its secrets have nevertheless: the index may be an older program's, or somebody's own.
-    pub fn clashes(&self, sandbox: &str) -> Vec<Clash> {
-        let mut owners: BTreeMap<&str, &Entry> = BTreeMap::new();
-        let mut lost = Vec::new();
-        for entry in self.of(sandbox) {
-            for variable in entry.env.keys() {
-                let before = owners.insert(variable, entry);
-                lost.extend(before.map(|before| (variable, before)));
-            }
-        }
-        // Before one of the sandbox's own the others stand back deliberately.
-        let clash = |(variable, lost): (&String, &Entry)| {
-            let kept = owners.get(variable.as_str()).filter(|kept| kept.scope == lost.scope)?;
-            Some(Clash { variable: variable.clone(), kept: kept.name.clone(), lost: lost.name.clone() })
-        };
-        lost.into_iter().filter_map(clash).collect()
     }
 
     /// Whether this sandbox has values that are to be asked for again while it runs.
@@ -270,7 +221,7 @@ impl Vault {
                 );
             }
             // Where somebody signs in there is nothing to hand out before.
-            if let Some(settings) = entry.git.as_ref().filter(|_| entry.source != Source::SignIn) {
+            if let Some(settings) = entry.git_password() {
                 let key = format!("credential.{}.helper", settings.url);
                 let script = format!(
                     "!f() {{ test \"$1\" = get && echo 'username={}' && echo 'password={}'; }}; f",
@@ -321,7 +272,7 @@ impl Vault {
         if let Some(value) = value {
             checked_value(&entry, value)?;
         }
-        self.check_variables(&entry)?;
+        self.check_taken(&entry)?;
         let before = self.entries().iter().find(|known| known.is_same(&entry)).cloned();
         if before.is_none() && self.entries().len() >= MOST_ENTRIES {
             return Err(Error::BadValue(format!("there are {MOST_ENTRIES} secrets already")));

@@ -225,6 +225,11 @@ impl Entry {
         }
     }
 
+    /// Where its placeholder is git's password. Where somebody signs in there is nothing to hand out before.
+    pub(crate) fn git_password(&self) -> Option<&Git> {
+        self.git.as_ref().filter(|_| self.source != Source::SignIn)
+    }
+
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.scope == other.scope && self.name == other.name
     }

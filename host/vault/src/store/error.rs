@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::entry::Scope;
+use super::taken::Taken;
 use crate::binding::BindingError;
 use crate::hosts::HostError;
 use crate::shape::ShapeError;
@@ -41,16 +42,16 @@ pub enum Error {
         /// The rest of the sentence.
         why: &'static str,
     },
-    /// Another secret that the same sandboxes have has one of its variables: one of the two would not be in the guest.
-    #[error("the variable {variable} has the placeholder of the secret \"{by}\" {scope} already")]
-    TakenVariable {
-        /// The variable.
-        variable: String,
+    /// Another secret that the same sandboxes have has what it takes of a guest: one of the two would not be there.
+    #[error("{taken} has the placeholder of the secret \"{by}\" {scope} already")]
+    Taken {
+        /// What both take.
+        taken: Taken,
         /// The other secret.
         by: String,
         /// For whom both are.
         scope: Scope,
-        /// Whether the variable's name is the service's, and not the user's choice.
+        /// Whether that is the service's, and not the user's choice.
         is_fixed: bool,
     },
     /// A value that cannot be one.
@@ -189,12 +190,13 @@ impl Error {
             Self::UnknownSecret { .. } | Self::Gone { .. } => "viv secret ls shows all".into(),
             Self::Host(_) => "give it as in api.example.com, *.example.com or api.example.com:8443".into(),
             Self::Binding(_) | Self::BadName { .. } => "viv secret set-custom --help has examples".into(),
-            Self::TakenVariable { by, scope, is_fixed, .. } => {
+            Self::Taken { taken, by, scope, is_fixed } => {
                 let own = if *scope == Scope::Global { "" } else { " --sandbox NAME" };
-                let other = if *is_fixed {
-                    format!("set {by} again with another --env")
-                } else {
-                    "give this one another --env".into()
+                let other = match (taken, is_fixed) {
+                    (Taken::Variable(_), true) => format!("set {by} again with another --env"),
+                    (Taken::Variable(_), false) => "give this one another --env".into(),
+                    (Taken::Git(_), true) => format!("set {by} again without --git-user"),
+                    (Taken::Git(_), false) => "leave out --git-user".into(),
                 };
                 format!("{other}, or take that one out:  viv secret rm{own} {by}")
             }

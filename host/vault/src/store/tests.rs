@@ -302,7 +302,7 @@ fn signing_in_is_kept_for_that_sandbox() {
     let crate::Body::Token(exchange) = set.place(&to, &mut head, SystemTime::now()).unwrap().body else {
         panic!()
     };
-    let answer = br#"{"access_token":"sk-ant-oat01-REALREALREALREALREAL","refresh_token":"sk-ant-ort01-REAL","expires_in":3600}"#;
+    let answer = br#"{"access_token":"sk-ant-oat01-REALREALREALREALREAL","refresh_token":"sk-ant-ort01-REALREALREAL","expires_in":3600}"#;
     let kept = exchange.response(200, answer, SystemTime::now()).unwrap().unwrap();
     let shown: serde_json::Value = serde_json::from_slice(&kept.body).unwrap();
     let sentinel = shown["access_token"].as_str().unwrap();
@@ -324,7 +324,9 @@ fn signing_in_is_kept_for_that_sandbox() {
             assert!(set.refresh(name).is_some());
         }
     }
-    assert!(all_files(root.path()).iter().all(|(_, bytes)| memchr::memmem::find(bytes, b"REAL").is_none()));
+    assert!(
+        all_files(root.path()).iter().all(|(_, bytes)| memchr::memmem::find(bytes, b"REALREAL").is_none())
+    );
     vault.remove_sandbox("box1").unwrap();
     assert_eq!(std::fs::read_dir(folders.data.join("values")).unwrap().count(), 0);
 }
@@ -488,17 +490,50 @@ fn a_variable_is_one_secrets_of_all_or_of_one_sandbox() {
     std::fs::write(folders.index(), index.replace("\"TWO\"", "\"GH_TOKEN\"").replace("\"OTHER\"", "\"ONE\""))
         .unwrap();
     let vault = Vault::open(&folders).unwrap();
-    let clash = Clash { variable: "ONE".into(), kept: "one".into(), lost: "aaa".into() };
+    let clash = Clash { taken: Taken::Variable("ONE".into()), kept: "one".into(), lost: "aaa".into() };
     assert_eq!((vault.clashes("box1"), vault.clashes("box2")), (vec![clash], Vec::new()));
     assert!(!holder(&vault, "aaa", "ONE"));
     // A value can be replaced nevertheless; a third one has no place.
-    vault.check_variables(&custom("one", "ONE", own())).unwrap();
-    assert!(vault.check_variables(&custom("bbb", "ONE", own())).is_err());
+    vault.check_taken(&custom("one", "ONE", own())).unwrap();
+    assert!(vault.check_taken(&custom("bbb", "ONE", own())).is_err());
     // Of two for all, neither is named where the sandbox has one of its own.
     let index = std::fs::read_to_string(folders.index()).unwrap();
     std::fs::write(folders.index(), index.replace("\"GH_TOKEN\"", "\"ONE\"")).unwrap();
     let clashes = Vault::open(&folders).unwrap().clashes("box1");
     assert!(clashes.iter().all(|clash| clash.kept == "zzz"), "{clashes:?}");
+}
+
+#[test]
+fn git_asks_one_secret_for_a_server() {
+    let root = tempfile::tempdir().unwrap();
+    let mut vault = Vault::open(&folders(root.path())).unwrap();
+    let forge = |name, env: &[&str], scope| {
+        let binding = Binding { hosts: vec!["git.example".parse().unwrap()], ..Binding::default() };
+        let env = env.iter().map(ToString::to_string).collect();
+        let custom = Custom { binding, env, git_user: Some("ci".into()), ..Custom::default() };
+        Entry::custom(name, scope, Source::Kept, custom).unwrap()
+    };
+    let mut set = |entry| vault.set(entry, Some(&text("a-value-of-it")), key_file());
+    set(forge("one", &[], Scope::Global)).unwrap();
+    let error = set(forge("two", &["TOKEN"], Scope::Global)).unwrap_err();
+    let said =
+        "git at https://git.example has the placeholder of the secret \"one\" for all sandboxes already";
+    assert_eq!(error.to_string(), said);
+    assert!(error.hint().unwrap().starts_with("leave out --git-user, or"), "{:?}", error.hint());
+    assert!(set(forge("one", &["OTHER"], Scope::Global)).unwrap(), "the same one is replaced");
+    // A sandbox's own takes its place there: git asks the last helper, behind an empty one.
+    set(forge("two", &[], Scope::Sandbox("box1".into()))).unwrap();
+    assert_eq!(vault.clashes("box1"), Vec::new());
+    let index = vault.index.as_ref().unwrap();
+    for (sandbox, name) in [("box1", "two"), ("box2", "one")] {
+        let entry = index.entries.iter().find(|entry| entry.name == name).unwrap();
+        let variables = vault.environment(sandbox);
+        let (_, last) = variables.iter().rfind(|(name, _)| name.starts_with("GIT_CONFIG_VALUE_")).unwrap();
+        assert!(
+            last.contains(&entry.placeholders(&index.shape_key, sandbox).value),
+            "{sandbox}: {variables:?}"
+        );
+    }
 }
 
 #[test]

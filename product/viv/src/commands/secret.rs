@@ -160,7 +160,7 @@ fn put(mut entry: Entry, options: &SourceOptions, interactive: bool) -> Result<u
         entry.refresh = refresh;
     }
     // Nobody is asked for a value that is refused for something else.
-    vault.check_variables(&entry)?;
+    vault.check_taken(&entry)?;
     let mut is_masked = true;
     let value = match &entry.source {
         Source::Kept => Some(ask::value(&entry, interactive)?),
@@ -435,7 +435,7 @@ fn import(options: &ImportOptions, interactive: bool) -> Result<u8, Failure> {
         }
         let entry = Entry::of_service(name, scope.clone(), Source::Kept, false)?;
         // Before anybody is asked where values are to be kept.
-        let mut outcome = vault.check_variables(&entry);
+        let mut outcome = vault.check_taken(&entry);
         if outcome.is_ok() && !options.dry_run {
             let keep = keep(options.store.as_deref(), &vault, interactive)?;
             outcome = vault.set(entry, Some(&value), keep).map(|_| set.push(name.as_str()));

@@ -30,9 +30,9 @@ pub(crate) fn for_shim(sandbox: &Sandbox, interactive: bool) -> Result<Given, Fa
     let id = &sandbox.spec.id;
     let resolved = vault.resolve(id, &mut |prompt| ask::passphrase(prompt, interactive))?;
     say_problems(&resolved.problems);
-    for Clash { variable, kept, lost } in vault.clashes(id) {
+    for Clash { taken, kept, lost } in vault.clashes(id) {
         let text = format!(
-            "the secrets {lost} and {kept} both have the variable {variable}: the guest has that of {kept} in it   viv secret rm takes one out"
+            "the secrets {lost} and {kept} are both for {taken}: the guest has that of {kept} there   viv secret rm takes one out"
         );
         eprintln!("viv: {}", escaped(&text, LONGEST));
     }
