@@ -358,8 +358,12 @@ impl Connection {
 
     fn say(&self, request: &Request) -> io::Result<()> {
         match packet::send(&self.socket, request, &[]) {
-            // What it said before it went is still to be read.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            // What it said before it went is still to be read. A killed one's socket may be reset while this is said.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }

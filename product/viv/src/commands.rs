@@ -14,7 +14,7 @@ pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod secret;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sandbox::client::{self, Held};
 use sandbox::control::Attention;
@@ -120,14 +120,19 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
 
 /// Why a sandbox that just ended did so, as its shim notes it before it ends, too.
 pub(crate) fn end_of(sandbox: &Sandbox) -> Option<String> {
-    for _ in 0..100 {
+    let begun = Instant::now();
+    loop {
         let state = sandbox.state();
         if state.is_over() {
             return sandbox.end(state);
         }
+        // A guest that goes down has some seconds for its daemons.
+        let patience = if state == State::Stopping { 30 } else { 5 };
+        if begun.elapsed() >= Duration::from_secs(patience) {
+            return None;
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
-    None
 }
 
 /// A spinner that appears only if it is still wanted after a while, and leaves no trace.

@@ -65,12 +65,13 @@ pub fn path(places: &Places) -> PathBuf {
     places.config.join(FILE)
 }
 
-/// The proxies that it names; none without it.
-pub(super) fn proxies(places: &Places) -> Result<Proxies> {
-    let settings: Settings = policy_files::read(&path(places))?.unwrap_or_default();
+/// The proxies that it names, if it is there.
+pub(super) fn proxies(places: &Places) -> Result<Option<Proxies>> {
+    let Some(settings) = policy_files::read::<Settings>(&path(places))? else { return Ok(None) };
     let Upstream { http, https, all, no_proxy } = settings.proxies;
     let [http, https, all] = [http, https, all].map(|url| url.map(|url| url.0));
-    Ok(Proxies { http, https, all, no_proxy: no_proxy.into_iter().map(|direct| direct.0).collect() })
+    let no_proxy = no_proxy.into_iter().map(|direct| direct.0).collect();
+    Ok(Some(Proxies { http, https, all, no_proxy }))
 }
 
 #[cfg(test)]
@@ -81,8 +82,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = || root.path().to_owned();
         let places = Places { state: folder(), cache: folder(), config: folder(), home: folder() };
+        assert_eq!(proxies(&places).unwrap(), None);
         std::fs::write(path(&places), text).unwrap();
-        proxies(&places)
+        Ok(proxies(&places)?.unwrap())
     }
 
     #[test]

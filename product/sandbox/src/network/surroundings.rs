@@ -123,7 +123,7 @@ impl ClientProxies {
 
 /// The proxies of this process's environment, else those of the user's file.
 pub fn proxies(places: &Places) -> Result<ClientProxies> {
-    Ok(proxies_of(|name| env::var_os(name), settings::proxies(places)?))
+    Ok(proxies_of(|name| env::var_os(name), settings::proxies(places)?.unwrap_or_default()))
 }
 
 /// An environment that names proxies, if only by an empty variable, beats the file whole; so does one with `no_proxy`.

@@ -41,13 +41,14 @@ impl Network {
     /// What a file with a mistake said before holds on; the next client that starts a sandbox says where the mistake is. One that is
     /// away for a moment is about to be written: nothing goes past the proxies then.
     pub(super) fn read_settings(&mut self, now: Instant) {
-        if !settings::path(&self.places).exists() && self.settings.is_none_or(|again| now < again) {
+        let read = settings::proxies(&self.places);
+        if matches!(read, Ok(None)) && self.settings.is_none_or(|again| now < again) {
             self.settings = self.settings.or_else(|| now.checked_add(GRACE));
             return;
         }
         self.settings = None;
-        let proxies = match settings::proxies(&self.places) {
-            Ok(file) => self.proxies.with(file),
+        let proxies = match read {
+            Ok(file) => self.proxies.with(file.unwrap_or_default()),
             Err(error) => {
                 tracing::warn!(error = %plain(&error.to_string()), "The network's settings cannot be read");
                 return;
