@@ -196,6 +196,8 @@ fn a_tree_of_twenty_thousand_files(setting: &Setting) {
 fn git_finds_its_repository_in_order(setting: &Setting) {
     let git = |dir: &Path, arguments: &[&str]| {
         let output = Command::new("git")
+            // Nothing goes on in the background when it has ended.
+            .args(["-c", "maintenance.auto=false", "-c", "gc.auto=0"])
             .args(["-c", "user.email=a@b", "-c", "user.name=n", "-c", "safe.directory=*", "-C"])
             .arg(dir)
             .args(arguments)

@@ -245,7 +245,7 @@ pub fn say(mut command: Command, input: &[u8]) -> Result<Said, Verdict> {
 /// nothing is measured by it.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Case {
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(120) {
+    while begun.elapsed() < Duration::from_secs(600) {
         if is_so() {
             return Ok(());
         }

@@ -12,7 +12,11 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use crate::{Case, Verdict};
 
 /// How long something may take to appear; for tests that would hang, nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
 
 /// What has appeared on the screen so far.
 type Screen = Arc<(Mutex<Vec<u8>>, Condvar)>;
@@ -46,6 +50,8 @@ impl Terminal {
         if let Some(folder) = command.get_current_dir() {
             session.current_dir(folder);
         }
+        // Before the program looks.
+        tcsetwinsize(&master, size(rows, columns))?;
         let end = |slave: &OwnedFd| slave.try_clone().map(Stdio::from);
         session.stdin(end(&slave)?).stdout(end(&slave)?).stderr(end(&slave)?);
         let mut terminal = Self {
@@ -54,7 +60,6 @@ impl Terminal {
             child: session.spawn()?,
             screen: Screen::default(),
         };
-        terminal.resize(rows, columns)?;
         terminal.watch()?;
         Ok(terminal)
     }
@@ -80,8 +85,7 @@ impl Terminal {
 
     /// Makes the window another size; the kernel tells the program.
     pub fn resize(&self, rows: u16, columns: u16) -> Case {
-        tcsetwinsize(&self.master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })?;
-        Ok(())
+        Ok(tcsetwinsize(&self.master, size(rows, columns))?)
     }
 
     /// Types.

@@ -6,7 +6,7 @@ use e2e::{Case, Said, Verdict, World, ensure, say};
 use serde_json::Value;
 
 use crate::Named;
-use crate::crowd::processes_of;
+use crate::crowd::nothing_runs;
 
 pub(crate) const CASES: &[Named] = &[
     ("a_sandbox_that_cannot_be_read_is_named_and_loses_nothing", unreadable),
@@ -121,8 +121,7 @@ fn running(world: &World) -> Case {
         ensure(hint.starts_with(&format!("viv stop {id},")), hint)?;
     }
     ensure(place.ok(&["stop", &id])? == id, "it is stopped")?;
-    let left = processes_of(place.state.path());
-    ensure(left.is_empty(), format!("processes that are left: {left:?}"))?;
+    nothing_runs(place.state.path())?;
     let row = place.ok(&["ls"])?;
     ensure(row.contains("damaged ") && !row.contains("running"), row)?;
     // The same while another one runs, which is damaged then.
@@ -131,8 +130,7 @@ fn running(world: &World) -> Case {
     std::fs::write(&spec, "{")?;
     ensure(place.ok(&["rm", "-f", &id, &second])? == format!("{id}\n{second}"), "both are deleted")?;
     ensure(place.ok(&["ls", "-q", "--json"])?.trim_matches(['[', ']']).is_empty(), "nothing is listed")?;
-    let left = processes_of(place.state.path());
-    ensure(left.is_empty(), format!("processes that are left: {left:?}"))
+    nothing_runs(place.state.path())
 }
 
 fn twins(world: &World) -> Case {

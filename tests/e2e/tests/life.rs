@@ -1,5 +1,6 @@
 //! The life of a sandbox: made, started, watched, copied to, ended in every way, and deleted.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -221,10 +222,14 @@ fn logs(world: &World) -> Case {
     let folder = world.project("logged");
     world.shell_ok(&folder, "docker info >/dev/null")?;
     let mut follower = world
-        .viv(&folder, ["logs", "-f", "-n", "0", "shell-logged"])
+        .viv(&folder, ["logs", "-f", "-n", "1", "shell-logged"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
+    let mut out = follower.stdout.take().ok_or_else(|| Verdict::Wrong("no output".into()))?;
+    // With its first line it follows.
+    let mut heard = vec![0];
+    out.read_exact(&mut heard)?;
     well(world.run(&["stop", "shell-logged"])?)?;
     let all = well(world.run(&["logs", "shell-logged"])?)?;
     for (source, words) in
@@ -251,10 +256,8 @@ fn logs(world: &World) -> Case {
     let none = well(world.run(&["logs", "--since", "2999-01-01T00:00:00Z", "shell-logged"])?)?;
     ensure(none.is_empty(), none)?;
     // Who followed has heard the end, and has ended with it.
-    let mut heard = String::new();
-    if let Some(mut out) = follower.stdout.take() {
-        std::io::Read::read_to_string(&mut out, &mut heard)?;
-    }
+    out.read_to_end(&mut heard)?;
+    let heard = String::from_utf8_lossy(&heard).into_owned();
     ensure(follower.wait()?.success() && heard.contains("The sandbox has ended"), heard)?;
     world.run(&["rm", "-f", "shell-logged"]).map(|_| ())
 }

@@ -272,12 +272,15 @@ fn log(world: &World) -> Case {
     ensure(totals.text().contains(&format!("after.{NOBODYS}")), format!("{totals:?}"))
 }
 
+/// Records come in batches; a session's end waits for the last one only as long as a user would want to.
+const WRITTEN: &str = "sleep 2";
+
 fn observe(world: &World) -> Case {
     let (folder, name) = (world.project("observed"), "shell-observed");
     let observed = |script: &str| say_run(world, &folder, &["--observe"], script);
     // What the rules let through leaves nothing to say, and a name that is asked for and no more neither.
     let get = "curl -sS -m 60 -o /dev/null -w '%{http_code}' https://pypi.org/simple/six/";
-    let said = observed(&format!("{get}; getent hosts {NOBODYS} >/dev/null"))?;
+    let said = observed(&format!("{get}; getent hosts {NOBODYS} >/dev/null; {WRITTEN}"))?;
     let is_told = |said: &Said, what: &str| said.err.lines().any(|line| line == what);
     let nothing = is_told(&said, "viv: the rules that there are allow all that it reached");
     ensure(said.text() == "200" && nothing, format!("{said:?}"))?;
@@ -294,9 +297,8 @@ fn observe(world: &World) -> Case {
     ])?;
     ensure(denied.code == 0, format!("{denied:?}"))?;
     // A method that no rule speaks of goes on to the host, which has an answer of its own; a denial stays one.
-    let said = observed(
-        "for method in POST DELETE; do curl -sS -m 60 -o /dev/null -w '%{http_code} ' -X $method https://pypi.org/simple/six/; done",
-    )?;
+    let methods = "for method in POST DELETE; do curl -sS -m 60 -o /dev/null -w '%{http_code} ' -X $method https://pypi.org/simple/six/; done";
+    let said = observed(&format!("{methods}; {WRITTEN}"))?;
     let codes = said.text();
     let (posted, deleted) = codes.split_once(' ').unwrap_or_default();
     ensure(posted != "403" && posted != "000" && deleted == "403", format!("{said:?}"))?;

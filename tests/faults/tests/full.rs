@@ -102,7 +102,7 @@ fn waits(world: &World) -> Case {
     let session = host.session(world, &format!("{WRITE}; while [ ! -e go ]; do sleep 0.2; done"))?;
     wait_until_full(&session)?;
     // A session that begins meanwhile hears of it, too. Whether it has to wait hangs on what it needs of the disk.
-    let other = Session::start(host.viv(world, &["exec", "shell-full", "echo", "alive"]))?;
+    let other = Session::start(host.viv(world, &["exec", "shell-full", "sh", "-c", "sleep 3; echo alive"]))?;
     wait_until_full(&other)?;
     host.grow()?;
     let said = other.end()?;

@@ -184,7 +184,8 @@ fn held(world: &World, process: u32) -> Result<BTreeSet<String>, Verdict> {
     let work = world.project("seen");
     let mut found = BTreeSet::new();
     for entry in held.flatten() {
-        let target = fs::read_link(entry.path())?;
+        // One that is closed meanwhile is not held.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
         let text = target.to_string_lossy().into_owned();
         let kind = match text.split_once(":[") {
             Some(("anon_inode", kind)) => kind.trim_end_matches(']').to_owned(),

@@ -47,7 +47,7 @@ fn contract_suite(nested: &Nested) -> Result<Completion, Failed> {
     let job = Job {
         files: &[(program, "/opt/kvm-contract")],
         script: "/opt/kvm-contract",
-        limit: Duration::from_secs(600),
+        limit: Duration::from_secs(1800),
         ..Default::default()
     };
     let output = nested.run(&job)?;

@@ -83,7 +83,7 @@ pub(crate) fn enter(environment: &[(&str, &Path)]) -> Result<i32, Verdict> {
 pub(crate) async fn furnish(folder: &Path, root: &str) -> Result<(), Verdict> {
     links().await.map_err(|error| Verdict::Wrong(format!("the namespace's network: {error}")))?;
     let files = [
-        ("resolv.conf", RESOLV_CONF, format!("nameserver {NAME_SERVER}\noptions timeout:1 attempts:1\n")),
+        ("resolv.conf", RESOLV_CONF, format!("nameserver {NAME_SERVER}\noptions timeout:10 attempts:2\n")),
         ("hosts", HOSTS, "127.0.0.1 localhost\n::1 localhost\n".to_owned()),
     ];
     for (name, place, text) in files {

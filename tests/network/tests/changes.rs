@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use e2e::{Case, Verdict, ensure, eventually};
@@ -98,7 +98,7 @@ fn resolver(net: &Net) -> Case {
     asks_until(net, "the first address", &first, |code| code == "200" && first.connections() > 0)?;
     ensure(names.asked(name) == 0 && second.connections() == 0, "the second server was asked")?;
     let file = PathBuf::from("/etc/resolv.conf");
-    let _instead = Instead::of(file, |_| format!("nameserver {server}\noptions timeout:1 attempts:1\n"))?;
+    let _instead = Instead::of(file, |_| format!("nameserver {server}\noptions timeout:10 attempts:2\n"))?;
     asks_until(net, "the second address", &second, |code| code == "200" && second.connections() > 0)
 }
 
@@ -118,19 +118,31 @@ fn proxies(net: &Net) -> Case {
     let before = seen();
     let ask =
         format!("for _ in $(seq 20); do curl -sS -m 60 -o /dev/null https://{}/ || exit 1; done", site.name);
-    thread::scope(|scope| {
+    let longest = thread::scope(|scope| {
         let asks = scope.spawn(|| net.guest_ok(&ask));
         let aside = file.with_file_name("aside");
+        let mut longest = Duration::ZERO;
         while !asks.is_finished() {
+            let away = Instant::now();
             fs::rename(&file, &aside)?;
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(50));
             fs::rename(&aside, &file)?;
+            longest = longest.max(away.elapsed());
             thread::sleep(Duration::from_millis(100));
         }
-        asks.join().map_err(|_| Verdict::Wrong("who asks panicked".into()))?
+        asks.join().map_err(|_| Verdict::Wrong("who asks panicked".into()))??;
+        Ok::<_, Verdict>(longest)
     })?;
-    let (all, proxied) = seen();
-    ensure(all - before.0 == 20 && proxied - before.1 == 20, format!("{before:?} {all} {proxied}"))?;
+    // Half a second away is gone: where this machine stood still for that long nothing can be said. curl may try both families at once.
+    if longest < Duration::from_millis(250) {
+        eventually("each by the proxy", || {
+            let (all, proxied) = seen();
+            all - before.0 >= 20 && all - before.0 == proxied - before.1
+        })
+        .map_err(|_| Verdict::Wrong(format!("{before:?} {:?}", seen())))?;
+    } else {
+        println!("the file was away for {longest:?}: who went by the proxy is not looked at");
+    }
     drop(instead);
     let mut before = proxy.asked().len();
     asks_until(net, "an answer without the proxy again", &site, |code| {

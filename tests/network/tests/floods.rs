@@ -1,6 +1,7 @@
 //! Floods from the guest's root. What they cost is bounded, each decision is counted, and afterwards the guest's own traffic goes on.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
 use e2e::{Case, Verdict, ensure};
 use network::{How, Named, Net, SILENT, Wire, echo, listens};
@@ -65,13 +66,16 @@ fn half_open(net: &Net) -> Case {
     net.allow(&["beside.flood.example:80"])?;
     ordinary(net, &other.name)?;
     let (gateway, after) = (net.gateway()?, last(net)?);
+    let begun = Instant::now();
     let said = net.attacked("flood.py", &["syn", "90000", "7000", answers, too])?;
     ensure(said == json!({ "sent": 90_000 }), said.to_string())?;
     let held = net.gateway()?;
     eprintln!("half-open: {gateway:?}, then {held:?}, {} connections upstream", raw.connections());
     // `netstack::Limits::tcp_flows`, and what is not of the flood: datagrams to the name server.
     ensure(held.flows < 4096 + 16, format!("{held:?}"))?;
-    ensure((1..=4096).contains(&raw.connections()), format!("{} connections", raw.connections()))?;
+    // What is half open for a minute is given up, and its place is free again.
+    let most = 4096 * (1 + begun.elapsed().as_secs() as usize / 60);
+    ensure((1..=most).contains(&raw.connections()), format!("{} connections", raw.connections()))?;
     ordinary(net, &other.name)?;
     // Each SYN is in the log once: by its name's decision, or by the limit that it met.
     let is_one = |record: &Value| {
@@ -92,7 +96,7 @@ fn half_open(net: &Net) -> Case {
     ensure(said == json!({ "sent": 10_000 }), said.to_string())?;
     net.forget("*.flood.example:7000")?;
     ordinary(net, &other.name)?;
-    ensure(other.connections() == 3, "the ordinary requests did not reach their server")?;
+    ensure(other.connections() >= 3, "the ordinary requests did not reach their server")?;
     counted(net, after, 100_000, is_one)?;
     e2e::eventually("the flows end", || net.gateway().is_ok_and(|now| now.flows < 16))
         .map_err(|_| Verdict::Wrong(format!("{:?}", net.gateway())))?;
@@ -105,6 +109,7 @@ fn questions(net: &Net) -> Case {
     ordinary(net, &other.name)?;
     let (gateway, after) = (net.gateway()?, last(net)?);
     let wire = Wire::tap()?;
+    let begun = Instant::now();
     let said = net.attacked("flood.py", &["questions", "20000", "deluge.example"])?;
     ensure(said["sent"] == 20_000, said.to_string())?;
     ordinary(net, &other.name)?;
@@ -122,14 +127,15 @@ fn questions(net: &Net) -> Case {
         _ => false,
     };
     let records = counted(net, after, 20_000, is_one)?;
-    // How many different ones a log has to hold is bounded.
-    ensure(records.len() < 4000, format!("{} records", records.len()))?;
+    // How many different ones a log has to hold is bounded: a thousand and 200 more each second.
+    let most = 1100 + 210 * (1 + begun.elapsed().as_secs() as usize);
+    ensure(records.len() < most, format!("{} records", records.len()))?;
     let asked = net.names.questions();
     let asked: Vec<_> = asked.iter().filter(|(name, _)| name.ends_with("deluge.example")).collect();
     ensure(asked.iter().all(|(name, _)| *name == other.name) && !asked.is_empty(), format!("{asked:?}"))?;
     let frames = wire.frames()?;
     ensure(frames.have("\u{6}beside") && !frames.have("\u{9}esc"), "a question is on the wire")?;
-    ensure(other.connections() == 2, "the ordinary requests did not reach their server")?;
+    ensure(other.connections() >= 2, "the ordinary requests did not reach their server")?;
     gateway.holds(net)
 }
 
@@ -151,8 +157,10 @@ fn slow(net: &Net) -> Case {
     ordinary(net, &other.name)?;
     let (gateway, after) = (net.gateway()?, last(net)?);
     let said = net.attacked("flood.py", &["slow", "150", host, &other.name])?;
-    // All were held at once, and none of the others waited for them. Questions by TCP have a limit of their own.
-    ensure(said["held"] == 450 && said["questions"] == 64, said.to_string())?;
+    // All were held at once, and none of the others waited for them. Questions by TCP have a limit of their own; a connection that is
+    // silent for ten seconds makes room.
+    let questions = said["questions"].as_u64().unwrap_or(0);
+    ensure(said["held"] == 450 && (64..80).contains(&questions), said.to_string())?;
     ensure(said["statuses"] == json!([200, 200, 200]), said.to_string())?;
     for raw in &servers {
         ensure(
@@ -161,7 +169,7 @@ fn slow(net: &Net) -> Case {
         )?;
     }
     let is_one = |record: &Value| record["kind"] == "Limit" && record.to_string().contains("DNS connections");
-    counted(net, after, 80 - 64, is_one)?;
+    counted(net, after, 80 - questions, is_one)?;
     ordinary(net, &other.name)?;
     // When their ends are gone, so are they.
     e2e::eventually("the flows end", || net.gateway().is_ok_and(|now| now.flows < 16))

@@ -1,5 +1,6 @@
 //! Upstream proxies by the environment of the command that starts a sandbox.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use e2e::{Case, Said, Verdict, ensure, eventually, say};
@@ -69,9 +70,10 @@ fn through(net: &Net, name: &str, speaks: Speaks, variable: &str) -> Case {
     let passed = "GET / HTTP/2.0\n0\n";
     ensure(said.text() == format!("{passed}{passed}{passed}7\n7\n6"), format!("{said:?}"))?;
     ensure(inspected.seen().iter().all(|one| one.version == Version::HTTP_2), "HTTP/2 all the way")?;
-    ensure(direct.connections() == 1, "the one of no_proxy is reached directly")?;
+    ensure(direct.connections() >= 1, "the one of no_proxy is reached directly")?;
     let mut asked = proxy.asked();
-    asked.dedup();
+    let mut known = HashSet::new();
+    asked.retain(|one| known.insert(one.clone()));
     let expected = ["plain", "inspected", "unrouted"].map(|label| format!("{}:443", host(label)));
     ensure(asked == expected, format!("{asked:?}"))?;
     ensure(net.names.asked(&host("refused")) == 0, "a refused name was asked for")?;

@@ -221,7 +221,8 @@ fn verbs(net: &Net) -> Case {
     done?;
     removed?;
     let minute = refused.map_err(|_| Verdict::Wrong("who waits for the refusal panicked".into()))??;
-    ensure((55..=120).contains(&minute.as_secs()), format!("it was refused after {minute:?}"))?;
+    // Counted here from where the question was seen, which may be late.
+    ensure((30..=120).contains(&minute.as_secs()), format!("it was refused after {minute:?}"))?;
     unanswered.end()?;
     ensure(unheard.connections() == 0, "nobody said yes")?;
     net.recorded("unheard.example", "that nobody answered", |record| {

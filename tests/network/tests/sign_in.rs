@@ -99,7 +99,7 @@ fn attended(net: &Net) -> Case {
 }
 
 fn unattended(net: &Net) -> Case {
-    let (all, api) = service(net, 16)?;
+    let (all, api) = service(net, 40)?;
     let folder = net.world.project("unattended");
     let name = "shell-unattended";
     let said = say(net.world.viv(&folder, ["run", "-d", "shell", "."]), b"")?;

@@ -255,14 +255,24 @@ impl Guest {
         self.port
     }
 
-    /// Sends one datagram and waits for the answer; `None` when ICMP says that there is nobody.
+    /// Sends one datagram and waits for the answer.
     pub(crate) fn datagram(&mut self, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+        self.datagram_within(to, payload, Duration::from_secs(20))
+    }
+
+    /// Sends one datagram and waits so long for an answer; `None` without one.
+    pub(crate) fn datagram_within(
+        &mut self,
+        to: SocketAddr,
+        payload: &[u8],
+        patience: Duration,
+    ) -> Option<Vec<u8>> {
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 65_536]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind(self.next_port()).unwrap();
         socket.send_slice(payload, (smoltcp::wire::IpAddress::from(to.ip()), to.port())).unwrap();
         let handle = self.sockets.add(socket);
-        let end = Instant::now() + Duration::from_secs(3);
+        let end = Instant::now() + patience;
         let answer = self.until("a datagram", |guest| {
             let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
             match socket.recv() {

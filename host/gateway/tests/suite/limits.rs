@@ -62,10 +62,15 @@ fn names_beyond_the_addresses_do_not_resolve_for_now() {
 fn dns_connections_have_a_bound() {
     let mut guest = Guest::start(Configuration { policy: rules(&[], &[]), ..Configuration::default() });
     let server = (Ipv4Addr::new(9, 9, 9, 9), 53);
+    let begun = Instant::now();
     let all: Vec<_> = (0..64).map(|_| guest.dial(server)).collect();
     assert!(all.iter().all(|one| guest.opened(*one)));
-    assert!(guest.connect(server).is_none());
-    guest.record("why", |record| is_limit(record, "more than 64 DNS connections"));
+    let is_refused = guest.connect(server).is_none();
+    // One that says nothing for ten seconds is closed: where all of this took so long there was room.
+    if is_refused || begun.elapsed() < Duration::from_secs(9) {
+        assert!(is_refused);
+        guest.record("why", |record| is_limit(record, "more than 64 DNS connections"));
+    }
     // As soon as one is over there is room for another.
     guest.finish(all[0]);
     guest.until("another one", |guest| guest.connect(server));
@@ -237,8 +242,8 @@ fn what_comes_after_the_last_answer_has_a_bound_and_a_record() {
 fn times_of_a_flow_that_is_looked_into_end_it_with_a_record() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (port, folder) = (web(), tempfile::tempdir().unwrap());
-    let short = Duration::from_millis(200);
-    let limits = intercept::Limits { handshake: short, head: short, idle: short * 5, ..Default::default() };
+    let short = Duration::from_secs(1);
+    let limits = intercept::Limits { handshake: short, head: short, idle: short * 3, ..Default::default() };
     let mut guest = looked_into(limits, folder.path());
     let request = |port| format!("GET / HTTP/1.1\r\nHost: {SEEN}:{port}\r\n\r\n").into_bytes();
     let unanswered = silent.local_addr().unwrap().port();

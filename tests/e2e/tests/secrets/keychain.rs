@@ -48,7 +48,7 @@ impl Session {
         let mut bus = tool("dbus-daemon", home)?;
         bus.arg("--config-file").arg(&settings).args(["--nofork", "--nopidfile"]).stdin(Stdio::null());
         session.0.push(bus.spawn()?);
-        eventually("the bus listens", || socket.exists())?;
+        eventually("the bus listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
         let mut keyring = tool("gnome-keyring-daemon", home)?;
         keyring.env("DBUS_SESSION_BUS_ADDRESS", address).args([
             "--foreground",

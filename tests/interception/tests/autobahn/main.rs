@@ -252,9 +252,24 @@ fn judged(verdicts: &[Verdict], least: usize) -> Result<(), Failed> {
     if failed.is_empty() { Ok(()) } else { Err(format!("{}\n{}", failed.len(), failed.join("\n")).into()) }
 }
 
+/// All cases, and once more those that failed, if they are few: the suite ends most of them a second after they have begun, which a
+/// busy machine may not have for them.
+fn tried_again(mut run: impl FnMut(&[&str]) -> Vec<Verdict>) -> Vec<Verdict> {
+    let (mut all, failed): (Vec<_>, Vec<_>) =
+        run(&[&PLAIN[..], &LIMITS].concat()).into_iter().partition(|verdict| verdict.passed);
+    if (1..=8).contains(&failed.len()) {
+        let names: Vec<&str> = failed.iter().map(|verdict| verdict.case.as_str()).collect();
+        println!("once more: {names:?}");
+        all.extend(run(&names));
+    } else {
+        all.extend(failed);
+    }
+    all
+}
+
 fn server_behind_us(folder: &Path) -> Result<(), Failed> {
-    let cases = [&PLAIN[..], &LIMITS].concat();
-    judged(&client_through(folder, echo_server(), &cases), 240)
+    let server = echo_server();
+    judged(&tried_again(|cases| client_through(folder, server, cases)), 240)
 }
 
 /// A server that could compress is not offered it: what is compressed cannot be watched for placeholders.
@@ -273,7 +288,12 @@ fn compressed(folder: &Path) -> Result<(), Failed> {
 
 /// The suite is the hostile server, a client of tungstenite's the guest.
 fn client_behind_us(folder: &Path) -> Result<(), Failed> {
-    let arguments: Vec<&str> = ["server"].into_iter().chain(PLAIN).chain(LIMITS).collect();
+    judged(&tried_again(|cases| server_through(folder, cases)), 240)
+}
+
+/// The verdicts of the suite's server on a client behind the path.
+fn server_through(folder: &Path, cases: &[&str]) -> Vec<Verdict> {
+    let arguments: Vec<&str> = ["server"].into_iter().chain(cases.iter().copied()).collect();
     let (_driver, mut out) = drive(folder, &arguments);
     let server = SocketAddr::from(([127, 0, 0, 1], port(&mut out)));
     through(server, |address| {
@@ -300,5 +320,5 @@ fn client_behind_us(folder: &Path) -> Result<(), Failed> {
         let mut done = connect("/updateReports?agent=viv").expect("a handshake");
         while done.read().is_ok() {}
     });
-    judged(&verdicts(out), 240)
+    verdicts(out)
 }
