@@ -416,7 +416,7 @@ pub fn stop(sandbox: &Folder, urgent: bool) -> Result<Stopped> {
     let mut heard = Instant::now();
     let (mut ran, mut end) = (false, None);
     // What is said to one while the next is made is heard in the end.
-    let mut kept = Vec::new();
+    let mut kept: Option<Connection> = None;
     // One that is being checked does not run.
     while sandbox.is_running() && !sandbox.is_checked() {
         ran = true;
@@ -426,7 +426,7 @@ pub fn stop(sandbox: &Folder, urgent: bool) -> Result<Stopped> {
             if connection.ask(&Request::Stop { urgent }).is_ok() {
                 heard = Instant::now();
                 end = connection.wait_for_end().or(end);
-                kept.push(connection);
+                kept = Some(connection);
             }
         }
         if heard.elapsed() >= PATIENCE && sandbox.is_running() {
@@ -434,7 +434,7 @@ pub fn stop(sandbox: &Folder, urgent: bool) -> Result<Stopped> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    end = end.or_else(|| kept.iter().rev().find_map(Connection::wait_for_end));
+    end = end.or_else(|| kept.and_then(|connection| connection.wait_for_end()));
     // Of an end that was not told, such as a killed shim's, its notes tell.
     let noted = || sandbox.end(State::Failed).filter(|_| sandbox.state() == State::Failed);
     Ok(match end {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -357,7 +357,11 @@ impl Connection {
     }
 
     fn say(&self, request: &Request) -> io::Result<()> {
-        match packet::send(&self.socket, request, &[]) {
+        self.send(request, &[])
+    }
+
+    fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match packet::send(&self.socket, request, descriptors) {
             // What it said before it went is still to be read. A killed one's socket may be reset while this is said.
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
@@ -416,7 +420,7 @@ impl Connection {
 
     /// Asks with a descriptor.
     pub(crate) fn ask_with(&self, request: &Request, descriptor: impl AsFd) -> Result<Reply> {
-        let sent = packet::send(&self.socket, request, &[descriptor.as_fd()]);
+        let sent = self.send(request, &[descriptor.as_fd()]);
         match sent.and_then(|()| self.hear()).map_err(|error| lost(&error))? {
             Some((Reply::Refused { why, .. }, _)) => Err(Error::Lost { why }),
             Some((reply, _)) => Ok(reply),

@@ -243,9 +243,14 @@ pub fn say(mut command: Command, input: &[u8]) -> Result<Said, Verdict> {
 
 /// Waits until something is so, and says what was waited for if it never is. The limit is for a test that would hang;
 /// nothing is measured by it.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Case {
+pub fn eventually(what: &str, is_so: impl FnMut() -> bool) -> Case {
+    within(Duration::from_secs(300), what, is_so)
+}
+
+/// As [`eventually`], where what comes later is another thing.
+pub fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Case {
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(600) {
+    while begun.elapsed() < limit {
         if is_so() {
             return Ok(());
         }

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use e2e::{Case, Terminal, World, ensure, eventually};
+use e2e::{Case, Terminal, World, ensure, eventually, within};
 
 use crate::Named;
+use crate::crowd::GONE;
 
 pub(crate) const CASES: &[Named] = &[
     ("others_see_and_use_a_running_sandbox", others),
@@ -297,7 +298,7 @@ fn remove(world: &World) -> Case {
                 .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&id))
         })
     };
-    eventually("the end of its processes", || !lives())
+    within(GONE, "the end of its processes", || !lives())
 }
 
 /// What cannot be written is said, and one wrong name does not keep the others.

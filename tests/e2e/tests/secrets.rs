@@ -133,7 +133,7 @@ mkdir -p ~/servers; cd ~/servers; for n in 2222 2223; do [ -e h$n ] || ssh-keyge
     known_hosts(world, &format!("[localhost]:2222 {}\n", said.text()))?;
     let script = r#"cd ~/servers; mkdir -p ~/.ssh; ssh-add -L > ~/.ssh/authorized_keys; sudo mkdir -p /run/sshd; sudo usermod -p '*' agent
 for n in 2222 2223; do sudo /usr/sbin/sshd -p $n -h ~/servers/h$n -o UsePAM=no -o StrictModes=no -o PidFile=$HOME/servers/p$n; done
-for n in 2222 2223; do until [ -s p$n ]; do sleep 0.1; done; done
+for n in 2222 2223; do for i in $(seq 300); do [ -s p$n ] && break; sleep 0.1; done; done
 for n in 2222 2223; do ssh -p $n -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null localhost echo in at $n 2>/dev/null || echo not in at $n; done
 for n in 2222 2223; do sudo kill $(cat p$n); done; sleep 3"#;
     let said = agent.run(world, &["--ssh-agent", "localhost:2222"], script)?;

@@ -139,7 +139,7 @@ impl Attack {
             // Real processors run whatever is an instruction; some KVMs emulate kernel code, and not all of it.
             if let Some(why) = outcome.ended.as_ref().filter(|_| self.forms[form].engine == Engine::Kvm)
                 && why.contains("could not emulate")
-                && outcome.counted.steps == 0
+                && self.sums[form].and(&outcome.counted).done.iter().all(|done| *done == 0)
             {
                 return Ok(Some(why.clone()));
             }

@@ -115,39 +115,53 @@ fn proxies(net: &Net) -> Case {
     asks_until(net, "an answer by the proxy", &site, |code| code == "200" && !proxy.asked().is_empty())?;
     // Away for a moment, as an editor has it, it is not gone.
     let seen = || (site.connections(), proxy.asked().len());
-    let before = seen();
     let ask =
         format!("for _ in $(seq 20); do curl -sS -m 60 -o /dev/null https://{}/ || exit 1; done", site.name);
-    let longest = thread::scope(|scope| {
-        let asks = scope.spawn(|| net.guest_ok(&ask));
-        let aside = file.with_file_name("aside");
-        let mut longest = Duration::ZERO;
-        while !asks.is_finished() {
-            let away = Instant::now();
-            fs::rename(&file, &aside)?;
-            thread::sleep(Duration::from_millis(50));
-            fs::rename(&aside, &file)?;
-            longest = longest.max(away.elapsed());
-            thread::sleep(Duration::from_millis(100));
+    // Half a second away is gone: where this machine stands still for that long nothing can be said.
+    let mut longest = Duration::MAX;
+    for _ in 0..3 {
+        let before = seen();
+        longest = asked_while_away(net, &file, &ask)?;
+        if longest < Duration::from_millis(250) {
+            // curl may try both families at once.
+            eventually("each by the proxy", || {
+                let (all, proxied) = seen();
+                all - before.0 >= 20 && all - before.0 == proxied - before.1
+            })
+            .map_err(|_| Verdict::Wrong(format!("{before:?} {:?}", seen())))?;
+            break;
         }
-        asks.join().map_err(|_| Verdict::Wrong("who asks panicked".into()))??;
-        Ok::<_, Verdict>(longest)
-    })?;
-    // Half a second away is gone: where this machine stood still for that long nothing can be said. curl may try both families at once.
-    if longest < Duration::from_millis(250) {
-        eventually("each by the proxy", || {
-            let (all, proxied) = seen();
-            all - before.0 >= 20 && all - before.0 == proxied - before.1
-        })
-        .map_err(|_| Verdict::Wrong(format!("{before:?} {:?}", seen())))?;
-    } else {
-        println!("the file was away for {longest:?}: who went by the proxy is not looked at");
     }
     drop(instead);
     let mut before = proxy.asked().len();
     asks_until(net, "an answer without the proxy again", &site, |code| {
         let now = proxy.asked().len();
         code == "200" && std::mem::replace(&mut before, now) == now
+    })?;
+    if longest < Duration::from_millis(250) {
+        return Ok(());
+    }
+    Err(Verdict::Skipped(format!(
+        "a busy machine: the settings were away for {longest:?}, which counts as gone"
+    )))
+}
+
+/// Runs a script in the guest while a file of the host is away now and then; gives how long it was so at most.
+fn asked_while_away(net: &Net, file: &Path, script: &str) -> Result<Duration, Verdict> {
+    thread::scope(|scope| {
+        let asks = scope.spawn(|| net.guest_ok(script));
+        let aside = file.with_file_name("aside");
+        let mut longest = Duration::ZERO;
+        while !asks.is_finished() {
+            let away = Instant::now();
+            fs::rename(file, &aside)?;
+            thread::sleep(Duration::from_millis(50));
+            fs::rename(&aside, file)?;
+            longest = longest.max(away.elapsed());
+            thread::sleep(Duration::from_millis(100));
+        }
+        asks.join().map_err(|_| Verdict::Wrong("who asks panicked".into()))??;
+        Ok(longest)
     })
 }
 

@@ -16,6 +16,9 @@ pub(crate) const CASES: &[Named] = &[
 
 const CLEAR: How<'static> = How { port: None, alpn: &[], six: false };
 
+/// How often an ordinary request may find all places taken: each time the guest's kernel tries again, for both families.
+const ATTEMPTS: u64 = 16;
+
 /// The sum of what these records count.
 fn sum(records: &[Value]) -> u64 {
     records.iter().filter_map(|record| record["count"].as_u64()).sum()
@@ -34,6 +37,17 @@ fn last(net: &Net) -> Result<u64, Verdict> {
 
 /// Waits until as many were counted as were sent; the records.
 fn counted(net: &Net, after: u64, sent: u64, is_one: impl Fn(&Value) -> bool) -> Result<Vec<Value>, Verdict> {
+    counted_with(net, after, sent, 0, is_one)
+}
+
+/// As [`counted`], where so many of the guest's ordinary attempts may have been counted beside those.
+fn counted_with(
+    net: &Net,
+    after: u64,
+    sent: u64,
+    beside: u64,
+    is_one: impl Fn(&Value) -> bool,
+) -> Result<Vec<Value>, Verdict> {
     let mut records = Vec::new();
     e2e::eventually("a record of each", || {
         records = fresh(net, after).unwrap_or_default();
@@ -41,7 +55,10 @@ fn counted(net: &Net, after: u64, sent: u64, is_one: impl Fn(&Value) -> bool) ->
         sum(&records) >= sent
     })
     .map_err(|_| Verdict::Wrong(format!("{} of {sent} are counted: {records:#?}", sum(&records))))?;
-    ensure(sum(&records) == sent, format!("{} of {sent} are counted: {records:#?}", sum(&records)))?;
+    ensure(
+        (sent..=sent + beside).contains(&sum(&records)),
+        format!("{} of {sent} are counted: {records:#?}", sum(&records)),
+    )?;
     Ok(records)
 }
 
@@ -83,7 +100,7 @@ fn half_open(net: &Net) -> Case {
         let limit = record["text"].as_str().is_some_and(|text| text.contains("too many TCP connections"));
         ours && record["kind"] != "Dns" && record["kind"] != "Ended" || record["kind"] == "Limit" && limit
     };
-    let records = counted(net, after, 90_000, is_one)?;
+    let records = counted_with(net, after, 90_000, ATTEMPTS, is_one)?;
     ensure(records.iter().any(|record| record["kind"] == "Limit"), format!("{records:#?}"))?;
     let opened: Vec<Value> = records.into_iter().filter(|record| record["decision"] == "Allowed").collect();
     ensure(
@@ -97,7 +114,7 @@ fn half_open(net: &Net) -> Case {
     net.forget("*.flood.example:7000")?;
     ordinary(net, &other.name)?;
     ensure(other.connections() >= 3, "the ordinary requests did not reach their server")?;
-    counted(net, after, 100_000, is_one)?;
+    counted_with(net, after, 100_000, 2 * ATTEMPTS, is_one)?;
     e2e::eventually("the flows end", || net.gateway().is_ok_and(|now| now.flows < 16))
         .map_err(|_| Verdict::Wrong(format!("{:?}", net.gateway())))?;
     gateway.holds(net)

@@ -172,7 +172,7 @@ except ConnectionResetError:
     print('reset')\"";
 
 /// A changed rule holds within a second; a machine has other things to do, too.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(10);
 
 fn changed(net: &Net) -> Case {
     afterwards(net, "changed.example", 7)?;

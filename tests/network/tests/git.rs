@@ -73,7 +73,7 @@ fn nowhere(net: &Net, token: &str) -> Case {
     let marker = random("mark-")?;
     let script = format!(
         "echo on-disk-{marker} > /home/agent/marker && sync && (IN_MEMORY=in-memory-{marker} setsid sleep 300 >/dev/null 2>&1 &) \
-         && until grep -qsa in-memory-{marker} /proc/[0-9]*/environ; do sleep 0.1; done \
+         && for i in $(seq 300); do grep -qsa in-memory-{marker} /proc/[0-9]*/environ && break; sleep 0.1; done \
          && sudo sh -c 'cat /proc/[0-9]*/environ /home/agent/.git* /tmp/work/.git/config 2>/dev/null' || true"
     );
     let said = net.guest(&script)?;

@@ -395,6 +395,11 @@ fn set_divide(cpu: &mut Cpu, env: &Env<'_>, value: u32) {
     arm(cpu, env, now.saturating_add(left).min(u64::MAX - 1));
 }
 
+/// Whether a count runs.
+fn counts(cpu: &Cpu) -> bool {
+    timer_mode(&cpu.apic) != 2 && cpu.apic.port.deadline.load(Ordering::Relaxed) != u64::MAX
+}
+
 fn current_count(cpu: &Cpu, env: &Env<'_>) -> u32 {
     let apic = &cpu.apic;
     let deadline = apic.port.deadline.load(Ordering::Relaxed);
@@ -519,8 +524,10 @@ fn write_register(cpu: &mut Cpu, env: &Env<'_>, index: u32, value: u32) -> Optio
         0x32 => {
             let before = timer_mode(&cpu.apic);
             cpu.apic.lvt[0] = value & 0x7_10ff;
-            if timer_mode(&cpu.apic) != before {
+            // A count goes on once as it does again and again; a deadline is none (Intel SDM 3A 11.5.4.1).
+            if (timer_mode(&cpu.apic) == 2) != (before == 2) {
                 cpu.apic.tsc_deadline = 0;
+                cpu.apic.initial_count = 0;
                 arm(cpu, env, u64::MAX);
             }
         }
@@ -614,6 +621,8 @@ pub fn save(cpu: &Cpu, env: &Env<'_>) -> Vec<u8> {
                     0x0fff_ffff
                 }
             }
+            // Of a count that is due something is left, or it would not come.
+            0x39 => current_count(cpu, env).max(u32::from(counts(cpu))),
             _ => read_register(cpu, env, index).unwrap_or(0),
         };
         let at = (index * 16) as usize;
@@ -747,7 +756,7 @@ mod tests {
     #[test]
     fn a_divisor_changes_a_count_that_runs_and_starts_none() {
         with_timer(|cpu, env| {
-            const WHOLE: u64 = 1_000_000_000;
+            const WHOLE: u64 = 4_000_000_000;
             let write =
                 |cpu: &mut Cpu, index, value| write_register(cpu, env, index, value).expect("a register");
             let deadline = |cpu: &Cpu| cpu.apic.port.deadline.load(Ordering::SeqCst);
@@ -765,6 +774,22 @@ mod tests {
             let (longest, shortest) = (begun + 4 * (one - begun), now + 4 * (one - now));
             assert!((shortest..=longest).contains(&deadline(cpu)), "{shortest} {} {longest}", deadline(cpu));
             assert!((1..=WHOLE).contains(&u64::from(current_count(cpu, env))));
+            // Again and again, or once: it goes on. In the other mode there is none.
+            let slow = deadline(cpu);
+            for lvt in [1 << 17 | 0x40, 0x40] {
+                write(cpu, 0x32, lvt);
+                assert_eq!((deadline(cpu), timer_mode(&cpu.apic)), (slow, lvt >> 17));
+            }
+            write(cpu, 0x32, 2 << 17 | 0x40);
+            write(cpu, 0x3e, 0xb);
+            write(cpu, 0x32, 0x40);
+            assert_eq!((deadline(cpu), cpu.apic.initial_count), (u64::MAX, 0));
+            write(cpu, 0x38, WHOLE as u32);
+            // One that is due is saved as such.
+            cpu.apic.port.deadline.store(1, Ordering::SeqCst);
+            assert_eq!(save(cpu, env)[0x390..0x394], [1, 0, 0, 0]);
+            let page = save(cpu, env);
+            assert!(restore(cpu, env, &page) && deadline(cpu) != u64::MAX);
             cpu.apic.port.deadline.store(0, Ordering::SeqCst);
             poll_interrupts(cpu, env);
             assert_eq!((deadline(cpu), cpu.apic.requested()), (u64::MAX, Some(0x40)), "it has run out");

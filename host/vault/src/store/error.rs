@@ -195,8 +195,8 @@ impl Error {
                 let other = match (taken, is_fixed) {
                     (Taken::Variable(_), true) => format!("set {by} again with another --env"),
                     (Taken::Variable(_), false) => "give this one another --env".into(),
-                    (Taken::Git(_), true) => format!("set {by} again without --git-user"),
-                    (Taken::Git(_), false) => "leave out --git-user".into(),
+                    (Taken::Git(_), true) => format!("set {by} again with --env in place of --git-user"),
+                    (Taken::Git(_), false) => "give this one --env in place of --git-user".into(),
                 };
                 format!("{other}, or take that one out:  viv secret rm{own} {by}")
             }

@@ -519,7 +519,11 @@ fn git_asks_one_secret_for_a_server() {
     let said =
         "git at https://git.example has the placeholder of the secret \"one\" for all sandboxes already";
     assert_eq!(error.to_string(), said);
-    assert!(error.hint().unwrap().starts_with("leave out --git-user, or"), "{:?}", error.hint());
+    assert!(
+        error.hint().unwrap().starts_with("give this one --env in place of --git-user, or"),
+        "{:?}",
+        error.hint()
+    );
     assert!(set(forge("one", &["OTHER"], Scope::Global)).unwrap(), "the same one is replaced");
     // A sandbox's own takes its place there: git asks the last helper, behind an empty one.
     set(forge("two", &[], Scope::Sandbox("box1".into()))).unwrap();

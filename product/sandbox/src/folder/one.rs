@@ -165,7 +165,11 @@ impl Folder {
             Some(State::Failed) => State::Failed,
             // It may have begun to run between the two looks; else its shim could note no end.
             Some(_) if self.is_running() => State::Starting,
-            Some(_) => State::Failed,
+            // Or to have run: an end is noted before the lock is given back.
+            Some(_) => match noted(self) {
+                None | Some(State::Stopped) => State::Stopped,
+                Some(_) => State::Failed,
+            },
         }
     }
 

@@ -203,6 +203,8 @@ impl Network {
         network.note_authority();
         network.bind_ports()?;
         network.launch().map_err(fail)?;
+        // Who started it may have read them in the moment in which an editor had them away.
+        network.read_settings(Instant::now());
         Ok((network, link))
     }
 

@@ -392,7 +392,7 @@ pub(crate) fn kick_while_halted(engine: &dyn Hypervisor) -> Outcome {
     let mut halt = when_ready(&machine, &mut cpu, || machine.stop(0))?;
     // Where the host had no time for it, it has not got so far: it goes on.
     for _ in 0..100 {
-        if halt != Halt::Stopped || run_state(&mut cpu)? == RunState::Halted {
+        if halt != Halt::Stopped || run_state(&mut cpu)? == RunState::Halted || cpu.gpr()?.rip >= CODE + 4 {
             break;
         }
         halt = std::thread::scope(|scope| {
