@@ -241,10 +241,12 @@ pub fn say(mut command: Command, input: &[u8]) -> Result<Said, Verdict> {
     })
 }
 
-/// Waits until something is so, and says what was waited for if it never is. The limit is for a test that would hang;
-/// nothing is measured by it.
+/// How long something may take; for tests that would hang, nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits until something is so, and says what was waited for if it never is.
 pub fn eventually(what: &str, is_so: impl FnMut() -> bool) -> Case {
-    within(Duration::from_secs(300), what, is_so)
+    within(PATIENCE, what, is_so)
 }
 
 /// As [`eventually`], where what comes later is another thing.

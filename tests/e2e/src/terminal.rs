@@ -9,10 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::{Case, Verdict};
-
-/// How long something may take to appear; for tests that would hang, nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::{Case, PATIENCE, Verdict};
 
 fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }

@@ -31,24 +31,20 @@ fn others(world: &World) -> Case {
     let folder = world.project("other");
     let mut terminal = Terminal::start(&world.viv(&folder, world.interactive()), 24, 80)?;
     terminal.wait_for("$ ")?;
-    let listed = world.run(&["ls", "--json"])?.text();
-    let row = listed
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|row| row["name"] == "shell-other");
-    let Some(row) = row else { return ensure(false, format!("ls does not list it: {listed}")) };
+    let listed = || -> Result<serde_json::Value, e2e::Verdict> {
+        let listed = world.run(&["ls", "--json"])?.text();
+        let mut rows = listed.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let row = rows.find(|row| row["name"] == "shell-other");
+        row.ok_or_else(|| e2e::Verdict::Wrong(format!("ls does not list it: {listed}")))
+    };
+    let row = listed()?;
     ensure(
         row["state"] == "running" && row["workspace"] == folder.to_str().unwrap_or_default(),
         row.to_string(),
     )?;
     // A guest that has just begun may have no time to say what it uses.
     eventually("what the guest uses", || {
-        world.run(&["ls", "--json"]).is_ok_and(|said| {
-            let rows = said.text();
-            let row = rows.lines().find(|line| line.contains("\"shell-other\"")).unwrap_or_default();
-            serde_json::from_str::<serde_json::Value>(row)
-                .is_ok_and(|row| row["memory_used"].as_u64().is_some_and(|bytes| bytes > 10 << 20))
-        })
+        listed().is_ok_and(|row| row["memory_used"].as_u64().is_some_and(|bytes| bytes > 10 << 20))
     })?;
     let table = world.run(&["ls"])?.text();
     ensure(table.lines().next().is_some_and(|head| head.starts_with("NAME")), table.clone())?;
